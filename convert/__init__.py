@@ -1,0 +1,1 @@
+"""Published checkpoint -> the files that jina_local runs. Never imported by jina_local."""

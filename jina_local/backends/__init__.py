@@ -1,0 +1,88 @@
+"""The wall to the engines: one protocol, and the two functions that say which engine there is and open it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import EngineMissing, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..spec import Budget, TokenBatch
+
+BACKENDS = ("mlx", "llama")
+_MODULES = {"mlx": "mlx.core", "llama": "llama_cpp"}
+
+
+class Backend(Protocol):
+    """One set of weights, opened by one engine. Safe to call from several threads.
+
+    `hidden` and `vocab` are the model's width and table size; `budget` is what one pass should hold and `lanes`
+    how many passes may usefully run at a time; `device`, `dtype`, `threads` and `reasons` say what it runs on.
+    """
+
+    hidden: int
+    vocab: int
+    budget: Budget
+    lanes: int
+    device: str
+    dtype: str
+    threads: int
+    reasons: tuple[str, ...]
+
+    def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
+        """The hidden states after the final norm at `batch.rows`: (n_rows, hidden) float32.
+
+        `sharers`: how many passes the caller runs at a time; the engine divides its threads by it. Rows may
+        come back non-finite; the state that later calls see is clean all the same. Raises EngineError for ids
+        outside the table, an empty text, or a failure of the engine.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the weights. The backend cannot be used afterwards; closing twice is harmless."""
+        ...
+
+
+def installed(name: str) -> bool:
+    """Whether an engine can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(_MODULES[name]) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def preferred() -> str:
+    """MLX on Apple silicon, llama.cpp elsewhere; whichever is there. Raises EngineMissing if none is."""
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    for name in ("mlx", "llama") if apple else ("llama", "mlx"):
+        if installed(name):
+            return name
+    raise EngineMissing("no engine is installed. Install one: pip install 'jina_local[llama]' or 'jina_local[mlx]'.")
+
+
+def open_backend(
+    name: str, path: Path, *, task: str | None, device: str | None = None, threads: int | None = None
+) -> Backend:
+    """Open one set of weights: a .gguf file with llama, a folder with mlx.
+
+    `task` names the adapter to merge where the folder is a published checkpoint, else None.
+    """
+    if not installed(name):
+        raise EngineMissing(
+            f"{path} needs the engine {name!r}, which is not installed: pip install 'jina_local[{name}]'."
+        )
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
+        raise UsageError(f"threads {threads!r} is out of range; give a whole number from 1 to 512, or leave it out.")
+    if name == "llama":
+        from .llama import LlamaBackend
+
+        return LlamaBackend(path, device=device, threads=threads)
+    from .mlx import MlxBackend
+
+    return MlxBackend(path, task=task, device=device, threads=threads)

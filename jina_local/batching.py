@@ -1,0 +1,72 @@
+"""Which texts share a forward pass: `plan(lengths, budget)` -> groups of indices. Integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .spec import Budget
+
+_RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting
+
+
+def plan(lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    """Cut the texts into passes that cost little; every index is in exactly one group.
+
+    A padded engine pays longest x count, a packed engine the sum of lengths. No text is ever shortened:
+    one that alone exceeds the budget is a group of its own. Longest groups come first, so that parallel
+    lanes end at the same time.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if not budget.padded:
+        return _packed(order, lengths, budget)
+    groups: list[list[int]] = []
+    for start in range(0, len(order), _RUN):
+        groups.extend(_padded(order[start : start + _RUN], lengths, budget))
+    return groups
+
+
+def cost(group: Sequence[int], lengths: Sequence[int], budget: Budget) -> int:
+    """Tokens that one pass over the group computes, padding included, overhead not."""
+    if not budget.padded:
+        return sum(lengths[i] for i in group)
+    return round_up(max(lengths[i] for i in group), budget.multiple) * len(group)
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple at or above `length`."""
+    return -(-length // multiple) * multiple
+
+
+def _packed(order: list[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    # Next fit over falling lengths: like sizes share a pack, which is what unmasked attention tiles want.
+    groups: list[list[int]] = []
+    room = 0
+    for i in order:
+        if not groups or lengths[i] > room or len(groups[-1]) == budget.texts:
+            groups.append([])
+            room = budget.tokens
+        groups[-1].append(i)
+        room -= lengths[i]
+    return groups
+
+
+def _padded(order: list[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    """Optimal cuts of a falling list: least sum of overhead + longest x count over all groups."""
+    n = len(order)
+    padded = [round_up(lengths[i], budget.multiple) for i in order]
+    best = [0] * (n + 1)  # best[i]: the least cost of order[i:]
+    cut = [n] * n  # cut[i]: where the group that starts at i ends
+    for i in range(n - 1, -1, -1):
+        most = min(n - i, budget.texts, max(1, budget.tokens // padded[i]))
+        best[i] = budget.overhead + padded[i] + best[i + 1]
+        cut[i] = i + 1
+        for count in range(2, most + 1):
+            total = budget.overhead + padded[i] * count + best[i + count]
+            if total < best[i]:
+                best[i], cut[i] = total, i + count
+    groups: list[list[int]] = []
+    start = 0
+    while start < n:
+        groups.append(order[start : cut[start]])
+        start = cut[start]
+    return groups

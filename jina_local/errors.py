@@ -1,0 +1,76 @@
+"""The exceptions of jina_local: every one says what was given, what is possible and what to do.
+
+JinaError
+├── UsageError (also ValueError)   what the caller asked for cannot be done as asked
+│   └── TextError                  one text of the call is at fault; `.index` says which
+├── ModelError                     the files of a model
+│   ├── ModelNotFound              not on this machine, and not to be fetched
+│   └── ModelDamaged               there, but not what they have to be
+├── EngineError                    an engine is missing, or broke at its work
+│   └── EngineMissing              not installed
+├── NonFiniteError                 the model gave NaN or infinity; `.indices` says for which texts
+├── OutputError                    a result cannot be written
+└── Locked                         another process holds what this one needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class JinaError(Exception):
+    """Catches everything that this package raises on purpose."""
+
+
+class UsageError(JinaError, ValueError):
+    """An argument, a task, a dimension or an option that cannot be honoured."""
+
+
+class TextError(UsageError):
+    """One text of a call cannot be embedded. `index` is its place in the call."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"text {index}: {reason}")
+        self.index = index
+        self.reason = reason
+
+
+class ModelError(JinaError):
+    """Something is wrong with the files of a model."""
+
+
+class ModelNotFound(ModelError):
+    """The files are not on this machine and were not, or may not be, fetched."""
+
+
+class ModelDamaged(ModelError):
+    """A file is truncated, malformed, of another model, or does not fit its config."""
+
+
+class EngineError(JinaError):
+    """The native engine refused or failed."""
+
+
+class EngineMissing(EngineError):
+    """The engine is not installed; the message has the command that installs it."""
+
+
+class NonFiniteError(JinaError):
+    """The model returned NaN, infinity or a zero vector. `indices` are the texts' places in the call."""
+
+    def __init__(self, indices: Sequence[int], total: int) -> None:
+        shown = ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
+        super().__init__(
+            f"no usable vector for {len(indices)} of {total} texts (index {shown}): the model returned NaN, "
+            "infinity or zero for them, also when run alone. The other texts are not affected. "
+            "If this happens on ordinary text, check the files with `python -m jina_local models verify`."
+        )
+        self.indices = tuple(indices)
+
+
+class OutputError(JinaError):
+    """A file or folder cannot be written, or exists already."""
+
+
+class Locked(JinaError):
+    """Another process is writing the same place."""

@@ -1,0 +1,125 @@
+"""manifest.json: what a converted folder holds, written last, so that its presence means "complete".
+
+    {"format": "jina_local manifest 1",
+     "form": "mlx" | "gguf" | "checkpoint",
+     "model": a registry name,
+     "source": {"name": ..., "revision": ... or null, "files": {path: sha256}},
+     "tokenizer": fingerprint of the token ids of fixed probe texts (tokens.Tokenizer.fingerprint),
+     "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null}}}
+
+Paths are relative, with `/`. No dates, no absolute paths: the same input gives the same bytes.
+Sizes are checked at every load; digests by `models verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import ModelDamaged
+
+NAME = "manifest.json"
+FORMAT = "jina_local manifest 1"
+FORMS = ("mlx", "gguf", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the folder. `task` and `weights` are set on files that hold a model's weights."""
+
+    bytes: int
+    sha256: str
+    task: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the folder was made from."""
+
+    name: str
+    revision: str | None
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole file."""
+
+    form: str
+    model: str
+    source: Source
+    tokenizer: str
+    files: Mapping[str, Entry]
+
+    def dump(self) -> str:
+        """The bytes to write, as text."""
+        body = {
+            "format": FORMAT,
+            "form": self.form,
+            "model": self.model,
+            "source": {
+                "name": self.source.name,
+                "revision": self.source.revision,
+                "files": dict(sorted(self.source.files.items())),
+            },
+            "tokenizer": self.tokenizer,
+            "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
+        }
+        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+
+
+def load(folder: Path) -> Manifest:
+    """Read a folder's manifest and check that every file is there with its size. Raises ModelDamaged."""
+    path = folder / NAME
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["format"] != FORMAT or body["form"] not in FORMS:
+            raise ModelDamaged(
+                f"{path}: format {body['format']!r}, form {body['form']!r}; this version reads {FORMAT!r} "
+                f"with {', '.join(FORMS)}. Convert again, or use the version that wrote it."
+            )
+        manifest = Manifest(
+            form=body["form"],
+            model=body["model"],
+            source=Source(**body["source"]),
+            tokenizer=body["tokenizer"],
+            files={name: Entry(**entry) for name, entry in body["files"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelDamaged(f"{path}: cannot be read as a manifest ({error}).") from error
+    for name, entry in manifest.files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or any(p in ("..", ".") or "\\" in p for p in parts):
+            raise ModelDamaged(f"{path}: names a file outside its folder: {name!r}.")
+        file = folder.joinpath(*parts)
+        if not file.is_file():
+            raise ModelDamaged(f"{folder}: {name} is missing. Convert again with --force.")
+        if file.stat().st_size != entry.bytes:
+            raise ModelDamaged(
+                f"{file}: has {file.stat().st_size} bytes, the manifest says {entry.bytes}. "
+                "It is truncated or was changed; convert again with --force."
+            )
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare every file with its digest; the faults as sentences, empty when all is well."""
+    manifest = load(folder)
+    return [
+        f"{folder / name}: its content has changed since it was written"
+        for name, entry in manifest.files.items()
+        if sha256(folder / name) != entry.sha256
+    ]

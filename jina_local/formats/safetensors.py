@@ -1,0 +1,208 @@
+"""safetensors: 8 bytes of header length, a JSON header, then the tensors' bytes, in order and without holes.
+
+Read here: F32, F16, BF16, F64, signed and unsigned integers, BOOL, up to rank 8. Refused before a byte of
+data is touched: a header over 100 MB or longer than the file, duplicate names, anything but whole
+non-negative sizes, offsets that overlap, leave holes or do not end where the file ends.
+Written here: names sorted within falling element size, so that every tensor is aligned, the header padded
+to 8 bytes, nothing that depends on time or on the order of a dict: the same tensors give the same bytes.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelDamaged
+
+_MAX_HEADER = 100_000_000
+_SIZES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+# BF16 has no numpy type: it is carried as its 16 bits.
+_NUMPY = {
+    "F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "U32": "<u4", "F16": "<f2",
+    "BF16": "<u2", "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One entry of a header. `start` and `end` are byte positions in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class SafetensorsFile:
+    """One open, checked file; tensors are read one at a time, into memory of their own (never mapped)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_regular(path)
+        try:
+            self.tensors, self.metadata = _read_header(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """The tensor as stored; BF16 comes as uint16."""
+        t = self.tensors[name]
+        self._file.seek(t.start)
+        data = np.fromfile(self._file, dtype=_NUMPY[t.dtype], count=math.prod(t.shape))
+        if data.size != math.prod(t.shape):
+            raise ModelDamaged(f"{self.path}: ends inside tensor {name!r}; the file has changed or is cut.")
+        return data.reshape(t.shape)
+
+    def read_f32(self, name: str) -> NDArray[np.float32]:
+        """The tensor as float32, exact for F32, F16 and BF16. Raises ModelDamaged for any other type."""
+        return to_f32(self.read(name), self.tensors[name].dtype, f"{self.path}: {name}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def to_f32(data: NDArray[np.generic], dtype: str, where: str) -> NDArray[np.float32]:
+    """Widen F32, F16 or BF16 (as uint16) to float32 without rounding."""
+    if dtype == "BF16":
+        wide = data.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    if dtype not in ("F32", "F16"):
+        raise ModelDamaged(f"{where}: stored as {dtype}; expected F32, F16 or BF16.")
+    return data.astype(np.float32, copy=False)
+
+
+def to_bf16(data: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round float32 to the nearest bfloat16, ties to even, as its 16 bits. NaN stays NaN."""
+    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
+    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
+
+
+def write(
+    path: Path,
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, NDArray[np.generic]]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write `layout` (name -> dtype, shape), taking the tensors in any order, one in memory at a time.
+
+    BF16 tensors are given as uint16. Raises ValueError on a tensor that is unknown, misshaped, of another
+    type, given twice or missing at the end. The file is complete and on disk on return.
+    """
+    order = sorted(layout, key=lambda name: (-_SIZES[layout[name][0]], name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    places: dict[str, int] = {}
+    for name in order:
+        dtype, shape = layout[name]
+        size = math.prod(shape) * _SIZES[dtype]
+        places[name] = offset
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, data in tensors:
+            dtype, shape = layout[name]
+            if data.shape != shape or data.dtype != np.dtype(_NUMPY[dtype]):
+                raise ValueError(f"{name}: expected {dtype} {shape}, got {data.dtype} {data.shape}")
+            file.seek(8 + len(text) + places.pop(name))
+            file.write(np.ascontiguousarray(data).data)
+        if places:
+            raise ValueError(f"never written: {sorted(places)[:10]}")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading and make sure that it is one: a FIFO or device would hang or never end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise ModelDamaged(f"{path}: cannot be opened ({error.strerror}).") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelDamaged(f"{path}: is not a regular file.")
+    return os.fdopen(descriptor, "rb")
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 10 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise ModelDamaged(
+            f"{path}: not a complete safetensors file ({size} bytes, header of {length}). "
+            "If it was downloaded, fetch it again."
+        )
+    raw = file.read(length)
+    if raw[:1] != b"{":
+        raise ModelDamaged(f"{path}: not a safetensors file (its header does not start with '{{').")
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ModelDamaged(f"{path}: the header is not valid: {error}.") from error
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelDamaged(f"{path}: __metadata__ has to map names to strings.")
+    tensors = {name: _entry(name, entry, 8 + length, path) for name, entry in header.items()}
+    position = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if tensor.start != position:
+            raise ModelDamaged(f"{path}: tensor {name!r} starts at byte {tensor.start}, expected {position}.")
+        position = tensor.end
+    if position != size:
+        raise ModelDamaged(
+            f"{path}: the tensors end at byte {position}, the file at {size}: it is truncated or has "
+            "something appended. If it was downloaded, fetch it again."
+        )
+    return tensors, metadata
+
+
+def _entry(name: str, entry: object, base: int, path: Path) -> Tensor:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+        sizes = [*shape, start, end]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelDamaged(f"{path}: the entry of tensor {name!r} is malformed.") from error
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in sizes)
+    if dtype not in _SIZES or not whole or len(shape) > 8:
+        raise ModelDamaged(f"{path}: tensor {name!r} has dtype {dtype!r} and shape {shape!r}; not readable.")
+    if end - start != math.prod(shape) * _SIZES[dtype]:
+        raise ModelDamaged(f"{path}: tensor {name!r}: {end - start} bytes do not hold {dtype} {shape}.")
+    return Tensor(dtype, tuple(shape), base + start, base + end)
+
+
+def _no_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"{key!r} stands there twice")
+        out[key] = value
+    return out
+
+
+def _no_constant(name: str) -> Iterator[None]:
+    raise ValueError(f"{name} is not JSON")

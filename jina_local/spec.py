@@ -1,0 +1,114 @@
+"""The nouns that cross the walls between rooms: frozen records, no behaviour, no text, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a loaded model comes from, what runs it, and why it was chosen."""
+
+    path: Path
+    form: str  # "mlx" | "gguf" | "checkpoint"
+    backend: str  # "mlx" | "llama"
+    weights: str  # "Q8_0", "8bit", "16bit", "BF16", ...
+    device: str  # "metal" | "cpu"
+    dtype: str  # what the engine computes in
+    threads: int
+    revision: str | None  # the commit the files were published at, where it is known
+    reasons: tuple[str, ...]  # one sentence for each choice that was made for the caller
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is and can do. A registry row, or a row narrowed to the files that were found."""
+
+    name: str
+    architecture: str  # "qwen3" | "eurobert"
+    tasks: tuple[str, ...]
+    default_task: str | None  # None: the caller has to say
+    prompts: Mapping[str, str]  # prompt name -> text put before every input
+    default_prompt: str
+    pooling: str  # "last" | "mean" | "first"
+    dims: tuple[int, ...]  # Matryoshka widths, ascending; the last one is the full width
+    max_tokens: int
+    license: str
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """One request, fully decided: below `registry.resolve` there are no defaults."""
+
+    model: str
+    task: str
+    prefix: str
+    pooling: str
+    max_tokens: int
+    overflow: str  # "truncate" | "error"
+    dim: int
+    normalize: bool
+    precision: str  # "float32" | "int8" | "uint8" | "binary" | "ubinary"
+
+    @property
+    def space(self) -> tuple[str, str, int, str]:
+        """Two vectors may be compared only if their spaces are equal."""
+        return self.model, self.task, self.dim, self.precision
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts laid end to end, without padding."""
+
+    ids: NDArray[np.int32]  # (n_tokens,)
+    starts: NDArray[np.int32]  # (n_texts + 1,): text i is ids[starts[i]:starts[i + 1]]
+    rows: NDArray[np.int32]  # (n_rows,): positions in ids whose hidden state is wanted, ascending
+    owner: NDArray[np.int32]  # (n_rows,): the text each row belongs to
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one forward pass of an engine should hold; a longer text travels alone."""
+
+    tokens: int  # per pass: the sum of lengths, or, padded, longest x count
+    texts: int  # per pass
+    padded: bool  # True: every text of a pass costs as much as the longest
+    overhead: int = 0  # the fixed cost of one pass, in tokens
+    multiple: int = 1  # padded lengths are rounded up to this
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The full answer to one call: vectors, and what happened to each text."""
+
+    vectors: NDArray[np.generic]  # (n_texts, width); rows named in `failed` are zero
+    token_counts: NDArray[np.int32]  # (n_texts,): tokens that were run, prompt and special tokens included
+    truncated: NDArray[np.bool_]  # (n_texts,): True where a text was cut to fit
+    failed: tuple[int, ...]  # texts for which the model gave no usable vector
+    spec: EmbeddingSpec
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model that were found, before anything is opened."""
+
+    model: ModelSpec  # narrowed to what these files can serve
+    form: str  # "gguf" | "mlx" | "checkpoint"
+    files: Mapping[str, Path]  # task -> .gguf file, or the folder that holds config.json and the weights
+    label: str  # "Q8_0", "8bit", "BF16", ...
+    tokenizer: Path | None  # None: rebuilt from the GGUF's own vocabulary
+    revision: str | None
+    reasons: tuple[str, ...]
+
+    @property
+    def backend(self) -> str:
+        """The engine that reads this form."""
+        return "llama" if self.form == "gguf" else "mlx"

@@ -1,0 +1,168 @@
+"""text -> ids: prompt, special tokens, truncation that keeps the closing token, counts; packs a TokenBatch.
+
+What is put before and after a text is read off the model's own tokenizer.json, never written here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from .errors import ModelDamaged, TextError, UsageError
+from .formats.safetensors import open_regular
+from .spec import EmbeddingSpec, TokenBatch
+
+# A text is cut to this many characters a token before it is tokenised, so that a 10 MB line costs what the
+# model's limit costs; the cut is widened until the tokens that are kept lie well before it.
+_CHARS_PER_TOKEN = 16
+_SETTLED = 0.9  # a token is final when it ends in this part of the text that was tokenised
+_MAX_FILE = 64 << 20
+_AT_ONCE = 1024  # texts handed to the tokenizer in one call; bounds what its own records take
+_TOO_LONG = (
+    "has more than the {} tokens that are allowed, prompt and special tokens included. "
+    "Shorten it, raise max_length if the model allows more, or use overflow='truncate'."
+)
+_PROBES = (
+    "", " ", "Query: ", "Document: The quick fox", "naïve café Ångström", "e\u0301 vs \u00e9", "日本語のテキスト",
+    "العربية", "हिन्दी में", "1234567890 3.14159", "def f(x):\n\treturn x  # tab", "👩‍👩‍👧‍👦 emoji", "\r\n\r\n  x",
+    "<|endoftext|>", "<|end_of_text|>", "don't WON'T it's", "a" * 200, " " * 40 + "x", "MiXeD123CaSe_under-score",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids per text, prompt and special tokens included, no longer than the limit."""
+
+    ids: list[NDArray[np.int32]]
+    truncated: NDArray[np.bool_]  # (n_texts,)
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """(n_texts,) the number of ids of each text."""
+        return np.fromiter((len(i) for i in self.ids), np.int32, len(self.ids))
+
+
+class Tokenizer:
+    """A tokenizer.json with what its template puts around a text. Safe to share between threads."""
+
+    def __init__(self, raw: bytes | str, where: str) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(raw if isinstance(raw, str) else raw.decode())
+        except Exception as error:
+            # The Rust side raises plain Exception for every malformed file.
+            raise ModelDamaged(f"{where}: is not a usable tokenizer ({error}).") from error
+        except BaseException as error:
+            # Its panics derive from BaseException.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ModelDamaged(f"{where}: made the tokenizer library panic; the file is damaged.") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.where = where
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
+        if at is None or not plain:
+            raise ModelDamaged(f"{where}: its template does not put special tokens around the text.")
+        self.opening: list[int] = whole[:at]
+        self.closing: list[int] = whole[at + len(plain) :]
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Read a tokenizer.json of bounded size."""
+        with open_regular(path) as file:
+            raw = file.read(_MAX_FILE + 1)
+        if len(raw) > _MAX_FILE:
+            raise ModelDamaged(f"{path}: larger than {_MAX_FILE >> 20} MiB.")
+        return cls(raw, str(path))
+
+    def encode(self, texts: Sequence[str], spec: EmbeddingSpec) -> Encoded:
+        """Prompt + text -> ids, at most spec.max_tokens with the special tokens kept.
+
+        A longer text is cut and marked, or, with overflow "error", raises TextError, as does a text that is
+        not a valid string or that leaves no tokens at all.
+        """
+        room = spec.max_tokens - len(self.opening) - len(self.closing)
+        if room < 1:
+            raise UsageError(
+                f"max_length {spec.max_tokens} leaves no room beside {len(self.opening) + len(self.closing)} "
+                "special tokens."
+            )
+        ids: list[NDArray[np.int32]] = []
+        truncated = np.zeros(len(texts), np.bool_)
+        for start in range(0, len(texts), _AT_ONCE):
+            prompted = [spec.prefix + _checked(start + i, t) for i, t in enumerate(texts[start : start + _AT_ONCE])]
+            for i, body in enumerate(self._bodies(prompted, room), start):
+                if len(body) > room:
+                    truncated[i] = True
+                    if spec.overflow == "error":
+                        raise TextError(i, _TOO_LONG.format(spec.max_tokens))
+                ids.append(np.array([*self.opening, *body[:room], *self.closing], np.int32))
+                if not len(ids[-1]):
+                    raise TextError(i, "gives no tokens, and this model adds none; it cannot be embedded.")
+        return Encoded(ids, truncated)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text as it stands, special tokens included, uncut."""
+        return [*self.opening, *self._tokenizer.encode(text, add_special_tokens=False).ids, *self.closing]
+
+    def fingerprint(self) -> str:
+        """sha256 over the ids of fixed probe texts: equal for files that tokenise alike."""
+        digest = hashlib.sha256()
+        for probe in _PROBES:
+            digest.update(np.array([*self.ids(probe), -1], "<i4").tobytes())
+        return digest.hexdigest()
+
+    def _bodies(self, prompted: Sequence[str], room: int) -> list[list[int]]:
+        """The ids of each text without special tokens; of a very long text at least room + 1 of them."""
+        limit = room * _CHARS_PER_TOKEN
+        short = iter(
+            self._tokenizer.encode_batch_fast([t for t in prompted if len(t) <= limit], add_special_tokens=False)
+        )
+        return [next(short).ids if len(t) <= limit else self._head(t, room) for t in prompted]
+
+    def _head(self, text: str, room: int) -> list[int]:
+        """At least room + 1 ids from the front of a very long text, or all of its ids."""
+        chars = room * _CHARS_PER_TOKEN
+        while True:
+            piece = text[:chars]
+            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            if len(piece) == len(text):
+                return list(encoding.ids)
+            if len(encoding) > room and encoding.offsets[room][1] <= chars * _SETTLED:
+                return list(encoding.ids[: room + 1])
+            chars *= 2
+
+
+def pack(encoded: Encoded, group: Sequence[int], pooling: str) -> TokenBatch:
+    """Lay the texts of one group end to end and mark the rows that their pooling reads."""
+    lengths = np.array([len(encoded.ids[i]) for i in group], np.int32)
+    starts = np.zeros(len(group) + 1, np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    texts = np.arange(len(group), dtype=np.int32)
+    if pooling == "mean":
+        rows, owner = np.arange(starts[-1], dtype=np.int32), np.repeat(texts, lengths)
+    else:
+        rows, owner = (starts[1:] - 1 if pooling == "last" else starts[:-1].copy()), texts
+    return TokenBatch(np.concatenate([encoded.ids[i] for i in group]), starts, rows, owner)
+
+
+def _checked(index: int, text: object) -> str:
+    if not isinstance(text, str):
+        raise TextError(index, f"is {type(text).__name__}, expected str.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            index,
+            f"invalid surrogate U+{ord(text[error.start]):04X} at character {error.start}. "
+            "It is not valid Unicode; decode the source with errors='replace', or drop it.",
+        ) from error
+    return text
