@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,17 @@ class Checkpoint:
         self.folder = folder
         self.config = read_json(folder / "config.json")
         self.arch = architecture.from_config(self.config, str(folder / "config.json"))
-        self.files = [SafetensorsFile(path) for path in _shards(folder)]
         self.dropped: dict[str, str] = {}
         self._where: dict[str, tuple[SafetensorsFile, str]] = {}
+        with ExitStack() as opened:
+            self.files = [opened.enter_context(SafetensorsFile(path)) for path in _shards(folder)]
+            self._index()
+            self._opened = opened.pop_all()
+        file, stored = self._where["embed_tokens.weight"]
+        self.dtype = file.tensors[stored].dtype
+
+    def _index(self) -> None:
+        """Place every stored tensor, and hold the set and the shapes against the config."""
         for file in self.files:
             for stored in file.tensors:
                 name = stored.removeprefix("model.")
@@ -58,9 +67,8 @@ class Checkpoint:
         check_shapes(
             {name: file.tensors[stored].shape for name, (file, stored) in self._where.items()},
             architecture.tensors(self.arch),
-            str(folder),
+            str(self.folder),
         )
-        self.dtype = self._where["embed_tokens.weight"][0].tensors[self._where["embed_tokens.weight"][1]].dtype
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -77,15 +85,17 @@ class Checkpoint:
 
         `task` None gives the base as it is. Tensors come in the order of `architecture.tensors`.
         """
-        adapter = None if task is None else Adapter(self.folder / "adapters" / task, self)
-        for name in architecture.tensors(self.arch):
-            weight = self.tensor(name)
-            yield name, weight if adapter is None else adapter.add_to(name, weight)
+        if task is None:
+            for name in architecture.tensors(self.arch):
+                yield name, self.tensor(name)
+            return
+        with Adapter(self.folder / "adapters" / task, self) as adapter:
+            for name in architecture.tensors(self.arch):
+                yield name, adapter.add_to(name, self.tensor(name))
 
     def close(self) -> None:
         """Close the weight files."""
-        for file in self.files:
-            file.close()
+        self._opened.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -116,7 +126,17 @@ class Adapter:
         self.rank = rank
         self.scale = alpha / rank
         self._file = SafetensorsFile(folder / "adapter_model.safetensors")
-        self._pairs = self._match(base)
+        try:
+            self._pairs = self._match(base)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
 
     def add_to(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """`weight` plus this adapter's delta for it, in float32; unchanged where it has none."""

@@ -100,6 +100,17 @@ def to_bf16(data: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
 
 
+def to_f16(data: NDArray[np.float32], where: str) -> NDArray[np.float16]:
+    """Round float32 to float16. Raises ModelDamaged where a value does not fit its range (65504)."""
+    with np.errstate(over="ignore"):
+        out = data.astype(np.float16)
+    if not np.isfinite(out).all():
+        raise ModelDamaged(
+            f"{where}: values up to {np.abs(data).max():g} do not fit float16; use a 32-bit form or BF16."
+        )
+    return out
+
+
 def write(
     path: Path,
     layout: Mapping[str, tuple[str, tuple[int, ...]]],

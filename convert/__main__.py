@@ -1,0 +1,216 @@
+"""`python -m convert merge|mlx|gguf|verify`: from a published checkpoint to the files that jina_local runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jina_local import console
+from jina_local.checkpoint import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+
+_EXAMPLES = """examples:
+  python -m convert gguf jinaai/jina-embeddings-v5-text-nano out --task retrieval --type Q8_0 --type Q4_K_M
+  python -m convert gguf ./jina-embeddings-v5-text-nano out --task all --type Q4_K_M --imatrix my-texts.txt
+  python -m convert mlx ./jina-embeddings-v5-text-small out --task retrieval --bits 8
+  python -m convert merge ./jina-embeddings-v5-text-small out --task classification
+  python -m convert verify out --against ./jina-embeddings-v5-text-small
+
+SRC is a checkpoint folder (config.json, safetensors, adapters/) or a name, as `python -m jina_local models list`
+prints it; a name is looked for in the Hugging Face cache and fetched, unless --offline is given.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, return the exit code."""
+    args = _parser().parse_args(argv)
+    return int(args.run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        description="Turn a published checkpoint into the files that jina_local runs.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    merge = commands.add_parser(
+        "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=raw
+    )
+    _common(merge, "one folder, or one below it for each task")
+    merge.add_argument("--dtype", choices=("F32", "F16", "BF16"), help="default: the source's")
+    merge.set_defaults(run=_merge)
+
+    mlx = commands.add_parser("mlx", help="MLX weights", epilog=_EXAMPLES, formatter_class=raw)
+    _common(mlx, "one folder, or one below it for each task")
+    mlx.add_argument("--bits", type=int, choices=(4, 5, 6, 8, 16, 32), default=8, help="default: 8")
+    mlx.add_argument(
+        "--group-size", type=int, choices=(32, 64, 128), default=64, help="weights a scale (default: 64)"
+    )
+    mlx.set_defaults(run=_mlx)
+
+    gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp", epilog=_EXAMPLES, formatter_class=raw)
+    _common(gguf, "a folder for all files")
+    gguf.add_argument(
+        "--type",
+        action="append",
+        metavar="TYPE",
+        help="F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL ...; may be given several times (default: Q8_0)",
+    )
+    gguf.add_argument(
+        "--imatrix",
+        type=Path,
+        metavar="TEXTS",
+        help="a text file, one text a line: weigh the rounding by what these texts use",
+    )
+    gguf.add_argument("--threads", type=int)
+    gguf.set_defaults(run=_gguf)
+
+    verify = commands.add_parser(
+        "verify", help="compare converted files with their source", epilog=_EXAMPLES, formatter_class=raw
+    )
+    verify.add_argument("out", type=Path, help="a converted folder or a .gguf file")
+    verify.add_argument("--against", required=True, metavar="SRC", help="the checkpoint it was made from")
+    verify.add_argument("--weights", help="which of several, as Q4_K_M")
+    verify.add_argument("--backend", choices=("auto", "mlx", "llama"), default="auto")
+    _hub(verify)
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("source", metavar="SRC", help="a checkpoint folder or a model's name")
+    parser.add_argument("out", type=Path, metavar="OUT", help=out)
+    parser.add_argument("--task", required=True, help="a task, or all")
+    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
+    _hub(parser)
+
+
+def _hub(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="a commit of the hub repository instead of the pinned one")
+    parser.add_argument("--offline", action="store_true", default=None, help="never open a socket")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="default: on a terminal")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from .to_checkpoint import merge
+
+    folder, name, revision, tasks = _open(args)
+    with _progress(args.progress) as progress:
+        merge(
+            folder,
+            args.out,
+            tasks=tasks,
+            dtype=args.dtype,
+            force=args.force,
+            source_name=name,
+            revision=revision,
+            progress=progress,
+        )
+    return _done(args, tasks)
+
+
+def _mlx(args: argparse.Namespace) -> int:
+    from .to_mlx import to_mlx
+
+    folder, name, revision, tasks = _open(args)
+    with _progress(args.progress) as progress:
+        to_mlx(
+            folder,
+            args.out,
+            tasks=tasks,
+            bits=args.bits,
+            group_size=args.group_size,
+            force=args.force,
+            source_name=name,
+            revision=revision,
+            progress=progress,
+        )
+    return _done(args, tasks)
+
+
+def _gguf(args: argparse.Namespace) -> int:
+    from .to_gguf import to_gguf
+
+    folder, name, revision, tasks = _open(args)
+    with _progress(args.progress) as progress:
+        to_gguf(
+            folder,
+            args.out,
+            tasks=tasks,
+            types=args.type or ["Q8_0"],
+            imatrix=args.imatrix,
+            force=args.force,
+            source_name=name,
+            revision=revision,
+            progress=progress,
+            threads=args.threads,
+        )
+    return _done(args, tasks)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from . import source
+    from .verify import verify
+
+    folder, _, _ = source.locate(args.against, revision=args.revision, offline=args.offline)
+    with _progress(args.progress) as progress:
+        found, findings = verify(args.out, folder, backend=args.backend, label=args.weights, progress=progress)
+    print(f"{found.model.name} {found.label} ({found.backend}) against {args.against}")
+    widths = [max(len(getattr(f, field)) for f in findings) for field in ("task", "step", "measured", "asked")]
+    for f in findings:
+        cells = (text.ljust(width) for text, width in zip((f.task, f.step, f.measured, f.asked), widths, strict=True))
+        print("  ".join(cells), "ok" if f.ok else "NOT OK")
+    good = all(f.ok for f in findings)
+    print("all as they should be" if good else "these files do not give the vectors of their source")
+    return 0 if good else 3
+
+
+def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
+    from . import source
+
+    folder, name, revision = source.locate(args.source, revision=args.revision, offline=args.offline)
+    with Checkpoint(folder) as checkpoint:
+        tasks = source.choose_tasks(checkpoint, args.task)
+        dropped = checkpoint.dropped
+    for tensor, why in dropped.items():
+        print(f"not carried over: {tensor} ({why})", file=sys.stderr)
+    return folder, name, revision, tasks
+
+
+def _done(args: argparse.Namespace, tasks: Sequence[str]) -> int:
+    print(f"wrote {args.out} ({', '.join(tasks)})", file=sys.stderr)
+    print(f"check it: python -m convert verify {args.out} --against {args.source}", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _progress(enabled: bool | None) -> Iterator[Progress]:
+    """One bar for each stage that the converter names."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[object]] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[stage] = tqdm(total=total, desc=stage, disable=None if enabled is None else not enabled)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,81 @@
+"""SRC: a folder or a hub id -> the checkpoint folder, its files' digests, and the tasks to convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jina_local import registry
+from jina_local.checkpoint import Checkpoint
+from jina_local.errors import ModelNotFound, UsageError
+from jina_local.formats import manifest
+from jina_local.formats.manifest import Source
+from jina_local.registry import Published
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def locate(wanted: str, *, revision: str | None, offline: bool | None) -> tuple[Path, str, str | None]:
+    """(folder, name, commit) of a checkpoint: a folder as it is, a registry name or id through the hub cache."""
+    folder = Path(wanted)
+    if folder.is_dir():
+        return folder, folder.resolve().name, revision
+    if folder.exists() or wanted.startswith((".", "/", "~")):
+        raise ModelNotFound(f"{wanted}: is not a folder. SRC is a checkpoint folder or a name, as in `models list`.")
+    from jina_local import weights
+
+    found = weights.find(wanted, backend="mlx", revision=revision, offline=offline, source=True)
+    return next(iter(found.files.values())), registry.lookup(wanted).repo, found.revision
+
+
+def row_of(checkpoint: Checkpoint) -> Published:
+    """The registry row that a checkpoint belongs to."""
+    return registry.identify(architecture=checkpoint.arch.kind, rope_theta=checkpoint.arch.rope_theta)
+
+
+def choose_tasks(checkpoint: Checkpoint, wanted: str) -> list[str]:
+    """`wanted` is a task or "all". A merged source has the one task that its manifest names."""
+    held = [task for task in row_of(checkpoint).spec.tasks if task in checkpoint.tasks] or merged_task(checkpoint)
+    if not held:
+        raise UsageError(
+            f"{checkpoint.folder} has no adapters and no manifest that says which task it was merged for. "
+            "Convert from the published base checkpoint."
+        )
+    if wanted == "all":
+        return held
+    if wanted not in held:
+        raise UsageError(f"unknown task {wanted!r}; {checkpoint.folder} has: {', '.join(held)}, or all.")
+    return [wanted]
+
+
+def merged_task(checkpoint: Checkpoint) -> list[str]:
+    """The task of a checkpoint that `merge` wrote, as a list of one; empty where no manifest says it."""
+    if not (checkpoint.folder / manifest.NAME).exists():
+        return []
+    tasks = {entry.task for entry in manifest.load(checkpoint.folder).files.values() if entry.task}
+    return sorted(tasks)
+
+
+def adapter_of(checkpoint: Checkpoint, task: str) -> str | None:
+    """The adapter to merge for `task`: itself, or None where the source is merged already."""
+    return task if checkpoint.tasks else None
+
+
+def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Sequence[str]) -> Source:
+    """The manifest's record of what was read: every file that can change the result, with its digest."""
+    folder = checkpoint.folder
+    paths = [folder / "config.json", *(file.path for file in checkpoint.files)]
+    paths += [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if checkpoint.tasks:
+        for task in tasks:
+            paths += [
+                folder / "adapters" / task / file for file in ("adapter_config.json", "adapter_model.safetensors")
+            ]
+    return Source(name, revision, {p.relative_to(folder).as_posix(): manifest.sha256(p) for p in paths})

@@ -1,0 +1,261 @@
+"""llama.cpp through its low-level calls: TokenBatch -> rows, with settings that cannot abort the process.
+
+What is unusual about this engine:
+- Qwen3 in embedding mode computes the vocabulary head for every token. Here the context runs without
+  embeddings, flags only the wanted tokens, and a callback copies `result_norm` and stops before the head.
+- Encoders (EuroBERT) take the whole pass as one ubatch: more tokens than n_ubatch is an abort, not an error.
+- Attention covers the whole pass. About 256 tokens are best on a CPU, and one context a core beats
+  one context on all cores.
+- NaN stays in cells of the cache that a later text may look at; only clearing them with data removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import architecture
+from ..errors import EngineError, ModelDamaged, UsageError
+from ..formats import gguf
+from ..spec import Budget, TokenBatch
+from .cores import physical_cores
+from .extra_buffers import use_extra_buffers
+from .llama_library import Library, forget_words, last_words, library
+
+_TOKENS = 512  # what a resident context holds; a longer pass gets a context of its own, freed after it
+_TEXTS = 32
+_CPU_BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
+_GPU_BUDGET = Budget(tokens=_TOKENS, texts=_TEXTS, padded=False)
+_MOST_LANES = 4  # each lane has a cache and buffers of its own
+_UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
+_F32, _F16 = 0, 1  # ggml types of the KV cache
+
+
+class LlamaBackend:
+    """One GGUF file. Lanes are contexts on the shared weights; each is used by one thread at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        extra_buffers: bool | None = None,
+    ) -> None:
+        """`device`: None, "cpu" or "metal". `extra_buffers`: None decides by what is safe and fast here."""
+        header = gguf.read_header(path)
+        if "token_embd.weight" not in header.tensors:
+            raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
+        self.arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(path))
+        self.hidden, self.vocab = self.arch.hidden, self.arch.vocab
+        self._lib = library()
+        self.device = _device(self._lib, device)
+        self.threads = threads or physical_cores()
+        self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
+        self.budget = _GPU_BUDGET if self.device == "metal" else _CPU_BUDGET
+        self.dtype = header.weights
+        if extra_buffers is None:
+            extra_buffers, why = use_extra_buffers(self._lib, path, header.weights)
+        else:
+            why = f"the caller set extra_buffers={extra_buffers}"
+        self.reasons: tuple[str, ...] = (why,)
+        # The rounding of a 16-bit cache is below that of 16-bit weights, not below that of 32-bit ones.
+        self._cache_type = _F32 if header.weights == "F32" else _F16
+        model = _load(self._lib, path, self.device, extra_buffers)
+        self._model = model
+        self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        self._opened: list[_Lane] = []
+        self._grow = threading.Lock()
+        self._finalizer = weakref.finalize(self, _free, self._lib, model, self._opened)
+
+    def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
+        """See backends.Backend. The pass may be of any size; budget says what is fast."""
+        _check(batch, self.vocab, self.arch.max_positions)
+        threads = max(1, self.threads // max(1, min(sharers, self.lanes)))
+        with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows)) as lane:
+            return lane.run(batch, threads)
+
+    def close(self) -> None:
+        """Free contexts and weights, now; without it they are freed at exit."""
+        self._finalizer()
+
+    @contextlib.contextmanager
+    def _lane(self, tokens: int, texts: int, rows: int) -> Iterator[_Lane]:
+        if not self._finalizer.alive:
+            raise EngineError("this model is closed.")
+        if tokens > _TOKENS or texts > _TEXTS or rows > _TEXTS:
+            lane = _Lane(self, max(tokens, texts), texts, rows)
+            try:
+                yield lane
+            finally:
+                lane.free()
+            return
+        lane = self._take()
+        try:
+            yield lane
+        finally:
+            self._free_lanes.put(lane)
+
+    def _take(self) -> _Lane:
+        with contextlib.suppress(queue.Empty):
+            return self._free_lanes.get_nowait()
+        with self._grow:
+            if len(self._opened) < self.lanes:
+                lane = _Lane(self, _TOKENS, _TEXTS, _TEXTS)
+                self._opened.append(lane)
+                return lane
+        return self._free_lanes.get()
+
+
+class _Lane:
+    """One llama context and the buffer that its rows are copied to."""
+
+    def __init__(self, owner: LlamaBackend, tokens: int, texts: int, rows: int) -> None:
+        api = owner._lib.api
+        self._lib, self._hidden, self._causal = owner._lib, owner.hidden, owner.arch.causal
+        capacity = -(-tokens // 256) * 256
+        params = api.llama_context_default_params()
+        params.n_ctx = params.n_batch = capacity
+        # An encoder needs the whole pass in one ubatch; n_ubatch below n_seq_max aborts with some poolings.
+        params.n_ubatch = min(capacity, _UBATCH) if self._causal else capacity
+        params.n_seq_max = texts
+        params.n_outputs_max = max(rows, texts) if self._causal else capacity
+        params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = owner._cache_type
+        params.kv_unified = True
+        params.embeddings = not self._causal
+        params.n_threads = params.n_threads_batch = owner.threads
+        self._callback = api.ggml_backend_sched_eval_callback(self._watch)
+        if self._causal:
+            params.cb_eval = self._callback
+        forget_words()
+        self._ctx = api.llama_init_from_model(owner._model, params)
+        if not self._ctx:
+            raise EngineError(
+                f"llama.cpp made no context for {capacity} tokens: {last_words()}. If memory is short, lower "
+                "max_length or use smaller weights."
+            )
+        self._memory = api.llama_get_memory(self._ctx)
+        self._caught: list[NDArray[np.float32]] = []
+        self._threads = owner.threads
+
+    def run(self, batch: TokenBatch, threads: int) -> NDArray[np.float32]:
+        """One pass: (n_rows, hidden) float32."""
+        api = self._lib.api
+        if threads != self._threads:
+            api.llama_set_n_threads(self._ctx, threads, threads)
+            self._threads = threads
+        if self._memory:
+            api.llama_memory_clear(self._memory, False)
+        native, _keep = _native(api, batch, all_rows=not self._causal)
+        self._caught.clear()
+        code = api.llama_decode(self._ctx, native)
+        if code:
+            raise EngineError(f"llama.cpp refused a pass of {len(batch.ids)} tokens (code {code}): {last_words()}.")
+        rows = np.concatenate(self._caught) if self._causal else self._read(batch.rows)
+        if rows.shape != (len(batch.rows), self._hidden):
+            raise EngineError(f"llama.cpp returned {rows.shape[0]} rows where {len(batch.rows)} were asked for.")
+        if self._memory and not np.isfinite(rows).all():
+            api.llama_memory_clear(self._memory, True)
+        return rows
+
+    def free(self) -> None:
+        """Free the context; harmless when it is gone already."""
+        if self._ctx:
+            self._lib.api.llama_free(self._ctx)
+            self._ctx = None
+
+    def _watch(self, tensor: int, ask: bool, _user_data: object) -> bool:
+        """Called by the engine for every node: wants `result_norm` alone, and stops the graph after it."""
+        if ask:
+            return bool(self._lib.get_name(tensor) == b"result_norm")
+        rows = np.empty((self._lib.nbytes(tensor) // 4 // self._hidden, self._hidden), np.float32)
+        self._lib.tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+        self._caught.append(rows)
+        return False
+
+    def _read(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        out = np.empty((len(rows), self._hidden), np.float32)
+        for i, row in enumerate(rows):
+            pointer = self._lib.api.llama_get_embeddings_ith(self._ctx, int(row))
+            if not pointer:
+                raise EngineError(f"llama.cpp has no state for token {row} of the pass: {last_words()}.")
+            out[i] = np.ctypeslib.as_array(pointer, (self._hidden,))
+        return out
+
+
+def _native(api: Any, batch: TokenBatch, *, all_rows: bool) -> tuple[Any, list[NDArray[np.generic]]]:
+    """The batch as the C struct, and the arrays that it points into, which have to outlive the call."""
+    n = len(batch.ids)
+    lengths = np.diff(batch.starts)
+    ids = np.ascontiguousarray(batch.ids, np.int32)
+    positions = (np.arange(n) - np.repeat(batch.starts[:-1], lengths)).astype(np.int32)
+    ones = np.ones(n, np.int32)
+    texts = np.arange(len(lengths), dtype=np.int32)
+    owners = (texts.ctypes.data + 4 * np.repeat(texts.astype(np.uint64), lengths)).astype(np.uint64)
+    wanted = np.full(n, all_rows, np.int8)
+    wanted[batch.rows] = 1
+    int32, int8 = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int8)
+    native = api.llama_batch(
+        n_tokens=n,
+        token=ids.ctypes.data_as(int32),
+        embd=None,
+        pos=positions.ctypes.data_as(int32),
+        n_seq_id=ones.ctypes.data_as(int32),
+        seq_id=owners.ctypes.data_as(ctypes.POINTER(int32)),
+        logits=wanted.ctypes.data_as(int8),
+    )
+    return native, [ids, positions, ones, texts, owners, wanted]
+
+
+def _check(batch: TokenBatch, vocab: int, longest: int) -> None:
+    """What the engine would answer with an abort, a crash or a neighbour's vector is refused here."""
+    lengths = np.diff(batch.starts)
+    if len(batch.ids) == 0 or (lengths < 1).any() or batch.starts[0] != 0 or batch.starts[-1] != len(batch.ids):
+        raise EngineError("a pass needs at least one token in every text.")
+    low, high = int(batch.ids.min()), int(batch.ids.max())
+    if low < 0 or high >= vocab:
+        raise EngineError(f"token id {low if low < 0 else high} is outside the model's table of {vocab} rows.")
+    if int(lengths.max()) > longest:
+        raise EngineError(f"a text of {int(lengths.max())} tokens; the model has positions for {longest}.")
+    rows = batch.rows
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(batch.ids) or (np.diff(rows) <= 0).any():
+        raise EngineError("the wanted rows have to be ascending positions within the pass.")
+
+
+def _device(lib: Library, asked: str | None) -> str:
+    offload = bool(lib.api.llama_supports_gpu_offload())
+    if asked in ("metal", "gpu") and not offload:
+        raise UsageError(f"device {asked!r}: this build of llama.cpp has no GPU support; possible here: cpu.")
+    if asked not in (None, "cpu", "metal", "gpu"):
+        raise UsageError(f"unknown device {asked!r}; possible: cpu, metal.")
+    return "metal" if offload and asked != "cpu" else "cpu"
+
+
+def _load(lib: Library, path: Path, device: str, extra: bool) -> Any:
+    params = lib.api.llama_model_default_params()
+    params.n_gpu_layers = -1 if device == "metal" else 0
+    params.use_extra_bufts = extra
+    params.check_tensors = True  # NaN and infinity in the weights are refused here, not met in a vector
+    forget_words()
+    model = lib.api.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelDamaged(f"{path}: llama.cpp cannot load it: {last_words()}.")
+    return model
+
+
+def _free(lib: Library, model: Any, lanes: list[_Lane]) -> None:
+    for lane in lanes:
+        lane.free()
+    lib.api.llama_model_free(model)
