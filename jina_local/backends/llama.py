@@ -18,6 +18,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,18 @@ class LlamaBackend:
         self.threads = threads or physical_cores()
         self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
         self.budget = _GPU_BUDGET if self.device == "metal" else _CPU_BUDGET
+        if header.weights == "BF16":
+            # It rounds what passes through the layers to 8 bits: a last-bit change from the company in a pass
+            # grows to a cosine of 0.99999. Alone, every text has the same bits in any company.
+            self.budget = replace(self.budget, texts=1)
         self.dtype = header.weights
         if extra_buffers is None:
             extra_buffers, why = use_extra_buffers(self._lib, path, header.weights)
         else:
             why = f"the caller set extra_buffers={extra_buffers}"
         self.reasons: tuple[str, ...] = (why,)
-        # The rounding of a 16-bit cache is below that of 16-bit weights, not below that of 32-bit ones.
-        self._cache_type = _F32 if header.weights == "F32" else _F16
+        # A 16-bit cache and 16-bit steps in attention hide behind 16-bit weights, not beside 32-bit ones.
+        self._exact = header.weights == "F32"
         model = _load(self._lib, path, self.device, extra_buffers)
         self._model = model
         self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
@@ -131,8 +136,12 @@ class _Lane:
         params.n_seq_max = texts
         params.n_outputs_max = max(rows, texts) if self._causal else capacity
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = owner._cache_type
+        # Flash attention works in 16 bits on short texts; without it the scores of long ones fill the memory.
+        plain = owner._exact and capacity <= _TOKENS
+        params.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        )
+        params.type_k = params.type_v = _F32 if owner._exact else _F16
         params.kv_unified = True
         params.embeddings = not self._causal
         params.n_threads = params.n_threads_batch = owner.threads

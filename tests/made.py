@@ -1,0 +1,63 @@
+"""Small checkpoints and their conversions, made once a test run and shared by the tests that only read them."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests import tiny
+
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
+
+
+@functools.cache
+def _root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="jina_local-tests-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
+@functools.cache
+def checkpoint(kind: str) -> Path:
+    """A published checkpoint of test size with all four adapters."""
+    return tiny.write(_root() / kind, kind)
+
+
+@functools.cache
+def gguf(kind: str) -> Path:
+    """A folder of GGUF files: every task as F32, and retrieval in all of TYPES."""
+    from convert.to_gguf import to_gguf
+
+    out = _root() / f"{kind}-gguf"
+    to_gguf(checkpoint(kind), out, tasks=["retrieval"], types=TYPES, source_name=kind)
+    return out
+
+
+@functools.cache
+def gguf_all(kind: str) -> Path:
+    """A folder of GGUF files of all four tasks, F32 and Q8_0."""
+    from convert.to_gguf import to_gguf
+
+    out = _root() / f"{kind}-gguf-all"
+    to_gguf(checkpoint(kind), out, tasks=list(tiny.TASKS), types=["F32", "Q8_0"], source_name=kind)
+    return out
+
+
+@functools.cache
+def mlx(kind: str, bits: int) -> Path:
+    """An MLX folder of the retrieval task."""
+    from convert.to_mlx import to_mlx
+
+    out = _root() / f"{kind}-mlx-{bits}"
+    to_mlx(checkpoint(kind), out, tasks=["retrieval"], bits=bits, source_name=kind)
+    return out
+
+
+@functools.cache
+def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
+    """One file of `gguf` or `gguf_all`."""
+    folder = gguf(kind) if task == "retrieval" else gguf_all(kind)
+    return folder / f"v5-{kind}-{task}-{label}.gguf"
