@@ -76,7 +76,7 @@ def forget_words() -> None:
 
 
 def _remember(level: int, text: bytes, _user_data: object) -> None:
-    if level in (2, 3):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+    if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR (ggml.h)
         with _log_lock:
             _recent.append(text.decode(errors="replace"))
 

@@ -1,0 +1,331 @@
+"""Published checkpoint -> one GGUF for each task and type, under the names that Jina publishes them by.
+
+The merged float32 tensors of a task are streamed into one F32 file; llama.cpp makes the other types from it.
+The keys say everything that stock llama.cpp needs to give our vectors; `jina_local.*` is our own namespace.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_local import architecture, registry
+from jina_local.checkpoint import Checkpoint, read_json
+from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
+from jina_local.formats import gguf as format_
+from jina_local.registry import Published
+from jina_local.spec import ModelSpec
+from jina_local.tokens import Tokenizer
+from jina_local.vocabulary import tokenizer_json
+
+from . import ggml, names, source, vocabulary
+from . import imatrix as importance_of
+from .publish import staging, write_manifest
+from .vocabulary import Vocabulary
+
+Progress = Callable[[str, int, int], None]
+FILE_TYPES = {label: number for number, label in format_.FILE_TYPES.items()}
+# Without an importance matrix llama.cpp refuses these, or (IQ3_S, IQ3_M) makes poor files of them.
+NEEDS_IMATRIX = (
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q2_K_S",
+)  # fmt: skip
+# Bits a weight of the linear layers, rounded up: llama.cpp mixes types within a file. For the estimate of space.
+_BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5": 6.1, "Q4": 5.2, "IQ4": 4.8, "Q3": 4.4}
+_TABLE_BITS = 6.6  # the token table is Q6_K in every smaller type
+_POOLING = {"mean": 1, "first": 2, "last": 3}  # enum llama_pooling_type
+_LARGEST_F16 = 65504.0
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same for all files of one run."""
+
+    checkpoint: Checkpoint
+    row: Published
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    types: list[str]
+    texts: list[str] | None  # for the importance matrix
+    threads: int
+    revision: str | None
+    progress: Progress
+
+
+def to_gguf(
+    folder: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    types: Sequence[str],
+    imatrix: Path | None = None,
+    force: bool = False,
+    source_name: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write `out`: a GGUF for each of `tasks` and `types` ("F16", "Q4_K_M", ...), tokenizer, config and manifest.
+
+    `imatrix`: a text file, one text a line, whose importance matrix every type but F32, F16 and BF16 is made with.
+    `progress(what, done, of)`. The same input gives the same bytes, whatever `threads` is. Peak memory beside what
+    the system caches of files: about twice the largest tensor in float32 (the token table) and 0.1 GB of vocabulary,
+    or 256 MiB where that is more. On disk the F32 file of one task stands there for a while.
+    Raises UsageError, ModelDamaged, OutputError, Locked, EngineError, EngineMissing.
+    """
+    chosen = choose_types(types, imatrix is not None)
+    texts = _calibration(imatrix)
+    _require_engines()
+    with Checkpoint(folder) as checkpoint:
+        chosen_tasks = list(dict.fromkeys(t for task in tasks for t in source.choose_tasks(checkpoint, task)))
+        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+        raw = (folder / "tokenizer.json").read_bytes()
+        job = _Job(
+            checkpoint=checkpoint,
+            row=source.row_of(checkpoint),
+            tokenizer=tokenizer,
+            vocabulary=vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint)),
+            types=chosen,
+            texts=texts,
+            threads=_threads(threads),
+            revision=revision,
+            progress=progress or (lambda what, done, of: None),
+        )
+        record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
+        with staging(out, force=force, needs=_needs(checkpoint, chosen, len(chosen_tasks))) as temp:
+            weights: dict[str, tuple[str | None, str]] = {}
+            for task in chosen_tasks:
+                weights |= {name: (task, label) for label, name in _write_task(job, task, temp).items()}
+            for name in ("tokenizer.json", "config.json"):
+                shutil.copyfile(folder / name, temp / name)
+            write_manifest(
+                temp,
+                form="gguf",
+                model=job.row.spec.name,
+                source=record,
+                tokenizer=job.vocabulary.fingerprint,
+                weights=weights,
+            )
+
+
+def _require_engines() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise EngineMissing("writing GGUF needs the gguf package: pip install 'jina_local[convert]'.") from error
+    ggml.engine()
+
+
+def choose_types(types: Sequence[str], with_imatrix: bool) -> list[str]:
+    """The canonical names, in the order of the request, each once. Raises UsageError."""
+    chosen = list(dict.fromkeys(name.upper() for name in types))
+    if not chosen:
+        raise UsageError(f"no type given. Possible: {', '.join(FILE_TYPES)}.")
+    for name in chosen:
+        if name not in FILE_TYPES:
+            near = difflib.get_close_matches(name, FILE_TYPES, 1)
+            hint = f", did you mean {near[0]!r}?" if near else "."
+            raise UsageError(f"unknown type {name!r}{hint} Possible: {', '.join(FILE_TYPES)}.")
+        if name in NEEDS_IMATRIX and not with_imatrix:
+            raise UsageError(
+                f"type {name} needs an importance matrix: give --imatrix TEXTS, a text file with one text a line. "
+                f"Without one: {', '.join(t for t in FILE_TYPES if t not in NEEDS_IMATRIX)}."
+            )
+    return chosen
+
+
+def _write_task(job: _Job, task: str, folder: Path) -> dict[str, str]:
+    """Write all types of one task into `folder`: label -> file name."""
+    files = {label: job.row.gguf_file.format(task=task, type=label) for label in job.types}
+    full = folder / job.row.gguf_file.format(task=task, type="F32")
+    model = narrowed(job.checkpoint, job.row, [task])
+    _write_f32(job, model, task, full)
+    _check_tokenizer(_verify(full, "F32", job), job)
+    importance: dict[str, NDArray[np.float32]] | None = None
+    notes: dict[str, str | int] = {}
+    if job.texts is not None and any(label not in ("F32", "F16", "BF16") for label in job.types):
+        ids = importance_of.encode(job.texts, job.tokenizer, model, task)
+        importance = importance_of.collect(
+            full, ids, threads=job.threads, progress=lambda n: job.progress(f"importance {task}", n, len(ids))
+        )
+        notes = {
+            "quantize.imatrix.dataset": importance_of.digest(job.texts),
+            "quantize.imatrix.entries_count": len(importance),
+            "quantize.imatrix.chunks_count": len(ids),
+        }
+    for label, name in files.items():
+        if label == "F32":
+            continue
+        plain = label in ("F16", "BF16")
+        ggml.quantize(
+            full,
+            folder / name,
+            FILE_TYPES[label],
+            threads=job.threads,
+            imatrix=None if plain else importance,
+            notes=None if plain else notes,
+            progress=lambda done, of, label=label: job.progress(f"{task} {label}", done, of),  # type: ignore[misc]
+        )
+        _verify(folder / name, label, job)
+    if "F32" not in files:
+        full.unlink()
+    return files
+
+
+def _write_f32(job: _Job, model: ModelSpec, task: str, path: Path) -> None:
+    """Every tensor of the merged model in float32, one in memory at a time."""
+    import gguf
+
+    arch = job.checkpoint.arch
+    shapes, renamed = architecture.tensors(arch), names.gguf_names(arch)
+    writer = gguf.GGUFWriter(path, arch.kind)
+    try:
+        add_keys(writer, job.checkpoint, job.row, model, task, job.revision)
+        job.vocabulary.write(writer)
+        for name, shape in shapes.items():
+            writer.add_tensor_info(renamed[name], shape, np.dtype(np.float32), 4 * math.prod(shape))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        merged = job.checkpoint.merged(source.adapter_of(job.checkpoint, task))
+        for done, (name, data) in enumerate(merged, 1):
+            _check_range(name, data, task, job)
+            writer.write_tensor_data(np.ascontiguousarray(data))
+            job.progress(f"{task} F32", done, len(shapes))
+        writer.flush()
+    finally:
+        writer.close()
+
+
+def _check_range(name: str, data: NDArray[np.float32], task: str, job: _Job) -> None:
+    largest = float(max(data.max(), -data.min()))
+    if not math.isfinite(largest):
+        raise ModelDamaged(f"{job.checkpoint.folder}: {name} overflows when the adapter {task!r} is added.")
+    if "F16" in job.types and data.ndim > 1 and largest > _LARGEST_F16:
+        raise UsageError(f"type F16 cannot hold {name}: it has values up to {largest:g}. Take BF16, or F32.")
+
+
+def add_keys(
+    writer: Any, checkpoint: Checkpoint, row: Published, model: ModelSpec, task: str, revision: str | None
+) -> None:
+    """All keys but the tokenizer's into a gguf.GGUFWriter."""
+    import gguf
+
+    arch = checkpoint.arch
+    count = sum(math.prod(shape) for shape in architecture.tensors(arch).values())
+    owner = row.repo.split("/")[0]
+    writer.add_type("model")
+    writer.add_name(f"{model.name}-{task}")
+    writer.add_basename(model.name)
+    writer.add_finetune(task)
+    writer.add_size_label(gguf.size_label(count, count, 0, 0))
+    writer.add_license(model.license.lower().replace(" ", "-"))
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, model.name)
+    writer.add_base_model_organization(0, owner)
+    writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
+    if revision:
+        writer.add_base_model_version(0, revision)
+    writer.add_tags(["feature-extraction", "sentence-similarity", "embeddings"])
+    writer.add_file_type(0)
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
+    writer.add_block_count(arch.layers)
+    writer.add_context_length(model.max_tokens)
+    writer.add_embedding_length(arch.hidden)
+    writer.add_feed_forward_length(arch.intermediate)
+    writer.add_head_count(arch.heads)
+    writer.add_head_count_kv(arch.kv_heads)
+    writer.add_key_length(arch.head_dim)
+    writer.add_value_length(arch.head_dim)
+    writer.add_layer_norm_rms_eps(arch.eps)
+    writer.add_rope_freq_base(arch.rope_theta)
+    writer.add_vocab_size(arch.vocab)
+    if not arch.causal:
+        writer.add_causal_attention(False)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    writer.add_uint32(f"{arch.kind}.pooling_type", _POOLING[model.pooling])
+    writer.add_string("jina_local.model", model.name)
+    writer.add_string("jina_local.task", task)
+    writer.add_string("jina_local.prompts", json.dumps(dict(model.prompts), ensure_ascii=False))
+    writer.add_string("jina_local.default_prompt", model.default_prompt)
+    writer.add_array("jina_local.matryoshka_dims", list(model.dims))
+
+
+def narrowed(checkpoint: Checkpoint, row: Published, tasks: Sequence[str]) -> ModelSpec:
+    """The registry row as this checkpoint has it."""
+    arch = checkpoint.arch
+    return registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=tasks)
+
+
+def _verify(path: Path, label: str, job: _Job) -> format_.Header:
+    """The header as the runtime reads it: complete, of the right type, every tensor there in its shape.
+
+    llama.cpp does not notice every failed write; a file that ends early is found here.
+    """
+    try:
+        header = format_.read_header(path)
+    except ModelDamaged as error:
+        raise OutputError(
+            f"{path.name}: was not written to the end; the disk is full, or a quota is met ({error})."
+        ) from error
+    expected = {
+        names.gguf_names(job.checkpoint.arch)[n]: s for n, s in architecture.tensors(job.checkpoint.arch).items()
+    }
+    if header.weights != label or {n: t.shape for n, t in header.tensors.items()} != expected:
+        raise OutputError(f"{path.name}: llama.cpp wrote {header.weights} with other tensors than it was given.")
+    return header
+
+
+def _check_tokenizer(header: format_.Header, job: _Job) -> None:
+    """The vocabulary alone has to give the ids of the tokenizer.json that it came from."""
+    rebuilt = Tokenizer(tokenizer_json(header), header.path.name)
+    if rebuilt.fingerprint() != job.vocabulary.fingerprint:
+        raise ModelDamaged(
+            f"{job.tokenizer.where}: GGUF cannot hold this tokenizer; from its vocabulary alone other ids come out."
+        )
+
+
+def _needs(checkpoint: Checkpoint, types: Sequence[str], tasks: int) -> int:
+    """Bytes on disk at the fullest moment, rounded up."""
+    shapes = architecture.tensors(checkpoint.arch)
+    table = math.prod(shapes["embed_tokens.weight"])
+    rest = sum(map(math.prod, shapes.values())) - table
+    vocabulary_bytes = 4 * (checkpoint.folder / "tokenizer.json").stat().st_size
+
+    def size(label: str) -> float:
+        bits = next((b for prefix, b in _BITS.items() if label.startswith(prefix)), _BITS["Q3"])
+        return (rest * bits + table * max(bits, _TABLE_BITS)) / 8 + vocabulary_bytes
+
+    return int(tasks * sum(map(size, types)) + (0 if "F32" in types else size("F32")))
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, object]:
+    """config.json, and the pad_token that only tokenizer_config.json names in v5-text-small."""
+    config = dict(checkpoint.config)
+    path = checkpoint.folder / "tokenizer_config.json"
+    if path.exists():
+        token = read_json(path).get("pad_token")
+        config["pad_token"] = token.get("content") if isinstance(token, dict) else token
+    return config
+
+
+def _calibration(path: Path | None) -> list[str] | None:
+    return None if path is None else importance_of.read_texts(path)
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512:
+        raise UsageError(f"threads {threads!r} is out of range; give a whole number from 1 to 512, or leave it out.")
+    return threads
