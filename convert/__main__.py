@@ -178,7 +178,7 @@ def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
 
     folder, name, revision = source.locate(args.source, revision=args.revision, offline=args.offline)
     with Checkpoint(folder) as checkpoint:
-        tasks = source.choose_tasks(checkpoint, args.task)
+        tasks = source.choose_tasks(checkpoint, [args.task])
         dropped = checkpoint.dropped
     for tensor, why in dropped.items():
         print(f"not carried over: {tensor} ({why})", file=sys.stderr)

@@ -40,19 +40,18 @@ def row_of(checkpoint: Checkpoint) -> Published:
     return registry.identify(architecture=checkpoint.arch.kind, rope_theta=checkpoint.arch.rope_theta)
 
 
-def choose_tasks(checkpoint: Checkpoint, wanted: str) -> list[str]:
-    """`wanted` is a task or "all". A merged source has the one task that its manifest names."""
+def choose_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> list[str]:
+    """Tasks, or "all". A merged source has the one task that its manifest names. Raises UsageError."""
     held = [task for task in row_of(checkpoint).spec.tasks if task in checkpoint.tasks] or merged_task(checkpoint)
     if not held:
         raise UsageError(
             f"{checkpoint.folder} has no adapters and no manifest that says which task it was merged for. "
             "Convert from the published base checkpoint."
         )
-    if wanted == "all":
-        return held
-    if wanted not in held:
-        raise UsageError(f"unknown task {wanted!r}; {checkpoint.folder} has: {', '.join(held)}, or all.")
-    return [wanted]
+    for task in wanted:
+        if task not in (*held, "all"):
+            raise UsageError(f"unknown task {task!r}; {checkpoint.folder} has: {', '.join(held)}, or all.")
+    return held if "all" in wanted else list(dict.fromkeys(wanted))
 
 
 def merged_task(checkpoint: Checkpoint) -> list[str]:

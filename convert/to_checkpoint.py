@@ -51,6 +51,7 @@ def merge(
         raise UsageError(f"unknown dtype {dtype!r}. Possible: {', '.join(DTYPES)}.")
     with Checkpoint(folder) as checkpoint:
         kept = dtype or checkpoint.dtype
+        tasks = source.choose_tasks(checkpoint, tasks)
         shapes = architecture.tensors(checkpoint.arch)
         per_task = sum(int(np.prod(s)) for s in shapes.values()) * (4 if kept == "F32" else 2)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")

@@ -87,7 +87,7 @@ def to_gguf(
     texts = _calibration(imatrix)
     _require_engines()
     with Checkpoint(folder) as checkpoint:
-        chosen_tasks = list(dict.fromkeys(t for task in tasks for t in source.choose_tasks(checkpoint, task)))
+        chosen_tasks = source.choose_tasks(checkpoint, tasks)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         raw = (folder / "tokenizer.json").read_bytes()
         job = _Job(

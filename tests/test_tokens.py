@@ -1,4 +1,4 @@
-"""tokens: ids equal to the tokenizer library's own, truncation that keeps the closing token, exact cuts of long text."""
+"""tokens: ids equal to the tokenizer library's own, truncation that keeps the closing token, exact long cuts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,269 @@
+"""Tokens per second, latency, time to first vector and memory, beside what else runs the same weights here.
+
+    python -m tests.bench.speed nano --weights Q4_K_M
+    python -m tests.bench.speed small --weights Q4_K_M --rounds 3
+    python -m tests.bench.speed nano --mlx --texts 64
+
+The checkpoint is random, of the published size, with the real vocabulary (made once under --work). The mix: texts
+of lognormal length, median 60 tokens, sigma 0.8, at most 500, the same for everybody. All contenders take turns
+within one run, round after round, so that a machine whose speed drifts still gives true ratios. The last line of
+standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from jina_local import batching, load, registry
+from jina_local.model import Embedder
+from jina_local.tokens import Encoded, Tokenizer, pack
+from tests import tiny
+
+Run = Callable[[list[str]], object]
+LATENCIES = (3, 8, 16, 32, 64, 128, 256, 512)
+
+
+def words(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Plain words that are one token each after a space."""
+    found = [t[1:] for t in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]{3,8}", t)]
+    return sorted(found)[::7]
+
+
+def texts_of(lengths: Sequence[int], vocabulary: list[str], seed: int = 0) -> list[str]:
+    """Texts of about the given token counts, the prompt's tokens included."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(vocabulary, max(1, n - 3))) for n in lengths]
+
+
+def mix(n: int, seed: int = 0) -> list[int]:
+    """Token counts: lognormal, median 60, sigma 0.8, 3 to 500."""
+    rng = np.random.default_rng(seed)
+    return np.clip(np.exp(rng.normal(math.log(60), 0.8, n)).astype(int), 3, 500).tolist()
+
+
+def llama_rivals(path: Path, threads: int | None) -> dict[str, Run]:
+    """llama-cpp-python's own Llama.embed, one by one and as a list, with the prompt that we add."""
+    import llama_cpp
+
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        # Its default would end the process here (GCC 12 builds on AMX); give it the setting that lives.
+        real = llama_cpp.llama_model_default_params
+
+        def safe() -> object:
+            params = real()
+            params.use_extra_bufts = False
+            return params
+
+        llama_cpp.llama_model_default_params = llama_cpp.llama_cpp.llama_model_default_params = safe
+    model = llama_cpp.Llama(str(path), embedding=True, n_ctx=512, n_batch=512, n_ubatch=512, verbose=False,
+                            n_threads=threads, n_threads_batch=threads)  # fmt: skip
+    return {
+        "Llama.embed one by one": lambda texts: [model.embed("Document: " + t) for t in texts],
+        "Llama.embed as a list": lambda texts: model.embed(["Document: " + t for t in texts]),
+    }
+
+
+def torch_rivals(folder: Path, dtypes: Sequence[str], threads: int | None) -> dict[str, Run]:
+    """transformers on torch: sorted batches of 32, right padding, last token."""
+    import torch
+
+    from tests.oracle import Oracle
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    tok = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def runner(model: torch.nn.Module) -> Run:
+        def run(texts: list[str]) -> object:
+            ids = sorted((tok.encode("Document: " + t).ids for t in texts), key=len)
+            for start in range(0, len(ids), 32):
+                part = ids[start : start + 32]
+                longest = max(map(len, part))
+                batch = torch.tensor([row + [0] * (longest - len(row)) for row in part])
+                mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part])
+                with torch.inference_mode():
+                    states = model(input_ids=batch, attention_mask=mask).last_hidden_state
+                torch.nn.functional.normalize(states[range(len(part)), mask.sum(1) - 1].float())
+            return None
+
+        return run
+
+    out: dict[str, Run] = {}
+    for dtype in dtypes:
+        model = Oracle(folder, "retrieval").model.to(getattr(torch, dtype))
+        out[f"transformers {dtype}, batches of 32"] = runner(model)
+    return out
+
+
+def mlx_rival(model: Embedder) -> Run:
+    """The same MLX model in the same process: sorted, 32 texts a batch, every row of the last layer computed."""
+
+    def run(texts: list[str]) -> object:
+        spec = registry.resolve(model.spec, task="retrieval")
+        encoded: Encoded = model._tokenizer.encode(texts, spec)
+        order = np.argsort(encoded.counts, kind="stable").tolist()
+        with model._tasks.lease("retrieval") as engine:
+            for start in range(0, len(order), 32):
+                engine.forward(pack(encoded, order[start : start + 32], "mean"))
+        return None
+
+    return run
+
+
+def contest(runs: dict[str, Run], texts: list[str], tokens: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Everybody once as warm-up on a few texts, then in turns; the first one's ratio to each, round by round."""
+    for run in runs.values():
+        run(texts[:4])
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(texts)
+            seconds[name].append(time.perf_counter() - start)
+    ours = next(iter(runs))
+    return {
+        name: {
+            "tokens_per_s": round(tokens / statistics.median(times), 1),
+            "ours_is_times": round(statistics.median(t / o for t, o in zip(times, seconds[ours], strict=True)), 2),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def latency(model: Embedder, vocabulary: list[str], repeats: int = 9) -> dict[str, float]:
+    """Median milliseconds for one text, by token count."""
+    out = {}
+    for n in LATENCIES:
+        text = texts_of([n], vocabulary)[0]
+        model.encode(text)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            model.encode(text)
+            times.append(time.perf_counter() - start)
+        out[str(n)] = round(1000 * statistics.median(times), 1)
+    return out
+
+
+def whole_command(path: Path, label: str, repeats: int = 3) -> dict[str, float]:
+    """`python -m jina_local embed` on one text, from process start to exit: seconds, and peak memory in MB."""
+    command = [sys.executable, "-m", "jina_local", "embed", "--model", str(path), "--weights", label, "--task",
+               "retrieval", "--offline", "hello world"]  # fmt: skip
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"seconds": round(statistics.median(times), 2), "peak_mb": round(peak * 1024 / 1e6, 1)}
+
+
+def bulk_memory(path: Path, label: str, texts: list[str]) -> float:
+    """Peak resident MB of a child that embeds all texts."""
+    script = (
+        "import sys, json, resource; from jina_local import load; "
+        "load(sys.argv[1], weights=sys.argv[2], task='retrieval').encode(json.load(sys.stdin)); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path), label], input=json.dumps(texts).encode(),
+                          capture_output=True, check=True)  # fmt: skip
+    return round(int(done.stdout) * 1024 / 1e6, 1)
+
+
+def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path]:
+    """(checkpoint, converted folder), made where they are not there yet."""
+    checkpoint = work / kind
+    if not (checkpoint / "adapters" / "retrieval" / "adapter_model.safetensors").exists():
+        tiny.write(checkpoint, kind, full=True, tasks=("retrieval",))
+    if mlx:
+        return checkpoint, checkpoint
+    out = work / f"{kind}-{label}"
+    if not (out / "manifest.json").exists():
+        from convert.to_gguf import to_gguf
+
+        to_gguf(checkpoint, out, tasks=["retrieval"], types=[label], source_name=kind)
+    return checkpoint, out
+
+
+def main() -> None:
+    """Run it all and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("nano", "small"))
+    parser.add_argument("--weights", default="Q4_K_M")
+    parser.add_argument("--mlx", action="store_true", help="MLX on the float checkpoint instead of llama.cpp")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--torch", nargs="*", default=[], metavar="DTYPE", help="float32 bfloat16")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
+    args = parser.parse_args()
+    checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
+    label = None if args.mlx else args.weights
+    model = load(path, weights=label, task="retrieval", threads=None if args.mlx else args.threads)
+    tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
+    vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    texts = texts_of(mix(args.texts), vocabulary)
+    counts = tokenizer.encode(texts, registry.resolve(model.spec, task="retrieval")).counts.tolist()
+    runs: dict[str, Run] = {"jina_local": lambda t: model.encode(t)}
+    if args.mlx:
+        runs["the same in sorted batches of 32"] = mlx_rival(model)
+    else:
+        runs |= llama_rivals(next(path.glob("*.gguf")), args.threads)
+    if args.torch and importlib.util.find_spec("transformers"):
+        runs |= torch_rivals(checkpoint, args.torch, args.threads)
+    report: dict[str, object] = {
+        "model": model.spec.name,
+        "weights": model.spec.origin.weights if model.spec.origin else None,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "texts": len(texts),
+        "tokens": sum(counts),
+        "mix": contest(runs, texts, sum(counts), args.rounds),
+    }
+    with model._tasks.lease("retrieval") as engine:
+        groups = batching.plan(counts, engine.budget)
+        computed = sum(batching.cost(group, counts, engine.budget) for group in groups)
+        report["passes"], report["padding"] = len(groups), round(computed / sum(counts) - 1, 4)
+    if not args.mlx:
+        short, long = texts_of([8] * 64, vocabulary), texts_of([2048], vocabulary)
+        report["64 texts of 8 tokens"] = contest(runs, short, 64 * 8, args.rounds)
+        report["one text of 2048 tokens"] = contest(long_runs(model, runs, path, args), long, 2048, args.rounds)
+        report["whole command"] = whole_command(path, args.weights)
+        report["bulk_peak_mb"] = bulk_memory(path, args.weights, texts)
+        report["file_mb"] = round(sum(p.stat().st_size for p in path.glob("*.gguf")) / 1e6, 1)
+    report["latency_ms"] = latency(model, vocabulary)
+    model.close()
+    for key, value in report.items():
+        print(key, json.dumps(value, indent=1) if isinstance(value, dict) else value)
+    print(json.dumps(report))
+
+
+def long_runs(model: Embedder, runs: dict[str, Run], path: Path, args: argparse.Namespace) -> dict[str, Run]:
+    """Llama.embed with a context of 2,304 tokens: at its default of 512 it would cut the text."""
+    import llama_cpp
+
+    file = next(path.glob("*.gguf"))
+    rival = llama_cpp.Llama(str(file), embedding=True, n_ctx=2304, n_batch=2304, n_ubatch=2304, verbose=False,
+                            n_threads=args.threads, n_threads_batch=args.threads)  # fmt: skip
+    return {
+        "jina_local": runs["jina_local"],
+        "Llama.embed one by one": lambda texts: [rival.embed("Document: " + t) for t in texts],
+    }
+
+
+if __name__ == "__main__":
+    main()

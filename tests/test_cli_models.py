@@ -1,0 +1,122 @@
+"""`models`, on a store and a cache made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jina_local import cli
+from jina_local.errors import (
+    JinaError,
+    ModelNotFound,
+)
+from jina_local.formats.manifest import Entry, Manifest, Source
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A local store with one converted folder, and an empty hub cache."""
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "store" / "nano-8bit"
+    folder.mkdir(parents=True)
+    files = {"model.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"{}"}
+    entries = {}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+        task, label = ("retrieval", "8bit") if name == "model.safetensors" else (None, None)
+        entries[name] = Entry(len(data), hashlib.sha256(data).hexdigest(), task, label)
+    body = Manifest("mlx", "jina-embeddings-v5-text-nano", Source("somewhere", None, {}), "0" * 64, entries)
+    (folder / "manifest.json").write_text(body.dump())
+    return folder
+
+
+def test_models_list_shows_what_is_here(store, capfd):
+    assert cli.main(["models", "list"]) == 0
+    out = capfd.readouterr().out
+    assert "jina-embeddings-v5-text-small  (v5-small, " in out
+    assert "not here: jina-local models pull jina-embeddings-v5-text-small" in out
+    assert "768 dimensions, 8192 tokens, CC BY-NC 4.0; retrieval, " in out
+    assert re.search(rf"local store +0\.0 MB  retrieval 8bit\n +{re.escape(str(store))}\n", out)
+    assert cli.main(["models", "list", "--json"]) == 0
+    small, nano = json.loads(capfd.readouterr().out)
+    assert small["places"] == []
+    assert nano["places"] == [
+        {"where": "local store", "path": str(store), "holds": ["retrieval 8bit"], "size": 11}
+    ]  # fmt: skip
+    assert nano["license"] == "CC BY-NC 4.0"
+
+
+def test_models_verify(store, capfd):
+    for argv in (["v5-nano"], [str(store)], []):
+        assert cli.main(["models", "verify", *argv]) == 0
+        assert capfd.readouterr().out == f"ok  {store}  (3 files)\n"
+    (store / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert cli.main(["models", "verify", "v5-nano"]) == 3
+    first, second = capfd.readouterr().out.splitlines()
+    assert first == f"NOT OK  {store}  (3 files)"
+    assert "model.safetensors" in second
+
+
+def test_models_rm(store, capfd):
+    assert cli.main(["models", "rm", "v5-nano"]) == 0
+    out = capfd.readouterr()
+    assert out.out == ""
+    assert out.err == f"removed from the local store: {store} (0.0 MB)\n"
+    assert not store.exists()
+    for action in ("rm", "verify", "path"):
+        with pytest.raises(ModelNotFound, match="on this machine"):
+            cli.main(["models", action, "v5-nano"])
+    with pytest.raises(ModelNotFound, match=r"no model is on this machine\..*models pull"):
+        cli.main(["models", "verify"])
+
+
+def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capfd, monkeypatch):
+    from jina_local import hub, hub_cache
+
+    asked = []
+
+    def pull(row, kind, **settings):
+        asked.append((row.spec.name, kind, settings))
+        files = {"retrieval": Path("/cache/a.gguf"), "clustering": Path("/cache/b.gguf")}
+        return hub_cache.Held(kind, files, "Q4_K_M", "c0ffee", ("a note",))
+
+    monkeypatch.setattr(hub, "pull", pull)
+    options = ["--backend", "llama", "--task", "retrieval", "--task", "clustering", "--weights", "Q4_K_M"]
+    assert cli.main(["models", "pull", "v5-nano", *options, "--revision", "c0ffee", "--progress"]) == 0
+    settings = {"tasks": ["retrieval", "clustering"], "weights": "Q4_K_M", "revision": "c0ffee", "progress": True}
+    assert asked == [("jina-embeddings-v5-text-nano", "llama", settings)]
+    out = capfd.readouterr()
+    assert out.out == "/cache/a.gguf\n/cache/b.gguf\n"
+    assert out.err == "jina-embeddings-v5-text-nano: the weights are CC BY-NC 4.0, non-commercial\na note\n"
+    monkeypatch.setenv("JINA_LOCAL_MODEL", "v5-small")
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "mlx")
+    assert cli.main(["models", "pull"]) == 0
+    nothing = {"tasks": None, "weights": None, "revision": None, "progress": False}
+    assert asked[1] == ("jina-embeddings-v5-text-small", "mlx", nothing)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["list", "v5-nano"], r"list takes no name; `models path v5-nano`"),
+        (["list", "--task", "retrieval"], r"--task belongs to `models pull`, not to `models list`"),
+        (["path", "--json"], r"--json belongs to `models list`, not to `models path`"),
+        (["rm"], r"rm needs a name: jina-embeddings-v5-text-small, "),
+        (["pull", "v5-nano", "--offline"], r"pull needs the network, and --offline"),
+        (["pull", "v5-nano", "--backend", "mlx", "--weights", "Q8_0"], r"--weights is for llama"),
+        (["pull", "v6"], r"unknown model 'v6'"),
+        (["path", "v6"], r"unknown model 'v6'|not"),
+    ],
+)
+def test_models_misuse(store, argv, message):
+    with pytest.raises(JinaError, match=message):
+        cli.main(["models", *argv])
