@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends, batching, registry, tokens, vectors, weights
+from . import backends, batching, registry, tokens, vectors
 from .backends import Backend
 from .errors import EngineError, ModelDamaged, NonFiniteError, UsageError
 from .formats import gguf
 from .spec import Embedded, EmbeddingSpec, ModelSpec, Origin, Weights
 from .tokens import Encoded, Tokenizer
 from .vocabulary import tokenizer_json
+from .weights import find
 
 _log = logging.getLogger("jina_local")
 _RESIDENT = 2  # merged tasks whose weights stay open; a third closes the one used longest ago
@@ -47,7 +48,14 @@ def load(
     repository instead of the pinned one. offline: True never opens a socket; None follows HF_HUB_OFFLINE.
     What was chosen, and why, is in `.spec.origin`. Raises ModelNotFound, ModelDamaged, EngineMissing, UsageError.
     """
-    found = _find(os.fspath(name_or_path), backend, weights, revision, offline)
+    found = find(
+        name_or_path,
+        backend=backend,
+        weights=weights,
+        revision=revision,
+        offline=offline,
+        tasks=None if task is None else [task],
+    )
     return Embedder(found, task=task, device=device, threads=threads)
 
 
@@ -289,12 +297,6 @@ def _bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
     # disable=None: only on a terminal.
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None if show is None else False, delay=delay) as bar:
         yield bar.update
-
-
-def _find(wanted: str, backend: str, label: str | None, revision: str | None, offline: bool | None) -> Weights:
-    if backend not in ("auto", *backends.BACKENDS):
-        raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
-    return weights.find(wanted, backend=backend, weights=label, revision=revision, offline=offline)
 
 
 def adapter_of(found: Weights, task: str) -> str | None:

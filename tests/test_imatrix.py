@@ -77,7 +77,7 @@ def test_the_means_are_those_of_the_true_inputs(model):
         for name, rows in true_inputs(source, text).items():
             sums[name] = sums.get(name, 0) + (rows.astype(np.float64) ** 2).sum(0)
     assert found.keys() == sums.keys()
-    assert len(found) == 3 * 7
+    assert len(found) == 2 * 7
     tokens = sum(map(len, ids))
     for name, values in found.items():
         assert values.dtype == np.float32
@@ -128,7 +128,7 @@ def test_it_changes_the_files_and_lowers_the_weighted_error(model, tmp_path):
         )
         assert sum(weighted.values()) < 0.9 * sum(plain.values()), label
         better = [name for name in plain if weighted[name] < plain[name]]
-        assert len(better) == len(plain) == 21
+        assert len(better) == len(plain) == 14
 
 
 def test_the_whole_way_writes_what_was_used(model, tmp_path):
@@ -148,7 +148,7 @@ def test_the_whole_way_writes_what_was_used(model, tmp_path):
     to_gguf(source, tmp_path / "plain", tasks=["retrieval"], types=["Q4_K_M", "F16"])
     name = f"v5-{kind}-retrieval-Q4_K_M.gguf"
     keys = read_header(tmp_path / "out" / name).keys
-    assert keys["quantize.imatrix.entries_count"] == 21
+    assert keys["quantize.imatrix.entries_count"] == 14
     assert keys["quantize.imatrix.chunks_count"] == 3
     assert keys["quantize.imatrix.dataset"] == imatrix.digest([*TEXTS[:2], TEXTS[2].strip()])
     assert (tmp_path / "out" / name).read_bytes()[-50_000:] != (tmp_path / "plain" / name).read_bytes()[-50_000:]

@@ -26,10 +26,10 @@ TASKS = ("retrieval", "text-matching", "clustering", "classification")
 RANK = 32
 
 SIZES = {
-    "small": {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "head_dim": 128, "intermediate_size": 512, "max_position_embeddings": 1024},
-    "nano": {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
-             "head_dim": 64, "intermediate_size": 512, "max_position_embeddings": 1024},
+    "small": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "head_dim": 128, "intermediate_size": 256, "max_position_embeddings": 1024},
+    "nano": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+             "head_dim": 64, "intermediate_size": 256, "max_position_embeddings": 1024},
 }  # fmt: skip
 FULL = {
     "small": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,

@@ -1,0 +1,170 @@
+"""Find the files of one model: a name or a path -> spec.Weights, checked, or an error that says what was looked for.
+
+A path is read by `layouts`. A name is looked for in the local store, then in the hub cache, and is then fetched
+unless offline. Every choice that was made for the caller is a sentence in Weights.reasons.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import backends, gguf_identity, hub, hub_cache, registry
+from .errors import ModelDamaged, ModelNotFound, UsageError
+from .hub_cache import Held
+from .layouts import LAYOUTS as LAYOUTS
+from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
+from .registry import Published
+from .spec import Weights
+
+_FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
+_LABELS = {label.casefold(): label for label in (*gguf_identity.ORDER, *MLX_ORDER)}
+_PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
+
+
+def find(
+    name_or_path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    weights: str | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: bool = False,
+    tasks: Sequence[str] | None = None,
+    source: bool = False,
+) -> Weights:
+    """The files of a model, not yet opened by an engine.
+
+    name_or_path: a folder, a .gguf file, or a name: "v5-nano", "owner/name", "owner/name:Q4_K_M". weights: a label
+    in any case. revision: for names, a commit of the hub instead of the pinned one. offline: None follows
+    JINA_LOCAL_OFFLINE and HF_HUB_OFFLINE. tasks: all have to be served; without, what is there is taken, and the
+    default task is fetched. source: only the published checkpoint with its adapters will do, no conversion.
+    Raises ModelNotFound, ModelDamaged, UsageError, EngineMissing, OutputError.
+    """
+    wanted = os.fspath(name_or_path)
+    if backend not in ("auto", *backends.BACKENDS):
+        raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
+    if not wanted.strip():
+        raise UsageError(f"no model was given. Known names: {', '.join(registry.names())}; or a path.")
+    asked = Asked(backend, _LABELS.get(weights.casefold(), weights) if weights else None, tuple(tasks or ()))
+    path = Path(wanted).expanduser()
+    if os.path.lexists(path):
+        if revision is not None:
+            raise UsageError(
+                f"revision {revision!r} was given with a path, {wanted}; it belongs to a name on the hub."
+            )
+        return open_path(path, asked)
+    if isinstance(name_or_path, Path) or _PATH.fullmatch(wanted):
+        raise ModelNotFound(
+            f"{wanted}: no such file or folder. Give a folder or a .gguf file that exists, or one of the names "
+            f"{', '.join(registry.names())}."
+        )
+    return _by_name(wanted, asked, revision, hub.offline(offline), progress, source)
+
+
+def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, progress: bool, source: bool) -> Weights:
+    row, asked = _lookup(wanted, asked)
+    if unknown := [task for task in asked.tasks if task not in row.spec.tasks]:
+        raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
+    kinds = ("mlx",) if source else engines_for(asked.label, asked.backend)
+    default = row.spec.tasks if source else (row.spec.default_task or row.spec.tasks[0],)
+    tries = [asked.tasks or default, *([()] if offline and not asked.tasks else [])]
+    # Weights named by their bits come from our converter alone; no hub has them.
+    ours = asked.label is not None and asked.label.endswith("bit")
+    broken = [f"not usable: {one.fault}" for one in hub.stored() if one.fault]
+    for tasks in tries:
+        for kind in () if source else kinds:
+            if stored := _in_store(row, replace(asked, backend=kind, tasks=tuple(tasks)), revision):
+                return stored
+        for kind in () if ours else kinds:
+            if held := hub_cache.held(row, kind, tasks=tasks, weights=asked.label, revision=revision):
+                return _of_held(row, held, asked, [f"found in the hub cache, commit {held.commit}", *broken])
+    if ours or offline:
+        raise ModelNotFound(" ".join([_absent(row, kinds, asked, revision), *broken]))
+    held = hub.pull(
+        row, kinds[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress
+    )
+    return _of_held(row, held, asked, [f"fetched from {hub.endpoint()}, commit {held.commit}", *broken])
+
+
+def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
+    """The row of `name`, `owner/name` or the repository of one task's GGUF files, each with an optional `:LABEL`."""
+    name, _, label = wanted.partition(":")
+    if label and asked.label and label.casefold() != asked.label.casefold():
+        raise UsageError(f"{wanted} asks for {label}, and weights={asked.label!r} for another precision. Give one.")
+    chosen = label or asked.label
+    if chosen and chosen.casefold() not in _LABELS:
+        possible = f"For llama: {', '.join(gguf_identity.ORDER)}; for mlx: {', '.join(MLX_ORDER)}."
+        raise UsageError(f"unknown weights {chosen!r}. {possible}")
+    asked = replace(asked, label=_LABELS[chosen.casefold()] if chosen else None)
+    for row in registry.PUBLISHED:
+        for task, repo in hub_cache.repos(row, "llama", row.spec.tasks).items():
+            if name.casefold() == repo.casefold():
+                refuse_other(asked, "llama", f"{name} has GGUF files")
+                return row, replace(asked, backend="llama", tasks=asked.tasks or (task,))
+    try:
+        return registry.lookup(name), asked
+    except UsageError as error:
+        raise UsageError(f"{error} There is no file or folder {wanted!r} either.") from error
+
+
+def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | None:
+    """The best of the converted folders that have what was asked for."""
+    fit: list[tuple[int, Path, str]] = []
+    for one in hub.stored():
+        held = one.manifest
+        if held is None or held.model != row.spec.name or held.form not in _FORMS[asked.backend]:
+            continue
+        if revision not in (None, held.source.revision):
+            continue
+        entries = [entry for entry in held.files.values() if entry.weights]
+        for label in {str(entry.weights) for entry in entries}:
+            tasks = {entry.task for entry in entries if entry.weights == label}
+            if asked.label in (None, label) and set(asked.tasks) <= tasks:
+                order = gguf_identity.ORDER if held.form == "gguf" else MLX_ORDER
+                fit.append((order.index(label) if label in order else len(order), one.path, label))
+    if not fit:
+        return None
+    _, path, label = min(fit)
+    why = (
+        f"{label} in {path}: the first choice of {len(fit)} in the local store"
+        if len(fit) > 1
+        else f"in the local store, {path}"
+    )
+    return open_path(path, replace(asked, label=label, reasons=(why,)))
+
+
+def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -> Weights:
+    asked = replace(asked, backend=held.kind, reasons=(*reasons, *held.notes))
+    paths = dict.fromkeys(held.files.values())
+    first = next(iter(paths))
+    if held.kind == "llama":
+        found = of_ggufs(dict.fromkeys(paths), first.parent, replace(asked, label=held.label, tasks=()))
+    else:
+        found = of_published(first, asked)
+    if found.model.name != row.spec.name:
+        raise ModelDamaged(f"{first}: holds {found.model.name}, and was published as {row.spec.name}.")
+    return replace(found, revision=held.commit)
+
+
+def _absent(row: Published, kinds: Sequence[str], asked: Asked, revision: str | None) -> str:
+    tasks = asked.tasks or (row.spec.default_task or row.spec.tasks[0],)
+    label = asked.label or hub.GGUF_DEFAULT
+    if label.endswith("bit"):
+        return (
+            f"{row.spec.name}: no {label} weights in the local store {hub.local_store()}, and none are published. "
+            f"{how_to_convert(label, row.spec.name)}"
+        )
+    wanted = {
+        "llama": ", ".join(row.gguf_file.format(task=task, type=label) for task in tasks),
+        "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json, adapters/)",
+    }
+    at = f" at revision {revision}" if revision else ""
+    return (
+        f"{row.spec.name}: not on this machine, and it may not be fetched (offline). Looked for "
+        f"{' or '.join(wanted[kind] for kind in kinds)}{at} in the local store {hub.local_store()} and in the hub "
+        f"cache {hub_cache.cache_folder()}. {hub.ways_out(row.spec.name)}"
+    )
