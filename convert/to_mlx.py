@@ -1,0 +1,152 @@
+"""Published checkpoint -> MLX folders in mlx-lm's layout, one a task: merged in float32, then rounded or quantised.
+
+Names carry `model.` and the config says what mlx-lm expects, so that it loads the Qwen3 folders as they are;
+our own engine reads them with the prefix or without.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_local import architecture
+from jina_local.architecture import Architecture
+from jina_local.checkpoint import Checkpoint
+from jina_local.errors import UsageError
+from jina_local.formats import safetensors
+from jina_local.tokens import Tokenizer
+
+from . import source
+from .publish import staging, write_manifest
+from .quantise import BITS, GROUP_SIZES, quantise, recipe
+
+Progress = Callable[[str, int, int], None]
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+
+_PLAIN = {16: "F16", 32: "F32"}
+_BYTES = {"U32": 4, "F32": 4, "F16": 2}
+_CLASSES = {"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}
+# Keys of the published config that mean something to its remote code only, or that are written anew.
+_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "quantization", "quantization_config")
+_PROMPTS = "config_sentence_transformers.json"
+
+
+def to_mlx(
+    folder: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    bits: int,
+    group_size: int = 64,
+    force: bool = False,
+    source_name: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write `out` (one task) or `out`/<task> (several) from the checkpoint in `folder`.
+
+    `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64, 128) with the token table at 8 at
+    least, 16 for float16, 32 for float32. `progress(what, done, of)` counts tensors. The same input gives the
+    same bytes. Peak memory: about twice the largest tensor in float32 (the token table), whatever the size
+    of the model. Raises UsageError, ModelDamaged, OutputError, Locked.
+    """
+    if bits not in (*BITS, *_PLAIN):
+        raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, (*BITS, *_PLAIN)))}.")
+    if group_size not in GROUP_SIZES:
+        raise UsageError(f"group_size {group_size!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
+    with Checkpoint(folder) as checkpoint:
+        chosen = source.choose_tasks(checkpoint, tasks)
+        if not chosen:
+            raise UsageError(f"no task given. {folder} has: {', '.join(source.choose_tasks(checkpoint, ['all']))}.")
+        layout = _layout(checkpoint.arch, bits, group_size)
+        record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen)
+        fingerprint = Tokenizer.from_file(folder / "tokenizer.json").fingerprint()
+        model, label = source.row_of(checkpoint).spec.name, f"{bits}bit"
+        needs = sum(math.prod(shape) * _BYTES[dtype] for dtype, shape in layout.values()) * len(chosen)
+        weights: dict[str, tuple[str | None, str]] = {}
+        with staging(out, force=force, needs=needs) as temp:
+            for task in chosen:
+                target = temp if len(chosen) == 1 else temp / task
+                target.mkdir(exist_ok=True)
+                tensors = _tensors(checkpoint, task, bits, group_size, progress)
+                safetensors.write(target / "model.safetensors", layout, tensors, {"format": "mlx"})
+                _write_configs(checkpoint, target, bits, group_size)
+                weights[(target / "model.safetensors").relative_to(temp).as_posix()] = (task, label)
+                if target != temp:
+                    own: dict[str, tuple[str | None, str]] = {"model.safetensors": (task, label)}
+                    write_manifest(target, form="mlx", model=model, source=record, tokenizer=fingerprint, weights=own)
+            write_manifest(temp, form="mlx", model=model, source=record, tokenizer=fingerprint, weights=weights)
+
+
+def _layout(arch: Architecture, bits: int, group_size: int) -> Layout:
+    """Every tensor of the file: name -> dtype, shape."""
+    layout: Layout = {}
+    for name, shape in architecture.tensors(arch).items():
+        code = recipe(name, shape, bits, group_size)
+        if code is None:
+            layout[f"model.{name}"] = (_PLAIN.get(bits, "F16"), shape)
+            continue
+        rows, columns = shape
+        layout[f"model.{name}"] = ("U32", (rows, columns * code[0] // 32))
+        for part in ("scales", "biases"):
+            layout[f"model.{name.removesuffix('weight')}{part}"] = ("F16", (rows, columns // code[1]))
+    return layout
+
+
+def _tensors(
+    checkpoint: Checkpoint, task: str, bits: int, group_size: int, progress: Progress | None
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    total = len(architecture.tensors(checkpoint.arch))
+    for done, (name, weight) in enumerate(checkpoint.merged(source.adapter_of(checkpoint, task)), 1):
+        code = recipe(name, weight.shape, bits, group_size)
+        if code is not None:
+            # From float32: rounding to float16 first would add its error to that of the codes.
+            matrix = quantise(weight, *code, where=name)
+            stem = f"model.{name.removesuffix('weight')}"
+            yield f"{stem}weight", matrix.codes
+            yield f"{stem}scales", matrix.scales
+            yield f"{stem}biases", matrix.biases
+        else:
+            yield f"model.{name}", weight if bits == 32 else safetensors.to_f16(weight, name)
+        if progress:
+            progress(f"mlx {task} {bits}bit", done, total)
+
+
+def _write_configs(checkpoint: Checkpoint, target: Path, bits: int, group_size: int) -> None:
+    arch = checkpoint.arch
+    config = {key: value for key, value in checkpoint.config.items() if key not in _FOREIGN}
+    config |= {
+        "architectures": [_CLASSES[arch.kind]],
+        "model_type": arch.kind,
+        "rope_theta": arch.rope_theta,
+        "head_dim": arch.head_dim,
+        "num_key_value_heads": arch.kv_heads,
+        "torch_dtype": "float32" if bits == 32 else "float16",
+        "dtype": "float32" if bits == 32 else "float16",
+    }
+    if arch.kind == "qwen3":
+        config["tie_word_embeddings"] = True  # else mlx-lm wants a vocabulary head
+    if bits not in _PLAIN:
+        config["quantization"] = config["quantization_config"] = _quantization(arch, bits, group_size)
+    text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
+    (target / "config.json").write_text(text, encoding="utf-8")
+    for name in (*source.TOKENIZER_FILES, _PROMPTS):
+        if (checkpoint.folder / name).exists():
+            shutil.copyfile(checkpoint.folder / name, target / name)
+
+
+def _quantization(arch: Architecture, bits: int, group_size: int) -> dict[str, object]:
+    """What mlx-lm writes: the setting for all, then the modules that have another, by their path."""
+    entries: dict[str, object] = {"bits": bits, "group_size": group_size, "mode": "affine"}
+    for name, shape in architecture.tensors(arch).items():
+        code = recipe(name, shape, bits, group_size)
+        if code is not None and code != (bits, group_size):
+            module = f"model.{name.removesuffix('.weight')}"
+            entries[module] = {"bits": code[0], "group_size": code[1], "mode": "affine"}
+    return entries

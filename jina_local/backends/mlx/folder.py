@@ -1,0 +1,189 @@
+"""A model folder -> evaluated MLX arrays: a checkpoint with an adapter to merge, or MLX's own quantised layout.
+
+Nothing is loaded before the header, the config and the set of tensors agree to the last shape and type. Tensors
+are read one at a time, the token table first. Peak memory is the larger of two: the weights in the type that they
+are computed in, plus twice the largest matrix of a layer; or 2.4 times the token table in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import architecture
+from ...checkpoint import Checkpoint, check_shapes, read_json
+from ...errors import ModelDamaged, UsageError
+from ...formats.safetensors import SafetensorsFile, to_f16
+from .transformer import Matrix, Packed
+
+_BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+_FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class _Code:
+    """How one matrix is quantised."""
+
+    bits: int
+    group_size: int
+
+
+class PlainFolder:
+    """Weights in floating point: published, merged, or converted at 16 or 32 bits."""
+
+    def __init__(self, path: Path, task: str | None) -> None:
+        self._checkpoint = Checkpoint(path)
+        self._task = task
+        self.arch = self._checkpoint.arch
+        converted = all(file.metadata.get("format") == "mlx" for file in self._checkpoint.files)
+        self.exact = converted and self._checkpoint.dtype == "F32"  # somebody asked for 32 bits by name
+        self.stored = self._checkpoint.dtype
+
+    def weights(self, dtype: mx.Dtype, *, keep_packed: bool) -> Iterator[tuple[str, Matrix]]:
+        """Every tensor in `dtype`, the adapter merged in float32 and the sum rounded once."""
+        for name, weight in self._checkpoint.merged(self._task):
+            yield name, _evaluated(weight, dtype, name)
+
+    def close(self) -> None:
+        """Close the files; arrays that were read stay."""
+        self._checkpoint.close()
+
+
+class QuantisedFolder:
+    """Affine codes in the layout of mlx-lm: <module>.weight, .scales, .biases, and `quantization` in the config."""
+
+    exact = False
+
+    def __init__(self, path: Path, config: Mapping[str, object]) -> None:
+        self.arch = architecture.from_config(config, str(path / "config.json"))
+        found = sorted(p.name for p in path.glob("model*.safetensors"))
+        if found != ["model.safetensors"]:
+            raise ModelDamaged(
+                f"{path}: expected one model.safetensors, found {', '.join(found) or 'none'}. Weights of several "
+                "precisions need a folder each; together they would be loaded as a blend."
+            )
+        self._file = SafetensorsFile(path / "model.safetensors")
+        try:
+            self._stored = {name.removeprefix("model."): name for name in self._file.tensors}
+            if len(self._stored) != len(self._file.tensors):
+                raise ModelDamaged(
+                    f"{self._file.path}: a tensor is there twice, with `model.` before it and without."
+                )
+            self._codes = self._plan(_quantization(config, path))
+            self._check_types()
+        except BaseException:
+            self._file.close()
+            raise
+        self.stored = "/".join(f"{bits}bit" for bits in sorted({code.bits for code in self._codes.values()}))
+
+    def weights(self, dtype: mx.Dtype, *, keep_packed: bool) -> Iterator[tuple[str, Matrix]]:
+        """Every tensor in `dtype`; with `keep_packed` the matrices stay codes, else they are widened here."""
+        for name in architecture.tensors(self.arch):
+            if name not in self._codes:
+                yield name, _evaluated(self._read(name), dtype, name)
+                continue
+            code = self._codes[name]
+            scales, biases = (name.removesuffix("weight") + part for part in ("scales", "biases"))
+            packed = Packed(
+                codes=mx.array(self._file.read(self._stored[name])),
+                scales=_evaluated(self._read(scales), dtype, scales),
+                biases=_evaluated(self._read(biases), dtype, biases),
+                group_size=code.group_size,
+                bits=code.bits,
+            )
+            yield name, packed if keep_packed else _widened(packed)
+
+    def close(self) -> None:
+        """Close the file; arrays that were read stay."""
+        self._file.close()
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        data = self._file.read_f32(self._stored[name])
+        if not np.isfinite(data).all():
+            raise ModelDamaged(f"{self._file.path}: {self._stored[name]}: holds NaN or infinite values.")
+        return data
+
+    def _plan(self, entries: Mapping[str, object]) -> dict[str, _Code]:
+        """The quantised matrices, after the whole set of tensors was held against what config and codes imply."""
+        codes: dict[str, _Code] = {}
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, shape in architecture.tensors(self.arch).items():
+            module = name.removesuffix(".weight")
+            expected[name] = shape
+            if len(shape) != 2 or f"{module}.scales" not in self._stored:
+                continue
+            code = codes[name] = _code(entries, module, self._file.path)
+            rows, columns = shape
+            if columns % code.group_size:
+                raise ModelDamaged(f"{self._file.path}: {name}: rows of {columns} in groups of {code.group_size}.")
+            expected[name] = (rows, columns * code.bits // 32)
+            expected[f"{module}.scales"] = expected[f"{module}.biases"] = (rows, columns // code.group_size)
+        found = {name: self._file.tensors[stored].shape for name, stored in self._stored.items()}
+        check_shapes(found, expected, str(self._file.path))
+        return codes
+
+    def _check_types(self) -> None:
+        # Engines load by shape: whole numbers in the place of floats would be taken as they are.
+        for name, stored in self._stored.items():
+            dtype = self._file.tensors[stored].dtype
+            allowed = ("U32",) if name in self._codes else _FLOATS
+            if dtype not in allowed:
+                raise ModelDamaged(
+                    f"{self._file.path}: {stored} is stored as {dtype}; expected {' or '.join(allowed)}."
+                )
+
+
+Folder = PlainFolder | QuantisedFolder
+
+
+def open_folder(path: Path, task: str | None) -> Folder:
+    """Check a folder and open it. Raises ModelDamaged, or UsageError for a task that it cannot serve."""
+    config = read_json(path / "config.json")
+    if "quantization" not in config and "quantization_config" not in config:
+        return PlainFolder(path, task)
+    if task is not None:
+        raise UsageError(
+            f"{path} is quantised: the adapter of task {task!r} cannot be merged into it. Convert the published "
+            f"checkpoint: python -m convert mlx SRC OUT --task {task}."
+        )
+    return QuantisedFolder(path, config)
+
+
+def _quantization(config: Mapping[str, object], path: Path) -> Mapping[str, object]:
+    entries = config.get("quantization", config.get("quantization_config"))
+    if not isinstance(entries, Mapping) or "bits" not in entries:
+        raise ModelDamaged(
+            f"{path / 'config.json'}: quantization is {entries!r}; this engine reads MLX's affine codes."
+        )
+    return entries
+
+
+def _code(entries: Mapping[str, object], module: str, where: Path) -> _Code:
+    """The module's own entry, under its name with `model.` or without, else what stands for all."""
+    entry = entries.get(f"model.{module}", entries.get(module, entries))
+    if not isinstance(entry, Mapping):
+        raise ModelDamaged(f"{where}: {module} is quantised, its entry under quantization is {entry!r}.")
+    bits, group_size, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
+    if bits not in _BITS or group_size not in _GROUP_SIZES or mode != "affine":
+        raise ModelDamaged(
+            f"{where}: {module} is quantised with bits {bits!r}, group_size {group_size!r}, mode {mode!r}; this "
+            f"engine reads affine codes of {', '.join(map(str, _BITS))} bits in groups of "
+            f"{', '.join(map(str, _GROUP_SIZES))}."
+        )
+    return _Code(bits, group_size)
+
+
+def _evaluated(data: NDArray[np.float32], dtype: mx.Dtype, name: str) -> mx.array:
+    # From numpy, an array is filled at once: nothing lazy is left that another thread could not evaluate.
+    return mx.array(to_f16(data, name) if dtype == mx.float16 else data)
+
+
+def _widened(packed: Packed) -> mx.array:
+    wide = mx.dequantize(packed.codes, packed.scales, packed.biases, group_size=packed.group_size, bits=packed.bits)
+    mx.eval(wide)
+    return wide

@@ -1,0 +1,78 @@
+"""TokenBatch -> rectangles: right-padded ids, the rows that are wanted, and the masks they need. Numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...batching import round_up
+from ...errors import EngineError
+from ...spec import TokenBatch
+
+PAD = 0  # any row of the table: no wanted row ever looks at a pad
+
+
+@dataclass(frozen=True)
+class Padded:
+    """One pass, texts as rows, every text from position 0. Shifting a text costs digits of its rotations."""
+
+    ids: NDArray[np.int32]  # (n_texts, length)
+    lengths: NDArray[np.int32]  # (n_texts,)
+    at: NDArray[np.int32] | None  # (n_texts, most): wanted positions in each text, padded with 0; None: all
+    pick: NDArray[np.int32]  # (n_rows,): the batch's rows among the n_texts x most (or x length) computed ones
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no padding at all."""
+        return bool((self.lengths == self.ids.shape[1]).all())
+
+    def key_mask(self) -> NDArray[np.bool_] | None:
+        """(n_texts, 1, 1, length), True at tokens; None where nothing is padded. No row of it is all False."""
+        if self.full:
+            return None
+        return (np.arange(self.ids.shape[1]) < self.lengths[:, None])[:, None, None, :]
+
+    def causal_mask(self) -> NDArray[np.bool_] | None:
+        """(n_texts, 1, most, length) for the rows `at`, True at and before each; None where all are last."""
+        if self.at is None:
+            raise ValueError("a causal mask is for chosen rows; all rows take the engine's own")
+        last = self.ids.shape[1] - 1
+        if (self.at == last).all():
+            return None
+        return np.arange(last + 1) <= self.at[:, None, :, None]
+
+
+def pad(batch: TokenBatch, multiple: int) -> Padded:
+    """Texts of one length are not padded, so that they need no mask; others go up to a multiple of `multiple`."""
+    lengths = np.diff(batch.starts)
+    longest = int(lengths.max())
+    width = longest if (lengths == longest).all() else round_up(longest, multiple)
+    ids = np.full((len(lengths), width), PAD, np.int32)
+    ids[np.arange(width) < lengths[:, None]] = batch.ids
+    where = batch.rows - batch.starts[batch.owner]
+    if len(batch.rows) == len(batch.ids):
+        return Padded(ids, lengths, None, batch.owner * width + where)
+    counts = np.bincount(batch.owner, minlength=len(lengths))
+    place = np.arange(len(batch.rows)) - (np.cumsum(counts) - counts)[batch.owner]
+    at = np.zeros((len(lengths), int(counts.max())), np.int32)
+    at[batch.owner, place] = where
+    return Padded(ids, lengths, at, (batch.owner * at.shape[1] + place).astype(np.int32))
+
+
+def check(batch: TokenBatch, vocab: int, longest: int) -> None:
+    """Raise EngineError for what MLX would answer with a crash or with neighbouring memory."""
+    lengths = np.diff(batch.starts)
+    if len(lengths) == 0 or (lengths < 1).any() or batch.starts[0] != 0 or batch.starts[-1] != len(batch.ids):
+        raise EngineError("a pass needs at least one token in every text.")
+    low, high = int(batch.ids.min()), int(batch.ids.max())
+    if low < 0 or high >= vocab:
+        raise EngineError(f"token id {low if low < 0 else high} is outside the model's table of {vocab} rows.")
+    if int(lengths.max()) > longest:
+        raise EngineError(f"a text of {int(lengths.max())} tokens; the model has positions for {longest}.")
+    rows = batch.rows
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(batch.ids) or (np.diff(rows) <= 0).any():
+        raise EngineError("the wanted rows have to be ascending positions within the pass.")
+    if not np.array_equal(np.searchsorted(batch.starts, rows, "right") - 1, batch.owner):
+        raise EngineError("a wanted row lies outside the text that it is said to belong to.")
