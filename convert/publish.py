@@ -83,7 +83,7 @@ def write_manifest(
 ) -> None:
     """Digest every file of `folder` and write its manifest. `weights`: path -> (task, label)."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / manifest.NAME):
         name = path.relative_to(folder).as_posix()
         task, label = weights.get(name, (None, None))
         files[name] = Entry(path.stat().st_size, manifest.sha256(path), task, label)

@@ -16,7 +16,9 @@ from jina_local.architecture import Architecture
 Floats = NDArray[np.float32]
 
 
-def hidden_states(arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int]) -> Floats:
+def hidden_states(
+    arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int] | NDArray[np.int32]
+) -> Floats:
     """(n_tokens,) ids -> (n_tokens, hidden) float32, after the final norm.
 
     `weights`: every tensor of `architecture.tensors(arch)`, the adapter added.
@@ -64,7 +66,8 @@ def _angles(arch: Architecture, n: int) -> tuple[Floats, Floats]:
 
 
 def _rms(x: Floats, weight: Floats, eps: float) -> Floats:
-    return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
+    out: Floats = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
+    return out
 
 
 def _names(arch: Architecture) -> list[str]:

@@ -21,6 +21,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+_CLASSES = {"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}
+# Keys of the published config that mean something to its remote code only, or that are written anew.
+_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "quantization", "quantization_config")
+
 
 def locate(wanted: str, *, revision: str | None, offline: bool | None) -> tuple[Path, str, str | None]:
     """(folder, name, commit) of a checkpoint: a folder as it is, a registry name or id through the hub cache."""
@@ -65,6 +69,27 @@ def merged_task(checkpoint: Checkpoint) -> list[str]:
 def adapter_of(checkpoint: Checkpoint, task: str) -> str | None:
     """The adapter to merge for `task`: itself, or None where the source is merged already."""
     return task if checkpoint.tasks else None
+
+
+def plain_config(checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
+    """The config of a merged model of the same shape: a class of transformers' own, nothing for remote code.
+
+    `dtype`: "float32", "float16" or "bfloat16". RoPE's base stands at the top, where every loader looks.
+    """
+    arch = checkpoint.arch
+    config = {key: value for key, value in checkpoint.config.items() if key not in _FOREIGN}
+    config |= {
+        "architectures": [_CLASSES[arch.kind]],
+        "model_type": arch.kind,
+        "rope_theta": arch.rope_theta,
+        "head_dim": arch.head_dim,
+        "num_key_value_heads": arch.kv_heads,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+    if arch.kind == "eurobert":
+        config["classifier_pooling"] = "mean"  # "late", the class's default, stops llama.cpp's own converter
+    return config
 
 
 def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Sequence[str]) -> Source:

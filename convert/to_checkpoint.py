@@ -26,9 +26,6 @@ from .publish import staging, write_manifest
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CLASSES = {"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}
-# Keys of the published config that only mean something to its remote code.
-_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "torch_dtype", "dtype")
 
 
 def merge(
@@ -103,17 +100,7 @@ def _tensors(
 
 def _write_configs(checkpoint: Checkpoint, model: ModelSpec, target: Path, dtype: str) -> None:
     arch = checkpoint.arch
-    config = {key: value for key, value in checkpoint.config.items() if key not in _FOREIGN}
-    config |= {
-        "architectures": [_CLASSES[arch.kind]],
-        "model_type": arch.kind,
-        "rope_theta": arch.rope_theta,
-        "torch_dtype": DTYPES[dtype],
-        "dtype": DTYPES[dtype],
-    }
-    if arch.kind == "eurobert":
-        config["classifier_pooling"] = "mean"  # "late", the class's default, stops llama.cpp's own converter
-    _json(target / "config.json", config)
+    _json(target / "config.json", source.plain_config(checkpoint, DTYPES[dtype]))
     _json(
         target / "config_sentence_transformers.json",
         {

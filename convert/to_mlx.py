@@ -31,9 +31,6 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 _PLAIN = {16: "F16", 32: "F32"}
 _BYTES = {"U32": 4, "F32": 4, "F16": 2}
-_CLASSES = {"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}
-# Keys of the published config that mean something to its remote code only, or that are written anew.
-_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "quantization", "quantization_config")
 _PROMPTS = "config_sentence_transformers.json"
 
 
@@ -120,16 +117,7 @@ def _tensors(
 
 def _write_configs(checkpoint: Checkpoint, target: Path, bits: int, group_size: int) -> None:
     arch = checkpoint.arch
-    config = {key: value for key, value in checkpoint.config.items() if key not in _FOREIGN}
-    config |= {
-        "architectures": [_CLASSES[arch.kind]],
-        "model_type": arch.kind,
-        "rope_theta": arch.rope_theta,
-        "head_dim": arch.head_dim,
-        "num_key_value_heads": arch.kv_heads,
-        "torch_dtype": "float32" if bits == 32 else "float16",
-        "dtype": "float32" if bits == 32 else "float16",
-    }
+    config = source.plain_config(checkpoint, "float32" if bits == 32 else "float16")
     if arch.kind == "qwen3":
         config["tie_word_embeddings"] = True  # else mlx-lm wants a vocabulary head
     if bits not in _PLAIN:

@@ -146,4 +146,4 @@ def _encode(tokenizer: Tokenizer, specs: list[EmbeddingSpec]) -> tokens.Encoded:
 
 
 def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)

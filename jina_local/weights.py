@@ -15,7 +15,6 @@ from pathlib import Path
 from . import backends, gguf_identity, hub, hub_cache, registry
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .hub_cache import Held
-from .layouts import LAYOUTS as LAYOUTS
 from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
 from .registry import Published
 from .spec import Weights

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from jina_local.errors import (
 )
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +89,22 @@ def test_progress_on_a_terminal(term, shown, monkeypatch):
     bar.update(2)
     bar.close()
     assert ("2/2" in sys.stderr.getvalue()) == shown
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors as POSIX has them")
+def test_quiet_stdout_leads_everything_but_the_data_to_stderr_and_ends_clean():
+    code = (
+        "import ctypes, os\n"
+        "from jina_local import console\n"
+        "print('before')\n"
+        "with console.quiet_stdout() as data:\n"
+        "    ctypes.CDLL(None).puts(b'from C')\n"
+        "    print('from Python')\n"
+        "    os.system('echo from a child')\n"
+        "    data.write(b'data\\n')\n"
+        "print('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert done.stdout == b"before\ndata\nafter\n"
+    assert sorted(done.stderr.splitlines()) == [b"from C", b"from Python", b"from a child"]

@@ -32,6 +32,7 @@ from ..spec import Budget, TokenBatch
 from .cores import physical_cores
 from .extra_buffers import use_extra_buffers
 from .llama_library import Library, forget_words, last_words, library
+from .passes import check
 
 _TOKENS = 512  # what a resident context holds; a longer pass gets a context of its own, freed after it
 _TEXTS = 32
@@ -85,7 +86,7 @@ class LlamaBackend:
 
     def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; budget says what is fast."""
-        _check(batch, self.vocab, self.arch.max_positions)
+        check(batch, self.vocab, self.arch.max_positions)
         threads = max(1, self.threads // max(1, min(sharers, self.lanes)))
         with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows)) as lane:
             return lane.run(batch, threads)
@@ -138,9 +139,7 @@ class _Lane:
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
         # Flash attention works in 16 bits on short texts; without it the scores of long ones fill the memory.
         plain = owner._exact and capacity <= _TOKENS
-        params.flash_attn_type = (
-            api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        )
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = _F32 if owner._exact else _F16
         params.kv_unified = True
         params.embeddings = not self._causal
@@ -226,21 +225,6 @@ def _native(api: Any, batch: TokenBatch, *, all_rows: bool) -> tuple[Any, list[N
         logits=wanted.ctypes.data_as(int8),
     )
     return native, [ids, positions, ones, texts, owners, wanted]
-
-
-def _check(batch: TokenBatch, vocab: int, longest: int) -> None:
-    """What the engine would answer with an abort, a crash or a neighbour's vector is refused here."""
-    lengths = np.diff(batch.starts)
-    if len(batch.ids) == 0 or (lengths < 1).any() or batch.starts[0] != 0 or batch.starts[-1] != len(batch.ids):
-        raise EngineError("a pass needs at least one token in every text.")
-    low, high = int(batch.ids.min()), int(batch.ids.max())
-    if low < 0 or high >= vocab:
-        raise EngineError(f"token id {low if low < 0 else high} is outside the model's table of {vocab} rows.")
-    if int(lengths.max()) > longest:
-        raise EngineError(f"a text of {int(lengths.max())} tokens; the model has positions for {longest}.")
-    rows = batch.rows
-    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(batch.ids) or (np.diff(rows) <= 0).any():
-        raise EngineError("the wanted rows have to be ascending positions within the pass.")
 
 
 def _device(lib: Library, asked: str | None) -> str:

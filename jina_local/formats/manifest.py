@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ModelDamaged
+from .safetensors import open_regular
 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
+_LARGEST = 1 << 20
 FORMS = ("mlx", "gguf", "checkpoint")
 
 
@@ -76,7 +78,11 @@ def load(folder: Path) -> Manifest:
     """Read a folder's manifest and check that every file is there with its size. Raises ModelDamaged."""
     path = folder / NAME
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as opened:
+            raw = opened.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            raise ModelDamaged(f"{path}: larger than {_LARGEST >> 20} MiB.")
+        body = json.loads(raw)
         if body["format"] != FORMAT or body["form"] not in FORMS:
             raise ModelDamaged(
                 f"{path}: format {body['format']!r}, form {body['form']!r}; this version reads {FORMAT!r} "

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, EngineMissing, UsageError
 from ...spec import Budget, TokenBatch
-from .padding import Padded, check, pad
+from ..passes import check
+from .padding import Padded, pad
 
 T = TypeVar("T")
 

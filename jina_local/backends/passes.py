@@ -1,0 +1,25 @@
+"""What every engine asks of a pass before it runs one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import EngineError
+from ..spec import TokenBatch
+
+
+def check(batch: TokenBatch, vocab: int, longest: int) -> None:
+    """Raise EngineError for what an engine answers with an abort, a crash, or the memory beside its table."""
+    lengths = np.diff(batch.starts)
+    if len(lengths) == 0 or (lengths < 1).any() or batch.starts[0] != 0 or batch.starts[-1] != len(batch.ids):
+        raise EngineError("a pass needs at least one token in every text.")
+    low, high = int(batch.ids.min()), int(batch.ids.max())
+    if low < 0 or high >= vocab:
+        raise EngineError(f"token id {low if low < 0 else high} is outside the model's table of {vocab} rows.")
+    if int(lengths.max()) > longest:
+        raise EngineError(f"a text of {int(lengths.max())} tokens; the model has positions for {longest}.")
+    rows = batch.rows
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= len(batch.ids) or (np.diff(rows) <= 0).any():
+        raise EngineError("the wanted rows have to be ascending positions within the pass.")
+    if not np.array_equal(np.searchsorted(batch.starts, rows, "right") - 1, batch.owner):
+        raise EngineError("a wanted row lies outside the text that it is said to belong to.")

@@ -1,0 +1,224 @@
+"""What every command shares: exit codes, one guard around main, progress on stderr, stdout kept for data."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import BinaryIO, NoReturn, Protocol
+
+from .errors import (
+    EngineError,
+    EngineMissing,
+    JinaError,
+    Locked,
+    ModelError,
+    NonFiniteError,
+    OutputError,
+    UsageError,
+)
+
+OK = 0
+SOME_FAILED = 1
+DAMAGED = 3
+INTERNAL = 70
+INTERRUPTED = 130
+TERMINATED = 143  # 128 + SIGTERM, as a shell counts it
+
+# The nearest class in an error's ancestry decides. The numbers above 64 are those of BSD's sysexits.h.
+EXIT_CODES: dict[type[BaseException], int] = {
+    NonFiniteError: SOME_FAILED,
+    UsageError: 2,
+    ModelError: DAMAGED,
+    EngineMissing: 69,
+    EngineError: INTERNAL,
+    OutputError: 73,
+    OSError: 74,
+    Locked: 75,
+    KeyboardInterrupt: INTERRUPTED,
+    BaseException: INTERNAL,
+}
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, so that temp files are removed on the way out."""
+
+
+class Progress(Protocol):
+    """A bar, or nothing at all."""
+
+    def update(self, n: int) -> object:
+        """Add `n` units."""
+        ...
+
+    def close(self) -> object:
+        """Take the bar down; what is printed next starts on a line of its own."""
+        ...
+
+
+class _Silent:
+    def update(self, n: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an error ends a command with."""
+    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command and leave the process with its exit code.
+
+    Errors of ours and of the system become one line on stderr, Ctrl-C and a reader that went away
+    (`| head`) end without a traceback, anything else is a bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    code = guarded(main)
+    for stream, descriptor in ((sys.stderr, 2), (sys.stdout, 1)):
+        try:
+            if stream is not None:
+                stream.flush()
+            if descriptor == 1:
+                os.dup2(2, 1)  # destructors of native libraries may still print; it does not belong into the data
+        except BrokenPipeError:
+            _to_null(descriptor)  # else the rest would be tried, and reported, again at shutdown
+        except (OSError, ValueError) as error:
+            code = code or exit_code(error)
+            _to_null(descriptor)
+    sys.exit(code)
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Call `main`; whatever it raises becomes a message on stderr and an exit code."""
+    try:
+        return main()
+    except SystemExit as stop:  # argparse, after --help or a fault that it has printed
+        return stop.code if isinstance(stop.code, int) else 2 if stop.code else OK
+    except BrokenPipeError:
+        return OK  # the reader has all that it wanted
+    except KeyboardInterrupt as stop:
+        # What is still running, and a second Ctrl-C, must not be heard of.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        say("interrupted")
+        return exit_code(stop)
+    except _Terminated:
+        return TERMINATED
+    except (JinaError, OSError) as error:
+        say(f"error: {_text(error)}")
+        return exit_code(error)
+    except MemoryError:
+        say("error: out of memory. Use a smaller model or more strongly quantised weights.")
+        return INTERNAL
+    except Exception as error:
+        with suppress(OSError):
+            traceback.print_exc()
+        say("error: this is a bug in jina_local; please report the lines above")
+        return exit_code(error)
+
+
+def say(message: str) -> None:
+    """One line of talk, on stderr; a stderr that is closed or gone is no reason to fail."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(_printable(message) + "\n")
+            sys.stderr.flush()
+
+
+def wants_progress(enabled: bool | None) -> bool:
+    """As asked; where nothing was asked, whether stderr is a terminal that can redraw a line."""
+    if enabled is not None:
+        return enabled
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def progress(total: int | None, unit: str, enabled: bool | None = None) -> Progress:
+    """A bar on stderr, where `wants_progress`."""
+    if not wants_progress(enabled):
+        return _Silent()
+    from tqdm import tqdm
+
+    terminal = wants_progress(None)
+    plain = not terminal or bool(os.environ.get("NO_COLOR"))
+    bar: Progress = tqdm(
+        total=total, unit=f" {unit}", ascii=plain, file=sys.stderr, mininterval=0.2 if terminal else 5.0
+    )
+    return bar
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[BinaryIO]:
+    """Yield the real standard output; until the block ends, descriptor 1 itself leads to stderr.
+
+    What native libraries, `print` and child processes write to descriptor 1 meanwhile is talk. For the
+    whole process, so not for nested use. Raises OutputError where standard output is closed.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        os.fstat(2)
+    except OSError:
+        _to_null(2)  # stderr is closed: nobody wants the talk, and the next descriptor must not get its number
+    try:
+        private = os.dup(1)
+    except OSError as error:
+        raise OutputError("standard output is closed; give --output FILE.") from error
+    os.dup2(2, 1)
+    data = os.fdopen(os.dup(private), "wb")
+    try:
+        yield data
+    except BaseException:
+        _give_back(private)
+        with suppress(OSError):
+            data.close()  # what could not be written then cannot be written now; the first error counts
+        raise
+    _give_back(private)
+    data.close()
+
+
+def _give_back(private: int) -> None:
+    """Descriptor 1 is standard output again; what was printed to it meanwhile is pushed out to stderr first."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        _flush_c()
+    finally:
+        os.dup2(private, 1)
+        os.close(private)
+
+
+def _flush_c() -> None:
+    """Push out what C code printed to its own buffer of stdout, before the descriptor changes again."""
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
+
+
+def _to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    if null != descriptor:
+        os.close(null)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, JinaError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or error}"
+    return str(error)
+
+
+def _printable(message: str) -> str:
+    # File names and texts may hold bytes that no terminal encoding takes.
+    encoding = sys.stderr.encoding or "utf-8"
+    return message.encode(encoding, "backslashreplace").decode(encoding)

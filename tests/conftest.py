@@ -1,0 +1,174 @@
+"""Fixtures that several rooms share: an engine and an embedder without weights, and markers that skip aloud."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jina_local import registry, vectors
+from jina_local.errors import EngineError, TextError
+from jina_local.spec import Budget, Embedded, ModelSpec, Origin, TokenBatch
+
+_NEEDS = {
+    "mlx": (("mlx.core",), "pip install 'jina_local[mlx]'"),
+    "llama": (("llama_cpp",), "pip install 'jina_local[llama]'"),
+    "reference": (("torch", "transformers"), "pip install 'jina_local[reference]'"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs an absent engine, and say which."""
+    for marker, (modules, install) in _NEEDS.items():
+        absent = [name for name in modules if not _there(name)]
+        if not absent:
+            continue
+        skip = pytest.mark.skip(reason=f"{', '.join(absent)} is not installed: {install}")
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(skip)
+
+
+def _there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class FakeBackend:
+    """A Backend whose rows depend on the ids up to and including their own place, and on nothing else.
+
+    Ids in `poison` make the rows of their text NaN. `batches` keeps what was asked.
+    """
+
+    def __init__(self, hidden: int = 32, vocab: int = 1000, *, lanes: int = 1, budget: Budget | None = None) -> None:
+        self.hidden, self.vocab, self.lanes = hidden, vocab, lanes
+        self.budget = budget or Budget(tokens=64, texts=8, padded=False)
+        self.device, self.dtype, self.threads = "cpu", "float32", 1
+        self.reasons: tuple[str, ...] = ("it is a fake",)
+        self.poison: frozenset[int] = frozenset()
+        self.batches: list[TokenBatch] = []
+        self.closed = False
+
+    def forward(self, batch: TokenBatch, sharers: int = 1) -> np.ndarray:
+        """(n_rows, hidden) float32."""
+        if self.closed:
+            raise EngineError("this backend is closed")
+        self.batches.append(batch)
+        out = np.empty((len(batch.rows), self.hidden), np.float32)
+        for n, (row, owner) in enumerate(zip(batch.rows, batch.owner, strict=True)):
+            text = batch.ids[batch.starts[owner] : batch.starts[owner + 1]]
+            if text.min(initial=0) < 0 or text.max(initial=0) >= self.vocab:
+                raise EngineError(f"a token id is outside 0 to {self.vocab - 1}")
+            seen = batch.ids[batch.starts[owner] : row + 1]
+            out[n] = np.nan if self.poison & set(text.tolist()) else noise(seen.tobytes(), self.hidden)
+        return out
+
+    def close(self) -> None:
+        """Forward raises from here on."""
+        self.closed = True
+
+
+class FakeEmbedder:
+    """What `load` returns, without weights: a vector is a hash of prompt, task and text; a token is a character.
+
+    Texts that hold `BROKEN` have no vector. `calls` keeps how many texts each call had.
+    """
+
+    BROKEN = "\x00broken"
+
+    def __init__(self, spec: ModelSpec | None = None, **loaded: object) -> None:
+        row = registry.lookup(registry.DEFAULT_MODEL)
+        self.spec = spec or replace(
+            registry.narrow(row, hidden=64, max_positions=100, tasks=row.spec.tasks),
+            origin=Origin(Path("/fake"), "mlx", "mlx", "32bit", "cpu", "float32", 1, None, ("it is a fake",)),
+        )
+        self.loaded = loaded
+        self.calls: list[int] = []
+        self.closed = False
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        normalize: bool = True,
+        precision: str = "float32",
+        overflow: str = "truncate",
+        show_progress: bool | None = None,
+        deterministic: bool = False,
+    ) -> Embedded:
+        """As Embedder.embed."""
+        self.calls.append(len(texts))
+        spec = registry.resolve(
+            self.spec, task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
+            normalize=normalize, precision=precision, overflow=overflow,
+        )  # fmt: skip
+        pooled = np.empty((len(texts), self.spec.dims[-1]), np.float32)
+        counts = np.empty(len(texts), np.int32)
+        for i, text in enumerate(texts):
+            try:
+                raw = (spec.prefix + text).encode()
+            except UnicodeEncodeError as error:
+                raise TextError(i, f"invalid surrogate at character {error.start}.") from error
+            if len(text) > spec.max_tokens and overflow == "error":
+                raise TextError(i, f"has more than the {spec.max_tokens} tokens that are allowed.")
+            counts[i] = len(text)
+            pooled[i] = np.nan if self.BROKEN in text else noise(spec.task.encode() + raw, pooled.shape[1])
+        failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
+        cut = counts > spec.max_tokens
+        return Embedded(vectors.finish(pooled, spec), np.minimum(counts, spec.max_tokens), cut, failed, spec)
+
+    def close(self) -> None:
+        """Remembered, so that tests can ask."""
+        self.closed = True
+
+    def __enter__(self) -> FakeEmbedder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def noise(seed: bytes, width: int) -> np.ndarray:
+    """(width,) float32 from -1 to 1, a function of the seed alone."""
+    raw = hashlib.shake_256(seed).digest(2 * width)
+    return (np.frombuffer(raw, "<u2").astype(np.float32) / np.float32(32767.5)) - 1
+
+
+@pytest.fixture
+def fake_backend() -> Callable[..., FakeBackend]:
+    """Make a FakeBackend."""
+    return FakeBackend
+
+
+@pytest.fixture
+def fake_embedder(monkeypatch: pytest.MonkeyPatch) -> FakeEmbedder:
+    """What `jina_local.model.load` returns while the test runs; `.loaded` has what it was asked for."""
+    from jina_local import model
+
+    embedder = FakeEmbedder()
+
+    def load(name_or_path: object = registry.DEFAULT_MODEL, **settings: object) -> FakeEmbedder:
+        embedder.loaded = {"name_or_path": name_or_path, **settings}
+        return embedder
+
+    monkeypatch.setattr(model, "load", load)
+    return embedder
+
+
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the settings of who runs the tests."""
+    for name in [n for n in os.environ if n.startswith("JINA_LOCAL_") or n == "PYTHONUNBUFFERED"]:
+        monkeypatch.delenv(name)

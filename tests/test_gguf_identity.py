@@ -1,0 +1,195 @@
+"""What a GGUF file turns out to be, which of several is taken, and the text of every refusal."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
+
+from jina_local import gguf_identity, registry, weights
+from jina_local.errors import ModelDamaged, UsageError
+from jina_local.formats.gguf import FILE_TYPES
+
+from . import layout_files
+from .layout_files import (
+    NANO,
+    SMALL,
+    into_cache,
+    write_gguf,
+)
+
+# Fixtures, under the names that tests ask for them by.
+published = layout_files.published
+places = layout_files.places
+pytestmark = pytest.mark.usefixtures("places")
+
+
+@pytest.mark.parametrize(("kind", "model"), [("nano", NANO), ("small", SMALL)])
+def test_a_published_gguf_file_says_model_task_and_type_by_name_and_header(tmp_path, kind, model):
+    path = write_gguf(tmp_path / f"v5-{kind}-text-matching-Q8_0.gguf", kind)
+    found = weights.find(path)
+    assert (found.form, found.backend, found.label) == ("gguf", "llama", "Q8_0")
+    assert found.model.name == model
+    assert found.files == {"text-matching": path}
+    assert found.model.default_task == "text-matching"
+    assert (found.model.dims, found.model.max_tokens) == ((32, 64), 128)
+    assert found.tokenizer is None
+    assert any("rebuilt from the file's own vocabulary" in why for why in found.reasons)
+    assert weights.find(str(path)) == found
+
+
+def test_the_task_of_our_own_key_serves_under_any_name(tmp_path):
+    path = write_gguf(tmp_path / "mine.gguf", keys={"jina_local.task": "clustering"}, label="Q4_K_M")
+    found = weights.find(path)
+    assert (found.files, found.label) == ({"clustering": path}, "Q4_K_M")
+
+
+def test_a_gguf_that_nothing_says_the_task_of_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf")
+    with pytest.raises(UsageError) as error:
+        weights.find(path)
+    text = str(error.value)
+    assert "nothing says which task" in text
+    assert "v5-nano-retrieval-Q8_0.gguf" in text
+    assert "python -m convert gguf" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "expected"),
+    [
+        ("v5-nano-retrieval-Q8_0.gguf", {"jina_local.task": "clustering"}, "its name says 'retrieval'"),
+        ("x.gguf", {"jina_local.task": "poetry"}, "is for the task 'poetry'"),
+        ("v5-small-retrieval-Q8_0.gguf", {}, "Rename it to v5-nano-retrieval-Q8_0.gguf"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.pooling_type": 1}, "pooling_type is 1"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.rope.freq_base": 250000.0}, "RoPE base 1e+06, not 250000"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.rope.freq_base": None}, "no rope_theta"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.attention.causal": True}, "attention.causal is True"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.model": "llama"}, "has the tokenizer 'llama'"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.pre": "qwen2"}, "'jina-v5-nano' or 'llama-bpe'"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.eos_token_id": 40}, "outside the 40 tokens"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.block_count": 2}, "9 missing: blk.1."),
+    ],
+)
+def test_a_gguf_whose_header_would_give_other_vectors_is_refused(tmp_path, name, keys, expected):
+    path = write_gguf(tmp_path / name, keys=keys)
+    with pytest.raises(ModelDamaged) as error:
+        weights.find(path)
+    assert expected in str(error.value)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("pre", ["jina-v5-nano", "llama-bpe"])
+def test_both_names_of_the_pre_tokenizer_are_read(tmp_path, pre):
+    path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", keys={"tokenizer.ggml.pre": pre})
+    assert weights.find(path).model.name == NANO
+
+
+def test_absent_pooling_and_explicit_plain_rope_are_fine(tmp_path):
+    keys = {"eurobert.pooling_type": None, "eurobert.attention.causal": False, "eurobert.rope.scaling.type": "none"}
+    assert weights.find(write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", keys=keys)).model.name == NANO
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ({"drop": ("norm.weight",)}, "1 missing: output_norm.weight"),
+        ({"drop": ("embed_tokens.weight",)}, "holds no token_embd.weight"),
+        ({"extra": {"output.weight": (40, 64)}}, "holds output.weight"),
+        ({"extra": {"rope_freqs.weight": (16,)}}, "1 unknown: rope_freqs.weight"),
+        ({"shapes": {"norm.weight": (32,)}}, "output_norm.weight (32,) (expected (64,))"),
+        ({"tokens": ["same"] * 40}, "lists 1 different tokens for a table of 40 rows"),
+        ({"tokens": ["a", "b"]}, "lists 2 different tokens for a table of 40 rows"),
+    ],
+)
+def test_a_gguf_with_other_tensors_or_tokens_is_refused(tmp_path, damage, expected):
+    path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", **damage)
+    with pytest.raises(ModelDamaged) as error:
+        weights.find(path)
+    assert expected in str(error.value)
+
+
+def test_a_truncated_gguf_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    content = path.read_bytes()
+    for length in (3, 20, 900, len(content) - 40):
+        path.write_bytes(content[:length])
+        with pytest.raises(ModelDamaged) as error:
+            weights.find(path)
+        assert str(path) in str(error.value)
+
+
+def test_the_order_of_precisions_names_every_type_once():
+    assert sorted(gguf_identity.ORDER) == sorted(FILE_TYPES.values())
+
+
+def test_of_several_types_the_first_of_the_order_is_taken_and_the_reason_said(tmp_path):
+    for label in ("Q4_K_M", "IQ1_S", "Q5_K_M"):
+        write_gguf(tmp_path / f"v5-nano-retrieval-{label}.gguf", label=label)
+    write_gguf(tmp_path / "v5-nano-clustering-Q4_K_M.gguf", label="Q4_K_M")
+    found = weights.find(tmp_path)
+    assert (found.label, sorted(found.files)) == ("Q5_K_M", ["retrieval"])
+    assert any("weights Q5_K_M: the first choice" in why and "Q4_K_M (clustering, retrieval)" in why
+               for why in found.reasons)  # fmt: skip
+    write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    assert weights.find(tmp_path).label == "Q8_0"
+    both = weights.find(tmp_path, tasks=["retrieval", "clustering"])
+    assert (both.label, sorted(both.files)) == ("Q4_K_M", ["clustering", "retrieval"])
+    chosen = weights.find(tmp_path, weights="q4_k_m")
+    assert (chosen.label, sorted(chosen.files)) == ("Q4_K_M", ["clustering", "retrieval"])
+    assert chosen.model.default_task == "retrieval"
+
+
+def test_an_unknown_label_or_task_lists_what_is_there(tmp_path):
+    write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    for label in ("Q6_K", "8bit", "nonsense"):
+        with pytest.raises(UsageError) as error:
+            weights.find(tmp_path, weights=label)
+        assert f"has no weights '{label}'. There: Q8_0 (retrieval)." in str(error.value)
+    with pytest.raises(UsageError) as error:
+        weights.find(tmp_path, tasks=["clustering"])
+    assert "has no file for clustering. There: Q8_0 (retrieval)." in str(error.value)
+
+
+def test_two_files_for_one_task_and_two_models_in_a_folder_are_refused(tmp_path):
+    write_gguf(tmp_path / "a" / "v5-nano-retrieval-Q8_0.gguf")
+    write_gguf(tmp_path / "a" / "copy.gguf", keys={"jina_local.task": "retrieval"})
+    with pytest.raises(UsageError) as error:
+        weights.find(tmp_path / "a")
+    assert "two files for retrieval in Q8_0: copy.gguf and v5-nano-retrieval-Q8_0.gguf" in str(error.value)
+    write_gguf(tmp_path / "b" / "v5-nano-retrieval-Q8_0.gguf")
+    write_gguf(tmp_path / "b" / "v5-small-clustering-Q8_0.gguf", "small")
+    with pytest.raises(UsageError) as error:
+        weights.find(tmp_path / "b")
+    assert "are different models" in str(error.value)
+
+
+def test_a_stranger_among_the_files_is_passed_over_aloud(tmp_path):
+    write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUFxx")
+    found = weights.find(tmp_path)
+    assert any(why.startswith("not used: ") and "broken.gguf" in why for why in found.reasons)
+    (tmp_path / "v5-nano-retrieval-Q8_0.gguf").unlink()
+    with pytest.raises(ModelDamaged, match=r"broken\.gguf"):
+        weights.find(tmp_path)
+
+
+def test_the_tokenizer_comes_from_beside_the_file_then_from_the_base_repository(tmp_path, published, places):
+    path = write_gguf(tmp_path / "ggufs" / "v5-nano-retrieval-Q8_0.gguf")
+    row = registry.lookup("v5-nano")
+    tokenizer = published["nano"] / "tokenizer.json"
+    base = into_cache(places / "cache", row.repo, row.revision, {"tokenizer.json": tokenizer})
+    assert weights.find(path).tokenizer == base / "tokenizer.json"
+    shutil.copyfile(tokenizer, path.parent / "tokenizer.json")
+    assert weights.find(path).tokenizer == path.parent / "tokenizer.json"
+
+
+def test_a_gguf_is_not_for_mlx(tmp_path):
+    path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    for place in (path, tmp_path):
+        with pytest.raises(UsageError) as error:
+            weights.find(place, backend="mlx")
+        assert "which llama reads and mlx does not" in str(error.value)
+        assert "python -m convert mlx SRC OUT --task all" in str(error.value)

@@ -1,0 +1,247 @@
+"""Every layout of a folder that is found, what is never opened, and the text of every refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
+
+from jina_local import layouts, weights
+from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
+
+from . import layout_files, tiny
+from .layout_files import COMMIT, NANO, SMALL, converted, seal, write_gguf
+
+# Fixtures, under the names that tests ask for them by.
+published = layout_files.published
+nano = layout_files.nano
+places = layout_files.places
+engines = layout_files.engines
+pytestmark = pytest.mark.usefixtures("places")
+
+
+def test_a_converted_gguf_folder_takes_task_and_label_from_its_manifest(tmp_path):
+    folder = tmp_path / "out"
+    write_gguf(folder / "any.gguf", label="Q8_0")
+    seal(folder, "gguf", {"any.gguf": ("clustering", "Q8_0")})
+    found = weights.find(folder)
+    assert (found.files, found.revision) == ({"clustering": folder / "any.gguf"}, COMMIT)
+    assert weights.find(folder / "any.gguf").files == found.files
+    with pytest.raises(UsageError, match="python -m convert mlx SRC-NAME OUT"):
+        weights.find(folder, backend="mlx")
+
+
+@pytest.mark.parametrize(("form", "label"), [("mlx", "8bit"), ("checkpoint", "F32")])
+@pytest.mark.parametrize("tasks", [("retrieval",), ("clustering", "retrieval")])
+def test_a_converted_folder_of_one_task_or_several(tmp_path, published, form, label, tasks):
+    folder = converted(tmp_path / "out", published["nano"], form, label, tasks)
+    found = weights.find(folder)
+    assert (found.form, found.backend, found.label, found.revision) == (form, "mlx", label, COMMIT)
+    assert found.files == {t: folder if len(tasks) == 1 else folder / t for t in tasks}
+    assert found.tokenizer in (folder / "tokenizer.json", folder / tasks[0] / "tokenizer.json")
+    assert found.model.tasks == tuple(t for t in tiny.TASKS if t in tasks)
+    assert weights.find(folder, weights=label.lower()).label == label
+    if len(tasks) > 1:
+        assert weights.find(folder / "clustering").files == {"clustering": folder / "clustering"}
+
+
+def test_a_converted_folder_refuses_what_it_has_not(tmp_path, published):
+    folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
+    with pytest.raises(UsageError, match=r"has no weights '4bit'. There: 8bit\."):
+        weights.find(folder, weights="4bit")
+    with pytest.raises(UsageError, match=r"has no weights for clustering. There: retrieval\."):
+        weights.find(folder, tasks=["clustering"])
+    with pytest.raises(UsageError, match="python -m convert gguf SRC-NAME OUT --task all"):
+        weights.find(folder, backend="llama")
+    with pytest.raises(UsageError, match="belongs to a name on the hub"):
+        weights.find(folder, revision="main")
+
+
+def test_two_precisions_in_one_folder_are_refused(tmp_path, published):
+    folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
+    shutil.copyfile(folder / "model.safetensors", folder / "model-4bit.safetensors")
+    with pytest.raises(ModelDamaged, match=r"model-4bit.safetensors is not in the manifest"):
+        weights.find(folder)
+    seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit"), "model-4bit.safetensors": ("retrieval", "4bit")})
+    with pytest.raises(ModelDamaged, match="mixes weights of 4bit and 8bit"):
+        weights.find(folder)
+
+
+def test_weights_of_another_model_than_the_manifest_or_the_other_tasks_are_refused(tmp_path, published):
+    folder = tmp_path / "ggufs"
+    write_gguf(folder / "any.gguf")
+    seal(folder, "gguf", {"any.gguf": ("clustering", "Q8_0")}, model=SMALL)
+    with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its files are {NANO}"):
+        weights.find(folder)
+    several = converted(tmp_path / "out", published["nano"], "mlx", "8bit", ("retrieval", "clustering"))
+    shutil.copyfile(published["small"] / "config.json", several / "clustering" / "config.json")
+    seal(several, "mlx", {f"{task}/model.safetensors": (task, "8bit") for task in ("retrieval", "clustering")})
+    with pytest.raises(ModelDamaged, match="its tasks have configs of different models"):
+        weights.find(several)
+    single = converted(tmp_path / "one", published["nano"], "mlx", "8bit")
+    with (single / "model.safetensors").open("r+b") as file:
+        file.write(bytes(64))
+    with pytest.raises(ModelDamaged, match="not a complete safetensors file"):
+        weights.find(single)
+
+
+def test_a_changed_converted_folder_is_refused(tmp_path, published):
+    folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
+    seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit")}, model=SMALL)
+    with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its config {NANO}"):
+        weights.find(folder)
+    seal(folder, "mlx", {})
+    with pytest.raises(ModelDamaged, match="does not say which file has which task's weights"):
+        weights.find(folder)
+    seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit")})
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ModelDamaged, match="has 5000 bytes, the manifest says"):
+        weights.find(folder)
+
+
+@pytest.mark.parametrize(("kind", "model", "dtype"), [("nano", NANO, "F32"), ("small", SMALL, "BF16")])
+def test_a_published_checkpoint_is_found_with_its_adapters(published, kind, model, dtype):
+    folder = published[kind]
+    found = weights.find(folder)
+    assert (found.form, found.backend, found.label, found.model.name) == ("checkpoint", "mlx", dtype, model)
+    assert found.files == dict.fromkeys(tiny.TASKS, folder)
+    assert found.tokenizer == folder / "tokenizer.json"
+    assert found.model.default_task == "retrieval"
+    assert weights.find(folder, weights=dtype.lower()).label == dtype
+
+
+def test_a_published_checkpoint_refuses_another_engine_and_other_weights(published):
+    folder = published["nano"]
+    with pytest.raises(UsageError, match="python -m convert gguf SRC OUT --task all"):
+        weights.find(folder, backend="llama")
+    command = f"python -m convert mlx {folder} OUT --task all --bits 8"
+    with pytest.raises(UsageError, match=f"not '8bit'. Make them: `{command}`"):
+        weights.find(folder, weights="8bit")
+    with pytest.raises(UsageError, match=f"python -m convert gguf {folder} OUT --task all --type Q4_K_M"):
+        weights.find(folder, weights="q4_k_m")
+
+
+def test_adapters_decide_the_tasks(nano):
+    for task in ("clustering", "text-matching", "classification"):
+        shutil.rmtree(nano / "adapters" / task)
+    shutil.copytree(nano / "adapters" / "retrieval", nano / "adapters" / "something-else")
+    found = weights.find(nano)
+    assert (list(found.files), found.model.default_task) == (["retrieval"], "retrieval")
+    (nano / "adapters" / "retrieval" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelDamaged, match=r"adapter_model\.safetensors: cannot be opened"):
+        weights.find(nano)
+    shutil.rmtree(nano / "adapters")
+    with pytest.raises(UsageError, match="which task it was merged for"):
+        weights.find(nano)
+
+
+def test_damaged_checkpoints_are_refused(nano):
+    config = json.loads((nano / "config.json").read_text())
+    (nano / "config.json").write_text(json.dumps({**config, "rope_theta": None}))
+    with pytest.raises(ModelDamaged, match="no rope_theta"):
+        weights.find(nano)
+    (nano / "config.json").write_text(json.dumps({**config, "rope_theta": 250000.0}))
+    with pytest.raises(ModelDamaged) as error:
+        weights.find(nano)
+    assert str(nano) in str(error.value)
+    assert "none of the models known here" in str(error.value)
+    (nano / "config.json").write_text(json.dumps(config))
+    (nano / "tokenizer.json").rename(nano / "kept.json")
+    with pytest.raises(ModelDamaged, match=r"has no tokenizer\.json"):
+        weights.find(nano)
+    (nano / "kept.json").rename(nano / "tokenizer.json")
+    size = (nano / "model.safetensors").stat().st_size
+    with (nano / "model.safetensors").open("r+b") as file:
+        file.truncate(size - 100)
+    with pytest.raises(ModelDamaged, match="truncated or has something appended"):
+        weights.find(nano)
+
+
+def test_an_index_that_names_a_file_outside_is_refused(nano):
+    index = {"weight_map": {"norm.weight": "../x.safetensors"}}
+    (nano / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelDamaged, match=r"names the shards \['../x.safetensors'\]"):
+        weights.find(nano)
+    (nano / "model.safetensors").unlink()
+    with pytest.raises(ModelDamaged, match=r"names the shards"):
+        weights.find(nano)
+
+
+def test_gguf_files_beside_a_checkpoint_go_by_engine_and_label(nano, engines):
+    path = write_gguf(nano / "v5-nano-retrieval-Q8_0.gguf")
+    assert weights.find(nano).files == {"retrieval": path}
+    assert any("of the two forms" in why for why in weights.find(nano).reasons)
+    assert weights.find(nano, backend="mlx").form == "checkpoint"
+    engines("mlx", "llama")
+    assert weights.find(nano).form == "checkpoint"
+    assert weights.find(nano, weights="Q8_0").form == "gguf"
+    with pytest.raises(UsageError, match="has no weights 'nonsense'"):
+        weights.find(nano, weights="nonsense")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize(
+    "name", ["v5-nano-retrieval-Q8_0.gguf", "model.safetensors", "config.json", "manifest.json",
+             "adapters/retrieval/adapter_model.safetensors"],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_does_not_hang(nano, name):
+    (nano / name).unlink(missing_ok=True)
+    os.mkfifo(nano / name)
+    script = f"from jina_local import weights; weights.find({str(nano / name if 'gguf' in name else nano)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    assert "ModelDamaged" in done.stderr
+    assert "is not a regular file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("pytorch_model.bin", b"\x80\x04\x95rest", "a pickle"),
+        ("model.pt", b"PK\x03\x04rest", "a zip archive, as torch and numpy write them"),
+        ("innocent.dat", b"\x80\x02c", "a pickle"),
+        ("model.onnx", b"\x08\x07", "ONNX"),
+        ("model.h5", b"\x89HDF\r\n", "HDF5"),
+    ],
+)
+def test_formats_that_can_run_code_are_named_and_never_opened(tmp_path, name, content, what):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFound) as error:
+        weights.find(folder)
+    assert f"Formats that are never opened, as they can run code: {name} ({what})." in str(error.value)
+    assert "published checkpoint (config.json, model*.safetensors, adapters/)" in str(error.value)
+    with pytest.raises(ModelDamaged) as error:
+        weights.find(folder / name)
+    assert f"is {what}, which is never opened" in str(error.value)
+
+
+def test_a_gguf_by_name_alone_and_other_files_are_refused(tmp_path, published):
+    (tmp_path / "v5-nano-retrieval-Q8_0.gguf").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ModelDamaged, match="not a GGUF file: is a pickle, which is never opened"):
+        weights.find(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    with pytest.raises(ModelDamaged, match="is one file of a checkpoint; give its folder"):
+        weights.find(published["nano"] / "model.safetensors")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ModelDamaged, match=r"is empty\. Read are a \.gguf file and folders"):
+        weights.find(tmp_path / "empty.txt")
+
+
+def test_a_folder_without_a_model_lists_the_layouts_and_what_is_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFound, match="holds no model.*Found: nothing"):
+        weights.find(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("x")
+    with pytest.raises(ModelNotFound) as error:
+        weights.find(tmp_path / "empty")
+    for layout in layouts.LAYOUTS:
+        assert layout.what in str(error.value)
+    assert "Found: notes.txt." in str(error.value)

@@ -1,0 +1,222 @@
+"""readers.py: every format, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+
+import pytest
+
+from jina_local import readers
+from jina_local.errors import EngineMissing, UsageError
+
+
+def read(path, input_format=None, field="text"):
+    with contextlib.closing(readers.open_source(str(path), input_format=input_format, field=field)) as source:
+        return list(source.items)
+
+
+def texts(*args, **kwargs):
+    return [item.text for item in read(*args, **kwargs)]
+
+
+def put(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"", []),
+        (b"one", ["one"]),
+        (b"one\n", ["one"]),
+        (b"one\n\n", ["one", ""]),
+        (b"\n\nthree\n", ["", "", "three"]),
+        (b"one\r\ntwo\r\n", ["one", "two"]),
+        (b"\xef\xbb\xbfone\ntwo", ["one", "two"]),
+        (b"one\n\xef\xbb\xbftwo", ["one", "\ufefftwo"]),
+        (b"a\rb\n", ["a\rb"]),
+        (b"end\r", ["end\r"]),
+        ("a\u2028b\x0bc\x85\n".encode(), ["a\u2028b\x0bc\x85"]),
+        (b"nul\x00in\n", ["nul\x00in"]),
+        ("日本語\n👩‍👩‍👧\n".encode(), ["日本語", "👩‍👩‍👧"]),
+    ],
+)
+def test_txt_has_one_text_a_line(tmp_path, raw, expected):
+    items = read(put(tmp_path, "in.txt", raw))
+    assert [item.text for item in items] == expected
+    assert [item.number for item in items] == list(range(1, len(expected) + 1))
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line_and_offset(tmp_path):
+    with pytest.raises(UsageError, match=r"in\.txt line 3: not UTF-8 at byte 9 of the input \(0xE9\).*iconv"):
+        read(put(tmp_path, "in.txt", b"one\ntwo\nn\xe9\n"))
+    # The byte order mark counts: the offset is that of a hex dump.
+    with pytest.raises(UsageError, match="line 1: not UTF-8 at byte 4"):
+        read(put(tmp_path, "in.txt", b"\xef\xbb\xbfn\xff"))
+    with pytest.raises(UsageError, match="looks like UTF-16"):
+        read(put(tmp_path, "in.txt", "hello".encode("utf-16")))
+
+
+def test_what_stands_before_the_fault_is_still_read(tmp_path):
+    with contextlib.closing(
+        readers.open_source(str(put(tmp_path, "in.txt", b"one\n\xff\n")), input_format=None, field="text")
+    ) as source:
+        assert next(source.items).text == "one"
+        with pytest.raises(UsageError, match="line 2"):
+            next(source.items)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_LINE", 1 << 20)
+    path = put(tmp_path, "in.txt", b"x" * (1 << 20) + b"\n")
+    with pytest.raises(UsageError, match="line 1: longer than 1 MiB"):
+        read(path)
+    assert len(texts(put(tmp_path, "ok.txt", b"x" * ((1 << 20) - 1) + b"\n"))[0]) == (1 << 20) - 1
+
+
+def test_jsonl_takes_strings_and_objects(tmp_path):
+    raw = b'\xef\xbb\xbf"one"\r\n{"text": "two", "id": 7}\n\n"\\u00e9\\n"\n{"text":""}'
+    assert read(put(tmp_path, "in.jsonl", raw)) == [(1, "one"), (2, "two"), (4, "é\n"), (5, "")]
+    assert texts(put(tmp_path, "in.jsonl", b'{"body": "b"}'), field="body") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'"a"\n{"text": "b"\n', r"line 2: not valid JSON: Expecting ',' delimiter at column"),
+        (b'{"body": "b", "id": 1}', r"line 1: has no 'text'\. It has: 'body', 'id'\. Give --field NAME\."),
+        (b"{}", r"line 1: has no 'text'\. It has: nothing"),
+        (b'"a"\n17', r"line 2: the record is a number, expected a string or an object with one"),
+        (b'{"text": null}', r"line 1: 'text' is null, expected a string"),
+        (b'{"text": ["a"]}', r"line 1: 'text' is a list"),
+        (b"true", r"line 1: the record is true or false"),
+        (b"[" * 100_000, r"line 1: not usable JSON"),
+        (b'"\xff"', r"line 1: not UTF-8 at byte 1"),
+    ],
+)
+def test_jsonl_faults_name_the_line(tmp_path, raw, message):
+    with pytest.raises(UsageError, match=message):
+        read(put(tmp_path, "in.jsonl", raw))
+
+
+def test_lone_surrogates_pass_here_and_are_refused_by_the_tokenizer(tmp_path):
+    assert texts(put(tmp_path, "in.jsonl", b'"\\ud800"')) == ["\ud800"]
+
+
+def test_csv_takes_quotes_line_ends_in_quotes_and_crlf(tmp_path):
+    raw = b'\xef\xbb\xbfid,text\r\n1,"a, ""b"""\r\n2,"two\nlines"\r\n\r\n3,\r\n4,last'
+    assert read(put(tmp_path, "in.csv", raw)) == [(2, 'a, "b"'), (3, "two\nlines"), (6, ""), (7, "last")]
+    assert texts(put(tmp_path, "in.tsv", b"text\tid\na,b\t1\n")) == ["a,b"]
+    assert texts(put(tmp_path, "in.csv", b"text\n"), field="text") == []
+    long = b"y" * 200_000
+    assert texts(put(tmp_path, "in.csv", b"text\n" + long)) == [long.decode()]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", r"is empty; expected a header line with a column 'text'"),
+        (b"id,body\n1,a\n", r"has no column 'text'\. It has: 'id', 'body'\. Give --field NAME"),
+        (b"text,text\n1,a\n", r"has more than one column 'text'"),
+        (b"id,text\n1,a\n2\n", r"line 3: has 1 fields; 'text' is number 2"),
+        (b'text\n"a" b\n', r"line 2: "),
+        (b'text\nx\n"never closed\n\n', r"line 3: unexpected end of data"),
+        (b"text\nx\n\xff\n", r"line 3: not UTF-8 at byte 7"),
+    ],
+)
+def test_csv_faults_name_the_line(tmp_path, raw, message):
+    with pytest.raises(UsageError, match=message):
+        read(put(tmp_path, "in.csv", raw))
+
+
+def parquet(tmp_path, **columns):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=1000)
+    return path
+
+
+def test_parquet_takes_a_string_column(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    rows = [f"text {i}" for i in range(2500)]
+    path = parquet(tmp_path, id=list(range(2500)), text=rows)
+    assert texts(path) == rows
+    assert read(path)[-1].number == 2500
+    with contextlib.closing(readers.open_source(str(path), input_format=None, field="text")) as source:
+        assert source.total == 2500
+        assert source.unit == "row"
+    assert texts(parquet(tmp_path, text=pa.array(["a", "b", "a"]).dictionary_encode())) == ["a", "b", "a"]
+    assert texts(parquet(tmp_path, text=pa.array(["a"], pa.large_string()))) == ["a"]
+
+
+def test_parquet_faults(tmp_path):
+    with pytest.raises(UsageError, match=r"has no column 'text'\. It has: 'id'"):
+        read(parquet(tmp_path, id=[1]))
+    with pytest.raises(UsageError, match=r"column 'text' holds int64, expected strings"):
+        read(parquet(tmp_path, text=[1]))
+    with pytest.raises(UsageError, match=r"row 2: 'text' is null, expected a string"):
+        read(parquet(tmp_path, text=["a", None]))
+    with pytest.raises(UsageError, match="cannot be read as parquet"):
+        read(put(tmp_path, "bad.parquet", b"PAR1 this is not"))
+    raw = bytearray(parquet(tmp_path, text=[f"text {i}" * 9 for i in range(2500)]).read_bytes())
+    raw[100:2000] = b"\xff" * 1900
+    with pytest.raises(UsageError, match=r"damaged after row|cannot be read"):
+        read(put(tmp_path, "cut.parquet", bytes(raw)))
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(EngineMissing, match=r"needs pyarrow: pip install 'jina_local\[parquet\]'"):
+        read(put(tmp_path, "in.parquet", b""))
+
+
+def test_the_suffix_decides_unless_the_format_is_given(tmp_path):
+    with pytest.raises(UsageError, match=r"Known suffixes: \.txt, \.jsonl.*--input-format"):
+        read(put(tmp_path, "in.dat", b"a\n"))
+    assert texts(put(tmp_path, "in.dat", b"a\n"), input_format="txt") == ["a"]
+    assert texts(put(tmp_path, "IN.TXT", b"a\n")) == ["a"]
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    with pytest.raises(UsageError, match=r"--input .*none\.txt: cannot be opened \(No such file"):
+        read(tmp_path / "none.txt")
+    with pytest.raises(UsageError, match="Is a directory"):
+        read(tmp_path, input_format="txt")
+
+
+def test_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo")))
+    assert texts("-") == ["one", "two"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"one"\n')))
+    assert texts("-", input_format="jsonl") == ["one"]
+    with pytest.raises(UsageError, match="parquet cannot be read from standard input"):
+        read("-", input_format="parquet")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        read("-")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_read_like_a_pipe(tmp_path):
+    fifo = tmp_path / "pipe.txt"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(b"one\ntwo\n"))
+    writer.start()
+    assert texts(fifo) == ["one", "two"]
+    writer.join()
+
+
+def test_blocks_grow_keep_the_order_and_end_at_their_characters():
+    items = [readers.Item(i, "x" * 10) for i in range(1, 101)]
+    cut = list(readers.blocks(iter(items), first=4, most=32, chars=10_000))
+    assert [len(block) for block in cut] == [4, 8, 16, 32, 32, 8]
+    assert [item for block in cut for item in block] == items
+    assert [len(b) for b in readers.blocks(iter(items[:5]), first=4, most=32, chars=25)] == [3, 2]
+    assert list(readers.blocks(iter([]), first=4, most=32, chars=25)) == []
