@@ -86,13 +86,15 @@ def run(main: Callable[[], int]) -> NoReturn:
         try:
             if stream is not None:
                 stream.flush()
-            if descriptor == 1:
-                os.dup2(2, 1)  # destructors of native libraries may still print; it does not belong into the data
         except BrokenPipeError:
             _to_null(descriptor)  # else the rest would be tried, and reported, again at shutdown
         except (OSError, ValueError) as error:
             code = code or exit_code(error)
             _to_null(descriptor)
+        else:
+            # Destructors of native libraries may still print; that does not belong into the data.
+            with suppress(OSError):
+                os.dup2(2, descriptor)
     sys.exit(code)
 
 

@@ -192,6 +192,10 @@ def test_closed_streams_are_met_with_words():
     done = shell("one 2>&-")
     assert done.returncode == 0
     assert np.array_equal(rows(done.stdout), expected(["one"]))
+    no_talk = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m jina_local --version 2>&-"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (no_talk.returncode, no_talk.stdout.split()[0]) == (0, b"jina-local")
     if os.path.exists("/dev/full"):
         done = shell("one > /dev/full")
         assert done.returncode == 73
