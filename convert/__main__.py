@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,16 +160,17 @@ def _verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
     folder, _, _ = source.locate(args.against, revision=args.revision, offline=args.offline)
-    with _progress(args.progress) as progress:
-        found, findings = verify(args.out, folder, backend=args.backend, label=args.weights, progress=progress)
-    print(f"{found.model.name} {found.label} ({found.backend}) against {args.against}")
-    widths = [max(len(getattr(f, field)) for f in findings) for field in ("task", "step", "measured", "asked")]
-    for f in findings:
-        cells = (text.ljust(width) for text, width in zip((f.task, f.step, f.measured, f.asked), widths, strict=True))
-        print("  ".join(cells), "ok" if f.ok else "NOT OK")
-    good = all(f.ok for f in findings)
-    print("all as they should be" if good else "these files do not give the vectors of their source")
-    return 0 if good else 3
+    with console.quiet_stdout() as stdout:
+        with _progress(args.progress) as progress:
+            found, findings = verify(args.out, folder, backend=args.backend, label=args.weights, progress=progress)
+        lines = [f"{found.model.name} {found.label} ({found.backend}) against {args.against}"]
+        rows = [(f.task, f.step, f.measured, f.asked, "ok" if f.ok else "NOT OK") for f in findings]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        good = all(f.ok for f in findings)
+        lines.append("all as they should be" if good else "these files do not give the vectors of their source")
+        stdout.write(("\n".join(lines) + "\n").encode())
+    return console.OK if good else console.DAMAGED
 
 
 def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
@@ -181,34 +181,36 @@ def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
         tasks = source.choose_tasks(checkpoint, [args.task])
         dropped = checkpoint.dropped
     for tensor, why in dropped.items():
-        print(f"not carried over: {tensor} ({why})", file=sys.stderr)
+        console.say(f"not carried over: {tensor} ({why})")
     return folder, name, revision, tasks
 
 
 def _done(args: argparse.Namespace, tasks: Sequence[str]) -> int:
-    print(f"wrote {args.out} ({', '.join(tasks)})", file=sys.stderr)
-    print(f"check it: python -m convert verify {args.out} --against {args.source}", file=sys.stderr)
-    return 0
+    console.say(f"wrote {args.out} ({', '.join(tasks)})")
+    console.say(f"check it: python -m convert verify {args.out} --against {args.source}")
+    return console.OK
 
 
 @contextmanager
 def _progress(enabled: bool | None) -> Iterator[Progress]:
     """One bar for each stage that the converter names."""
-    from tqdm import tqdm
+    stage: str | None = None
+    bar: console.Progress | None = None
+    at = 0
 
-    bars: dict[str, tqdm[object]] = {}
-
-    def advance(stage: str, done: int, total: int) -> None:
-        if stage not in bars:
-            for bar in bars.values():
+    def advance(name: str, done: int, total: int) -> None:
+        nonlocal stage, bar, at
+        if bar is None or name != stage:
+            if bar:
                 bar.close()
-            bars[stage] = tqdm(total=total, desc=stage, disable=None if enabled is None else not enabled)
-        bars[stage].update(done - bars[stage].n)
+            stage, bar, at = name, console.progress(total, "steps", enabled, name), 0
+        bar.update(done - at)
+        at = done
 
     try:
         yield advance
     finally:
-        for bar in bars.values():
+        if bar:
             bar.close()
 
 

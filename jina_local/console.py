@@ -141,8 +141,8 @@ def wants_progress(enabled: bool | None) -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def progress(total: int | None, unit: str, enabled: bool | None = None) -> Progress:
-    """A bar on stderr, where `wants_progress`."""
+def progress(total: int | None, unit: str, enabled: bool | None = None, label: str | None = None) -> Progress:
+    """A bar on stderr, where `wants_progress`, with `label` before it."""
     if not wants_progress(enabled):
         return _Silent()
     from tqdm import tqdm
@@ -150,7 +150,7 @@ def progress(total: int | None, unit: str, enabled: bool | None = None) -> Progr
     terminal = wants_progress(None)
     plain = not terminal or bool(os.environ.get("NO_COLOR"))
     bar: Progress = tqdm(
-        total=total, unit=f" {unit}", ascii=plain, file=sys.stderr, mininterval=0.2 if terminal else 5.0
+        total=total, desc=label, unit=f" {unit}", ascii=plain, file=sys.stderr, mininterval=0.2 if terminal else 5.0
     )
     return bar
 

@@ -96,6 +96,14 @@ def lookup(name: str) -> Published:
     )
 
 
+def check_tasks(tasks: Iterable[str]) -> None:
+    """Raise UsageError for a task that no model has, before any file is looked at."""
+    known = list(dict.fromkeys(task for row in PUBLISHED for task in row.spec.tasks))
+    for task in tasks:
+        if task not in known:
+            raise UsageError(f"unknown task {task!r}{_near(task, known)}. Known: {', '.join(known)}.")
+
+
 def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[str]) -> ModelSpec:
     """The row as the files at hand can serve it: their width, their context, their tasks.
 

@@ -44,6 +44,7 @@ def find(
     Raises ModelNotFound, ModelDamaged, UsageError, EngineMissing, OutputError.
     """
     wanted = os.fspath(name_or_path)
+    registry.check_tasks(tasks or ())
     if backend not in ("auto", *backends.BACKENDS):
         raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
     if not wanted.strip():
