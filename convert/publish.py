@@ -62,7 +62,8 @@ def staging(target: Path, *, force: bool, needs: int) -> Iterator[Path]:
         except JinaError:
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # numpy reports a short write without a number.
+            if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OutputError(
                     f"{target.parent}: the disk is full; about {needs * _SPARE / 1e6:,.0f} MB are needed. "
                     "Nothing was left behind and what stood there before is untouched."
