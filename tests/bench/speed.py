@@ -19,7 +19,6 @@ import math
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -160,29 +159,36 @@ def latency(model: Embedder, vocabulary: list[str], repeats: int = 9) -> dict[st
     return out
 
 
-def whole_command(path: Path, label: str, repeats: int = 3) -> dict[str, float]:
+# A child that a large process starts is charged with that process's memory; a small one in between is not.
+_LAUNCH = (
+    "import json, resource, subprocess, sys, time; start = time.perf_counter(); "
+    "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    "print(json.dumps([time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
+)
+
+
+def launched(command: list[str], texts: str = "") -> tuple[float, float]:
+    """(seconds from start to exit, peak resident MB) of a command of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LAUNCH, *command], input=texts.encode(), capture_output=True, check=True
+    )
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak * 1024 / 1e6
+
+
+def whole_command(path: Path, label: str, repeats: int = 5) -> dict[str, float]:
     """`python -m jina_local embed` on one text, from process start to exit: seconds, and peak memory in MB."""
     command = [sys.executable, "-m", "jina_local", "embed", "--model", str(path), "--weights", label, "--task",
                "retrieval", "--offline", "hello world"]  # fmt: skip
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"seconds": round(statistics.median(times), 2), "peak_mb": round(peak * 1024 / 1e6, 1)}
+    runs = [launched(command) for _ in range(repeats)]
+    return {"seconds": round(statistics.median(s for s, _ in runs), 2), "peak_mb": round(max(m for _, m in runs), 1)}
 
 
 def bulk_memory(path: Path, label: str, texts: list[str]) -> float:
-    """Peak resident MB of a child that embeds all texts."""
-    script = (
-        "import sys, json, resource; from jina_local import load; "
-        "load(sys.argv[1], weights=sys.argv[2], task='retrieval').encode(json.load(sys.stdin)); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(path), label], input=json.dumps(texts).encode(),
-                          capture_output=True, check=True)  # fmt: skip
-    return round(int(done.stdout) * 1024 / 1e6, 1)
+    """Peak resident MB of `python -m jina_local embed` on all texts."""
+    command = [sys.executable, "-m", "jina_local", "embed", "--model", str(path), "--weights", label, "--task",
+               "retrieval", "--offline", "--input", "-"]  # fmt: skip
+    return round(launched(command, "\n".join(texts))[1], 1)
 
 
 def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path]:
