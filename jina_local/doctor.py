@@ -92,7 +92,7 @@ def _python() -> Check:
 
 
 def _platform() -> Check:
-    from .backends.cores import physical_cores
+    from .backends.machine import physical_cores
 
     libc, libc_version = platform.libc_ver()
     detail = f"{platform.system()} {platform.machine()}, {physical_cores()} cores"

@@ -297,3 +297,15 @@ def test_damaged_files_are_our_errors(tmp_path, damage):
     path.write_bytes(damage)
     with pytest.raises(JinaError):
         backend(path)
+
+
+def test_a_pass_that_cannot_fit_is_refused_with_the_numbers(exact, monkeypatch):
+    from jina_local.backends import llama
+
+    engine, encoded, states = exact
+    monkeypatch.setattr(llama, "available_memory", lambda: 2_000_000)
+    with pytest.raises(EngineError, match=r"a pass of 1024 tokens takes llama.cpp about 0.0 GB .* 0.0 GB are free"):
+        engine.forward(pack(encoded, [LENGTHS.index(1000)], "last"))
+    monkeypatch.setattr(llama, "available_memory", lambda: None)
+    row = engine.forward(pack(encoded, [LENGTHS.index(1000)], "last"))
+    assert cosines(row[0], states[-1][-1]) > 0.999999

@@ -26,18 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import architecture
+from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged, UsageError
 from ..formats import gguf
 from ..spec import Budget, TokenBatch
-from .cores import physical_cores
 from .extra_buffers import use_extra_buffers
 from .llama_library import Library, forget_words, last_words, library
+from .machine import available_memory, physical_cores
 from .passes import check
 
-_TOKENS = 512  # what a resident context holds; a longer pass gets a context of its own, freed after it
+# What a resident context holds; a longer pass gets a context of its own, freed after it. llama.cpp keeps room for
+# the vocabulary's logits of every output, which for an encoder is every token: 0.5 MB each, never used.
+_TOKENS = 256
 _TEXTS = 32
-_CPU_BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
-_GPU_BUDGET = Budget(tokens=_TOKENS, texts=_TEXTS, padded=False)
+_BUDGET = Budget(tokens=_TOKENS, texts=_TEXTS, padded=False)
 _MOST_LANES = 4  # each lane has a cache and buffers of its own
 _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 _F32, _F16 = 0, 1  # ggml types of the KV cache
@@ -64,7 +66,7 @@ class LlamaBackend:
         self.device = _device(self._lib, device)
         self.threads = threads or physical_cores()
         self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
-        self.budget = _GPU_BUDGET if self.device == "metal" else _CPU_BUDGET
+        self.budget = _BUDGET
         if header.weights == "BF16":
             # It rounds what passes through the layers to 8 bits: a last-bit change from the company in a pass
             # grows to a cosine of 0.99999. Alone, every text has the same bits in any company.
@@ -77,7 +79,7 @@ class LlamaBackend:
         self.reasons: tuple[str, ...] = (why,)
         # A 16-bit cache and 16-bit steps in attention hide behind 16-bit weights, not beside 32-bit ones.
         self._exact = header.weights == "F32"
-        model = _load(self._lib, path, self.device, extra_buffers)
+        model = _load(self._lib, path, self.arch, self.device, extra_buffers)
         self._model = model
         self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
         self._opened: list[_Lane] = []
@@ -130,6 +132,7 @@ class _Lane:
         api = owner._lib.api
         self._lib, self._hidden, self._causal = owner._lib, owner.hidden, owner.arch.causal
         capacity = -(-tokens // 256) * 256
+        _check_room(owner, capacity)
         params = api.llama_context_default_params()
         params.n_ctx = params.n_batch = capacity
         # An encoder needs the whole pass in one ubatch; n_ubatch below n_seq_max aborts with some poolings.
@@ -138,7 +141,7 @@ class _Lane:
         params.n_outputs_max = max(rows, texts) if self._causal else capacity
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
         # Flash attention works in 16 bits on short texts; without it the scores of long ones fill the memory.
-        plain = owner._exact and capacity <= _TOKENS
+        plain = owner._exact and capacity <= _UBATCH
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = _F32 if owner._exact else _F16
         params.kv_unified = True
@@ -227,6 +230,22 @@ def _native(api: Any, batch: TokenBatch, *, all_rows: bool) -> tuple[Any, list[N
     return native, [ids, positions, ones, texts, owners, wanted]
 
 
+def _check_room(owner: LlamaBackend, tokens: int) -> None:
+    """Raise EngineError where a context for so many tokens cannot fit; the system would kill the process."""
+    arch = owner.arch
+    if arch.causal:
+        cell = arch.layers * 2 * arch.kv_heads * arch.head_dim * (4 if owner._exact else 2)
+    else:
+        cell = 4 * arch.vocab  # see _TOKENS
+    needed = tokens * (cell + 4 * (6 * arch.hidden + 3 * arch.intermediate))
+    free = available_memory()
+    if free is not None and needed > free:
+        raise EngineError(
+            f"a pass of {tokens} tokens takes llama.cpp about {needed / 1e9:.1f} GB beside the weights, and "
+            f"{free / 1e9:.1f} GB are free. Lower max_length, or use the mlx backend."
+        )
+
+
 def _device(lib: Library, asked: str | None) -> str:
     offload = bool(lib.api.llama_supports_gpu_offload())
     if asked in ("metal", "gpu") and not offload:
@@ -236,13 +255,21 @@ def _device(lib: Library, asked: str | None) -> str:
     return "metal" if offload and asked != "cpu" else "cpu"
 
 
-def _load(lib: Library, path: Path, device: str, extra: bool) -> Any:
-    params = lib.api.llama_model_default_params()
+def _load(lib: Library, path: Path, arch: Architecture, device: str, extra: bool) -> Any:
+    api = lib.api
+    params = api.llama_model_default_params()
     params.n_gpu_layers = -1 if device == "metal" else 0
     params.use_extra_bufts = extra
     params.check_tensors = True  # NaN and infinity in the weights are refused here, not met in a vector
+    # Ids are ours, so the file's vocabulary is never parsed: 0.15 s and 40 MB less, and no text code to crash.
+    overrides = (api.llama_model_kv_override * 3)()  # ended by an entry without a key
+    overrides[0].key, overrides[0].tag = b"tokenizer.ggml.model", api.LLAMA_KV_OVERRIDE_TYPE_STR
+    overrides[0].value.val_str = b"no_vocab"
+    overrides[1].key, overrides[1].tag = f"{arch.kind}.vocab_size".encode(), api.LLAMA_KV_OVERRIDE_TYPE_INT
+    overrides[1].value.val_i64 = arch.vocab
+    params.kv_overrides = overrides
     forget_words()
-    model = lib.api.llama_model_load_from_file(os.fsencode(path), params)
+    model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelDamaged(f"{path}: llama.cpp cannot load it: {last_words()}.")
     return model

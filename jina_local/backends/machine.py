@@ -1,4 +1,4 @@
-"""How many physical cores this process may use."""
+"""What this machine lends to the process: physical cores, free memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def physical_cores() -> int:
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text().strip() if path.exists() else str(cpu))
     return max(1, len(siblings))
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, as the kernel estimates it; None where it does not say."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    for line in path.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _sysctl(name: str) -> int:
