@@ -36,10 +36,10 @@ from .machine import available_memory, physical_cores
 from .passes import check
 
 # What a resident context holds; a longer pass gets a context of its own, freed after it. llama.cpp keeps room for
-# the vocabulary's logits of every output, which for an encoder is every token: 0.5 MB each, never used.
-_TOKENS = 256
+# the vocabulary's logits of every output, which for an encoder is every token of its longest pass: 0.5 MB each.
+_TOKENS = 512
 _TEXTS = 32
-_BUDGET = Budget(tokens=_TOKENS, texts=_TEXTS, padded=False)
+_BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
 _MOST_LANES = 4  # each lane has a cache and buffers of its own
 _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 _F32, _F16 = 0, 1  # ggml types of the KV cache
@@ -141,7 +141,7 @@ class _Lane:
         params.n_outputs_max = max(rows, texts) if self._causal else capacity
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
         # Flash attention works in 16 bits on short texts; without it the scores of long ones fill the memory.
-        plain = owner._exact and capacity <= _UBATCH
+        plain = owner._exact and capacity <= _TOKENS
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = _F32 if owner._exact else _F16
         params.kv_unified = True
