@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jina_local import console
 from jina_local.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 
+_RAW = argparse.RawDescriptionHelpFormatter
 _EXAMPLES = """examples:
   python -m convert gguf jinaai/jina-embeddings-v5-text-nano out --task retrieval --type Q8_0 --type Q4_K_M
   python -m convert gguf ./jina-embeddings-v5-text-nano out --task all --type Q4_K_M --imatrix my-texts.txt
@@ -31,23 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m convert",
         description="Turn a published checkpoint into the files that jina_local runs.",
         epilog=_EXAMPLES,
-        formatter_class=raw,
+        formatter_class=_RAW,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     merge = commands.add_parser(
-        "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=raw
+        "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=_RAW
     )
     _common(merge, "one folder, or one below it for each task")
     merge.add_argument("--dtype", choices=("F32", "F16", "BF16"), help="default: the source's")
     merge.set_defaults(run=_merge)
 
-    mlx = commands.add_parser("mlx", help="MLX weights", epilog=_EXAMPLES, formatter_class=raw)
+    mlx = commands.add_parser("mlx", help="MLX weights", epilog=_EXAMPLES, formatter_class=_RAW)
     _common(mlx, "one folder, or one below it for each task")
     mlx.add_argument("--bits", type=int, choices=(4, 5, 6, 8, 16, 32), default=8, help="default: 8")
     mlx.add_argument(
@@ -55,7 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     mlx.set_defaults(run=_mlx)
 
-    gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp", epilog=_EXAMPLES, formatter_class=raw)
+    _add_gguf(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _add_gguf(commands: Any) -> None:
+    gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp", epilog=_EXAMPLES, formatter_class=_RAW)
     _common(gguf, "a folder for all files")
     gguf.add_argument(
         "--type",
@@ -72,8 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     gguf.add_argument("--threads", type=int)
     gguf.set_defaults(run=_gguf)
 
+
+def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
-        "verify", help="compare converted files with their source", epilog=_EXAMPLES, formatter_class=raw
+        "verify", help="compare converted files with their source", epilog=_EXAMPLES, formatter_class=_RAW
     )
     verify.add_argument("out", type=Path, help="a converted folder or a .gguf file")
     verify.add_argument("--against", required=True, metavar="SRC", help="the checkpoint it was made from")
@@ -81,7 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--backend", choices=("auto", "mlx", "llama"), default="auto")
     _hub(verify)
     verify.set_defaults(run=_verify)
-    return parser
 
 
 def _common(parser: argparse.ArgumentParser, out: str) -> None:

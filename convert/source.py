@@ -52,6 +52,8 @@ def choose_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> list[str]:
             f"{checkpoint.folder} has no adapters and no manifest that says which task it was merged for. "
             "Convert from the published base checkpoint."
         )
+    if not wanted:
+        raise UsageError(f"no task given. {checkpoint.folder} has: {', '.join(held)}, or all.")
     for task in wanted:
         if task not in (*held, "all"):
             raise UsageError(f"unknown task {task!r}; {checkpoint.folder} has: {', '.join(held)}, or all.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,10 @@ from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.formats import safetensors
 from jina_local.spec import ModelSpec
-from jina_local.tokens import Tokenizer
 
 from . import source
-from .publish import staging, write_manifest
+from .task_folders import Form, Progress, write_folders
 
-Progress = Callable[[str, int, int], None]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -35,52 +33,30 @@ def merge(
     tasks: Sequence[str],
     dtype: str | None = None,
     force: bool = False,
-    source_name: str,
+    source_name: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write `out` (one task) or `out`/<task> (several): W + (alpha / r) B A in float32, cast once.
 
-    `dtype`: "F32", "F16", "BF16"; None keeps the source's. Peak memory: about four times the largest tensor in
+    `dtype`: "F32", "F16", "BF16"; None keeps the source's. Peak memory: about twice the largest tensor in
     float32 (the token table), whatever the size of the model. Raises UsageError, ModelDamaged, OutputError.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}. Possible: {', '.join(DTYPES)}.")
     with Checkpoint(folder) as checkpoint:
         kept = dtype or checkpoint.dtype
-        tasks = source.choose_tasks(checkpoint, tasks)
-        shapes = architecture.tensors(checkpoint.arch)
-        per_task = sum(int(np.prod(s)) for s in shapes.values()) * (4 if kept == "F32" else 2)
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        record = source.describe(checkpoint, source_name, revision, tasks)
-        row = source.row_of(checkpoint)
-        weights: dict[str, tuple[str | None, str]] = {}
-        with staging(out, force=force, needs=per_task * len(tasks)) as temp:
-            for task in tasks:
-                target = temp if len(tasks) == 1 else temp / task
-                target.mkdir(exist_ok=True)
-                layout = {name: (kept, shape) for name, shape in shapes.items()}
-                tensors = _tensors(checkpoint, task, kept, progress)
-                safetensors.write(target / "model.safetensors", layout, tensors, {"format": "pt"})
-                _write_configs(checkpoint, row.spec, target, kept)
-                weights["model.safetensors" if len(tasks) == 1 else f"{task}/model.safetensors"] = (task, kept)
-                if len(tasks) > 1:
-                    write_manifest(
-                        target,
-                        form="checkpoint",
-                        model=row.spec.name,
-                        source=record,
-                        tokenizer=tokenizer.fingerprint(),
-                        weights={"model.safetensors": (task, kept)},
-                    )
-            write_manifest(
-                temp,
-                form="checkpoint",
-                model=row.spec.name,
-                source=record,
-                tokenizer=tokenizer.fingerprint(),
-                weights=weights,
-            )
+        model = source.row_of(checkpoint).spec
+        form = Form(
+            name="checkpoint",
+            label=kept,
+            layout={name: (kept, shape) for name, shape in architecture.tensors(checkpoint.arch).items()},
+            metadata={"format": "pt"},
+            tensors=lambda task: _tensors(checkpoint, task, kept, progress),
+            configs=lambda target: _write_configs(checkpoint, model, target, kept),
+        )
+        chosen = source.choose_tasks(checkpoint, tasks)
+        write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
 
 
 def _tensors(

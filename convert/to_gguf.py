@@ -90,17 +90,10 @@ def to_gguf(
         chosen_tasks = source.choose_tasks(checkpoint, tasks)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         raw = (folder / "tokenizer.json").read_bytes()
-        job = _Job(
-            checkpoint=checkpoint,
-            row=source.row_of(checkpoint),
-            tokenizer=tokenizer,
-            vocabulary=vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint)),
-            types=chosen,
-            texts=texts,
-            threads=_threads(threads),
-            revision=revision,
-            progress=progress or (lambda what, done, of: None),
-        )
+        words = vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint))
+        tell = progress or (lambda what, done, of: None)
+        row = source.row_of(checkpoint)
+        job = _Job(checkpoint, row, tokenizer, words, chosen, texts, _threads(threads), revision, tell)
         record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
         with staging(out, force=force, needs=_needs(checkpoint, chosen, len(chosen_tasks))) as temp:
             weights: dict[str, tuple[str | None, str]] = {}

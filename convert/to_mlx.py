@@ -7,9 +7,8 @@ our own engine reads them with the prefix or without.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,12 @@ from jina_local.architecture import Architecture
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.formats import safetensors
-from jina_local.tokens import Tokenizer
 
 from . import source
-from .publish import staging, write_manifest
 from .quantise import BITS, GROUP_SIZES, quantise, recipe
-
-Progress = Callable[[str, int, int], None]
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+from .task_folders import Form, Progress, write_folders
 
 _PLAIN = {16: "F16", 32: "F32"}
-_BYTES = {"U32": 4, "F32": 4, "F16": 2}
 _PROMPTS = "config_sentence_transformers.json"
 
 
@@ -59,31 +53,20 @@ def to_mlx(
         raise UsageError(f"group_size {group_size!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
     with Checkpoint(folder) as checkpoint:
         chosen = source.choose_tasks(checkpoint, tasks)
-        if not chosen:
-            raise UsageError(f"no task given. {folder} has: {', '.join(source.choose_tasks(checkpoint, ['all']))}.")
-        layout = _layout(checkpoint.arch, bits, group_size)
-        record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen)
-        fingerprint = Tokenizer.from_file(folder / "tokenizer.json").fingerprint()
-        model, label = source.row_of(checkpoint).spec.name, f"{bits}bit"
-        needs = sum(math.prod(shape) * _BYTES[dtype] for dtype, shape in layout.values()) * len(chosen)
-        weights: dict[str, tuple[str | None, str]] = {}
-        with staging(out, force=force, needs=needs) as temp:
-            for task in chosen:
-                target = temp if len(chosen) == 1 else temp / task
-                target.mkdir(exist_ok=True)
-                tensors = _tensors(checkpoint, task, bits, group_size, progress)
-                safetensors.write(target / "model.safetensors", layout, tensors, {"format": "mlx"})
-                _write_configs(checkpoint, target, bits, group_size)
-                weights[(target / "model.safetensors").relative_to(temp).as_posix()] = (task, label)
-                if target != temp:
-                    own: dict[str, tuple[str | None, str]] = {"model.safetensors": (task, label)}
-                    write_manifest(target, form="mlx", model=model, source=record, tokenizer=fingerprint, weights=own)
-            write_manifest(temp, form="mlx", model=model, source=record, tokenizer=fingerprint, weights=weights)
+        form = Form(
+            name="mlx",
+            label=f"{bits}bit",
+            layout=_layout(checkpoint.arch, bits, group_size),
+            metadata={"format": "mlx"},
+            tensors=lambda task: _tensors(checkpoint, task, bits, group_size, progress),
+            configs=lambda target: _write_configs(checkpoint, target, bits, group_size),
+        )
+        write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
 
 
-def _layout(arch: Architecture, bits: int, group_size: int) -> Layout:
+def _layout(arch: Architecture, bits: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every tensor of the file: name -> dtype, shape."""
-    layout: Layout = {}
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in architecture.tensors(arch).items():
         code = recipe(name, shape, bits, group_size)
         if code is None:

@@ -299,13 +299,37 @@ def test_damaged_files_are_our_errors(tmp_path, damage):
         backend(path)
 
 
-def test_a_pass_that_cannot_fit_is_refused_with_the_numbers(exact, monkeypatch):
+def test_a_pass_that_cannot_fit_is_refused_with_the_numbers(kind, exact, monkeypatch):
     from jina_local.backends import llama
 
-    engine, encoded, states = exact
+    _, encoded, states = exact
+    long = pack(encoded, [LENGTHS.index(1000)], "last")
+    engine = backend(made.gguf_file(kind, "F32"))
     monkeypatch.setattr(llama, "available_memory", lambda: 2_000_000)
-    with pytest.raises(EngineError, match=r"a pass of 1024 tokens takes llama.cpp about 0.0 GB .* 0.0 GB are free"):
-        engine.forward(pack(encoded, [LENGTHS.index(1000)], "last"))
+    with pytest.raises(EngineError, match=r"a pass of 2048 tokens takes llama.cpp about 0.0 GB .* 0.0 GB are free"):
+        engine.forward(long)
     monkeypatch.setattr(llama, "available_memory", lambda: None)
-    row = engine.forward(pack(encoded, [LENGTHS.index(1000)], "last"))
-    assert cosines(row[0], states[-1][-1]) > 0.999999
+    assert cosines(engine.forward(long)[0], states[-1][-1]) > 0.999999
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_room_for_logits_that_an_encoder_never_uses_is_given_back(tmp_path):
+    """512 tokens of a vocabulary of 50,000 would keep 100 MB; repeated passes stay right."""
+    from convert.to_gguf import to_gguf
+    from tests import tiny
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    source = tiny.write(tmp_path / "wide", "nano", tasks=("retrieval",), config={"vocab_size": 50_000})
+    to_gguf(source, tmp_path / "gguf", tasks=["retrieval"], types=["F16"])
+    engine = backend(tmp_path / "gguf" / "v5-nano-retrieval-F16.gguf", threads=1)
+    encoded = texts("nano", (4, 500, 300, 500))
+    engine.forward(pack(encoded, [0], "last"))
+    before = resident()
+    rows = [engine.forward(pack(encoded, [i], "last")) for i in (1, 2, 1, 3, 1)]
+    assert resident() - before < 60
+    np.testing.assert_array_equal(rows[0], rows[2])
+    np.testing.assert_array_equal(rows[0], rows[4])
+    engine.close()

@@ -32,12 +32,12 @@ from ..formats import gguf
 from ..spec import Budget, TokenBatch
 from .extra_buffers import use_extra_buffers
 from .llama_library import Library, forget_words, last_words, library
-from .machine import available_memory, physical_cores
+from .machine import available_memory, give_back, physical_cores
 from .passes import check
 
-# What a resident context holds; a longer pass gets a context of its own, freed after it. llama.cpp keeps room for
-# the vocabulary's logits of every output, which for an encoder is every token of its longest pass: 0.5 MB each.
-_TOKENS = 512
+# What a lane holds, and what the one context for longer passes holds; a pass beyond that, or a second one beside
+# it, gets a context of its own, freed after it.
+_TOKENS, _LONG_TOKENS = 512, 2048
 _TEXTS = 32
 _BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
 _MOST_LANES = 4  # each lane has a cache and buffers of its own
@@ -83,7 +83,9 @@ class LlamaBackend:
         self._model = model
         self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
         self._opened: list[_Lane] = []
-        self._grow = threading.Lock()
+        self._grow, self._lanes_made = threading.Lock(), 0
+        self._long = threading.Lock()
+        self._long_lane: _Lane | None = None
         self._finalizer = weakref.finalize(self, _free, self._lib, model, self._opened)
 
     def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
@@ -101,26 +103,36 @@ class LlamaBackend:
     def _lane(self, tokens: int, texts: int, rows: int) -> Iterator[_Lane]:
         if not self._finalizer.alive:
             raise EngineError("this model is closed.")
-        if tokens > _TOKENS or texts > _TEXTS or rows > _TEXTS:
+        few = max(texts, rows) <= _TEXTS
+        if few and tokens <= _TOKENS:
+            lane = self._take()
+            try:
+                yield lane
+            finally:
+                self._free_lanes.put(lane)
+        elif few and tokens <= _LONG_TOKENS and self._long.acquire(blocking=False):
+            try:
+                if self._long_lane is None:
+                    self._long_lane = _Lane(self, _LONG_TOKENS, _TEXTS, _TEXTS)
+                    self._opened.append(self._long_lane)
+                yield self._long_lane
+            finally:
+                self._long.release()
+        else:
             lane = _Lane(self, max(tokens, texts), texts, rows)
             try:
                 yield lane
             finally:
                 lane.free()
-            return
-        lane = self._take()
-        try:
-            yield lane
-        finally:
-            self._free_lanes.put(lane)
 
     def _take(self) -> _Lane:
         with contextlib.suppress(queue.Empty):
             return self._free_lanes.get_nowait()
         with self._grow:
-            if len(self._opened) < self.lanes:
+            if self._lanes_made < self.lanes:
                 lane = _Lane(self, _TOKENS, _TEXTS, _TEXTS)
                 self._opened.append(lane)
+                self._lanes_made += 1
                 return lane
         return self._free_lanes.get()
 
@@ -160,6 +172,7 @@ class _Lane:
         self._memory = api.llama_get_memory(self._ctx)
         self._caught: list[NDArray[np.float32]] = []
         self._threads = owner.threads
+        self._vocab, self._given_back = owner.vocab, 0
 
     def run(self, batch: TokenBatch, threads: int) -> NDArray[np.float32]:
         """One pass: (n_rows, hidden) float32."""
@@ -179,7 +192,20 @@ class _Lane:
             raise EngineError(f"llama.cpp returned {rows.shape[0]} rows where {len(batch.rows)} were asked for.")
         if self._memory and not np.isfinite(rows).all():
             api.llama_memory_clear(self._memory, True)
+        if not self._causal and len(batch.ids) > self._given_back:
+            self._give_back_logits(len(batch.ids))
         return rows
+
+    def _give_back_logits(self, tokens: int) -> None:
+        """Return the pages of a buffer that an encoder never uses to the system.
+
+        llama.cpp keeps, and clears, room for the vocabulary's logits of every output, and an encoder's outputs are
+        all its tokens: 0.5 MB each for nano. The pages stay mapped and read as the zeros they hold now.
+        """
+        start = ctypes.cast(self._lib.api.llama_get_logits(self._ctx), ctypes.c_void_p).value
+        if start:
+            give_back(start, 4 * self._vocab * tokens)
+        self._given_back = tokens
 
     def free(self) -> None:
         """Free the context; harmless when it is gone already."""
@@ -236,7 +262,7 @@ def _check_room(owner: LlamaBackend, tokens: int) -> None:
     if arch.causal:
         cell = arch.layers * 2 * arch.kv_heads * arch.head_dim * (4 if owner._exact else 2)
     else:
-        cell = 4 * arch.vocab  # see _TOKENS
+        cell = 4 * arch.vocab  # see _give_back_logits
     needed = tokens * (cell + 4 * (6 * arch.hidden + 3 * arch.intermediate))
     free = available_memory()
     if free is not None and needed > free:

@@ -12,6 +12,7 @@ line of standard output is JSON.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import resource
@@ -19,10 +20,16 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+
+from convert.reference import hidden_states
 from convert.to_gguf import to_gguf
 from convert.to_mlx import to_mlx
-from convert.verify import verify
+from convert.verify import DOCUMENTS, QUERIES, verify
+from jina_local.checkpoint import Checkpoint
+from jina_local.tokens import Tokenizer
 from tests import tiny
+from tests.oracle import Oracle, cosines
 
 TYPES = (
     "F32",
@@ -50,6 +57,20 @@ def judge(out: Path, checkpoint: Path, label: str | None = None) -> tuple[float,
     return least, mean, all(f.ok for f in findings)
 
 
+def check_reference(checkpoint: Path) -> float:
+    """The least cosine of the plain reference to transformers at full size, over the texts that verify judges."""
+    oracle = Oracle(checkpoint, "retrieval")
+    tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
+    least = 1.0
+    with Checkpoint(checkpoint) as opened:
+        weights = dict(opened.merged("retrieval"))
+        for text in (*QUERIES, *DOCUMENTS):
+            ids = np.array(tokenizer.ids("Document: " + text))
+            mine, theirs = hidden_states(opened.arch, weights, ids), oracle.states(ids)
+            least = min(least, float(cosines(mine, theirs).min()))
+    return least
+
+
 def main() -> None:
     """Make, judge, remove, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,6 +82,8 @@ def main() -> None:
     checkpoint, out = args.work / args.kind, args.work / "fidelity"
     if not (checkpoint / "adapters" / "retrieval" / "adapter_model.safetensors").exists():
         tiny.write(checkpoint, args.kind, full=True, tasks=("retrieval",))
+    if importlib.util.find_spec("transformers"):
+        print(f"plain reference to transformers, every token: least cosine {check_reference(checkpoint):.7f}\n")
     rows = []
     print("| form | MB | least cosine | mean cosine | made in |\n|---|---|---|---|---|")
     for form in [*args.types, *(f"{bits}bit" for bits in args.bits)]:

@@ -109,6 +109,49 @@ def torch_rivals(folder: Path, dtypes: Sequence[str], threads: int | None) -> di
     return out
 
 
+def onnx_rival(folder: Path, work: Path, threads: int | None) -> dict[str, Run]:
+    """ONNX Runtime on a float32 export of the same weights: sorted batches of 32, right padding, last token."""
+    import onnxruntime
+    import torch
+
+    from tests.oracle import Oracle
+
+    class Exported(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    graph = work / f"{folder.name}.onnx"
+    if not graph.exists():
+        example = torch.ones((2, 9), dtype=torch.int64)
+        axes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=1024)}
+        model = Exported(Oracle(folder, "retrieval").model)
+        torch.onnx.export(model, (example, example), str(graph), dynamo=True, external_data=True,
+                          input_names=["input_ids", "attention_mask"], output_names=["states"],
+                          dynamic_shapes={"input_ids": axes, "attention_mask": axes}, verbose=False)  # fmt: skip
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    tok = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def run(texts: list[str]) -> object:
+        ids = sorted((tok.encode("Document: " + t).ids for t in texts), key=len)
+        for start in range(0, len(ids), 32):
+            part = ids[start : start + 32]
+            longest = max(map(len, part))
+            batch = np.array([row + [0] * (longest - len(row)) for row in part])
+            mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in part])
+            (states,) = session.run(None, {"input_ids": batch, "attention_mask": mask})
+            rows = states[np.arange(len(part)), mask.sum(1) - 1]
+            rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return None
+
+    return {"ONNX Runtime float32, batches of 32": run}
+
+
 def mlx_rival(model: Embedder) -> Run:
     """The same MLX model in the same process: sorted, 32 texts a batch, every row of the last layer computed."""
 
@@ -216,6 +259,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--torch", nargs="*", default=[], metavar="DTYPE", help="float32 bfloat16")
+    parser.add_argument("--onnx", action="store_true", help="ONNX Runtime too; needs onnxruntime and onnxscript")
     parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
     args = parser.parse_args()
     checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
@@ -232,6 +276,8 @@ def main() -> None:
         runs |= llama_rivals(next(path.glob("*.gguf")), args.threads)
     if args.torch and importlib.util.find_spec("transformers"):
         runs |= torch_rivals(checkpoint, args.torch, args.threads)
+    if args.onnx and importlib.util.find_spec("onnxruntime"):
+        runs |= onnx_rival(checkpoint, args.work, args.threads)
     report: dict[str, object] = {
         "model": model.spec.name,
         "weights": model.spec.origin.weights if model.spec.origin else None,

@@ -1,0 +1,65 @@
+"""One folder of safetensors for each task, published together: what `merge` and `mlx` share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_local.checkpoint import Checkpoint
+from jina_local.formats import safetensors
+from jina_local.tokens import Tokenizer
+
+from . import source
+from .publish import staging, write_manifest
+
+Progress = Callable[[str, int, int], None]
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+_BYTES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2}
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of folder is written."""
+
+    name: str  # the manifest's form
+    label: str  # the manifest's label of the weights
+    layout: Layout  # every tensor of the file: name -> dtype, shape
+    metadata: Mapping[str, str]
+    tensors: Callable[[str], Iterator[tuple[str, NDArray[np.generic]]]]  # task -> the tensors, one at a time
+    configs: Callable[[Path], None]  # everything beside the weights, into the folder given
+
+
+def write_folders(
+    checkpoint: Checkpoint,
+    out: Path,
+    tasks: Sequence[str],
+    form: Form,
+    *,
+    force: bool,
+    source_name: str | None,
+    revision: str | None,
+) -> None:
+    """Write `out` for one task, `out`/<task> for several, each whole in itself with a manifest of its own."""
+    record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
+    fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
+    model = source.row_of(checkpoint).spec.name
+    size = sum(math.prod(shape) * _BYTES[dtype] for dtype, shape in form.layout.values())
+
+    def seal(folder: Path, weights: Mapping[str, tuple[str | None, str]]) -> None:
+        write_manifest(folder, form=form.name, model=model, source=record, tokenizer=fingerprint, weights=weights)
+
+    with staging(out, force=force, needs=size * len(tasks)) as temp:
+        folders = {task: temp if len(tasks) == 1 else temp / task for task in tasks}
+        for task, folder in folders.items():
+            folder.mkdir(exist_ok=True)
+            safetensors.write(folder / _WEIGHTS, form.layout, form.tensors(task), form.metadata)
+            form.configs(folder)
+            if folder != temp:
+                seal(folder, {_WEIGHTS: (task, form.label)})
+        seal(temp, {(f / _WEIGHTS).relative_to(temp).as_posix(): (task, form.label) for task, f in folders.items()})
