@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _common(mlx, "one folder, or one below it for each task")
     mlx.add_argument("--bits", type=int, choices=(4, 5, 6, 8, 16, 32), default=8, help="default: 8")
     mlx.add_argument(
-        "--group-size", type=int, choices=(32, 64, 128), default=64, help="weights a scale (default: 64)"
+        "--group-size", type=int, choices=(32, 64, 128), help="weights a scale (default: 32 for 4 bits, else 64)"
     )
     mlx.set_defaults(run=_mlx)
 

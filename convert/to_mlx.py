@@ -34,7 +34,7 @@ def to_mlx(
     *,
     tasks: Sequence[str],
     bits: int,
-    group_size: int = 64,
+    group_size: int | None = None,
     force: bool = False,
     source_name: str | None = None,
     revision: str | None = None,
@@ -42,13 +42,14 @@ def to_mlx(
 ) -> None:
     """Write `out` (one task) or `out`/<task> (several) from the checkpoint in `folder`.
 
-    `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64, 128) with the token table at 8 at
-    least, 16 for float16, 32 for float32. `progress(what, done, of)` counts tensors. The same input gives the
+    `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64, 128; None: 32 at 4 bits, where 64 loses
+    too much, else 64) with the token table at 8 at least, 16 for float16, 32 for float32. `progress(what, done, of)` counts tensors. The same input gives the
     same bytes. Peak memory: about twice the largest tensor in float32 (the token table), whatever the size
     of the model. Raises UsageError, ModelDamaged, OutputError, Locked.
     """
     if bits not in (*BITS, *_PLAIN):
         raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, (*BITS, *_PLAIN)))}.")
+    group_size = group_size or (32 if bits == 4 else 64)
     if group_size not in GROUP_SIZES:
         raise UsageError(f"group_size {group_size!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
     with Checkpoint(folder) as checkpoint:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..errors import ModelDamaged
 
 _MAX_HEADER = 100_000_000
+_CHUNK = 1 << 22  # elements rounded at a time, which bounds what the rounding itself takes
 _SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1,
@@ -95,9 +96,14 @@ def to_f32(data: NDArray[np.generic], dtype: str, where: str) -> NDArray[np.floa
 
 def to_bf16(data: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to the nearest bfloat16, ties to even, as its 16 bits. NaN stays NaN."""
-    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
-    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
+    flat = np.ascontiguousarray(data, dtype=np.float32).reshape(-1)
+    out = np.empty(flat.shape, np.uint16)
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        bits = part.view(np.uint32)
+        rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF)) >> 16  # only NaN can overflow
+        out[start : start + _CHUNK] = np.where(np.isnan(part), 0x7FC0, rounded)
+    return out.reshape(data.shape)
 
 
 def to_f16(data: NDArray[np.float32], where: str) -> NDArray[np.float16]:
