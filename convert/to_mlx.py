@@ -42,10 +42,11 @@ def to_mlx(
 ) -> None:
     """Write `out` (one task) or `out`/<task> (several) from the checkpoint in `folder`.
 
-    `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64, 128; None: 32 at 4 bits, where 64 loses
-    too much, else 64) with the token table at 8 at least, 16 for float16, 32 for float32. `progress(what, done, of)` counts tensors. The same input gives the
-    same bytes. Peak memory: about twice the largest tensor in float32 (the token table), whatever the size
-    of the model. Raises UsageError, ModelDamaged, OutputError, Locked.
+    `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64 or 128; None: 32 at 4 bits, where 64
+    loses too much, else 64) with the token table at 8 bits at least; 16 for float16, 32 for float32.
+    `progress(what, done, of)` counts tensors. The same input gives the same bytes. Peak memory: about twice the
+    largest tensor in float32 (the token table), whatever the size of the model. Raises UsageError, ModelDamaged,
+    OutputError, Locked.
     """
     if bits not in (*BITS, *_PLAIN):
         raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, (*BITS, *_PLAIN)))}.")

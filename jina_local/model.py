@@ -262,7 +262,8 @@ def _run(
     lengths = encoded.counts.tolist()
     n = len(lengths)
     groups = [[i] for i in range(n)] if deterministic else batching.plan(lengths, engine.budget)
-    lanes = min(engine.lanes, len(groups))
+    loads = [batching.cost(group, lengths, engine.budget) for group in groups]
+    lanes = batching.lanes_for(loads, engine.lanes)
     pooled = np.empty((n, engine.hidden), np.float32)
 
     def one_pass(group: list[int], sharers: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jina_local.batching import cost, plan, round_up
+from jina_local.batching import cost, lanes_for, plan, round_up
 from jina_local.spec import Budget
 
 PADDED = Budget(tokens=2048, texts=256, padded=True, overhead=16, multiple=8)
@@ -81,6 +81,22 @@ def test_the_plan_does_not_depend_on_the_order_of_equal_lists(budget):
     a = [[lengths[i] for i in g] for g in plan(lengths, budget)]
     b = [[lengths[shuffled[i]] for i in g] for g in plan([lengths[i] for i in shuffled], budget)]
     assert a == b
+
+
+@pytest.mark.parametrize(
+    ("loads", "most", "expected"),
+    [
+        ([256, 256], 2, 2),
+        ([256, 28], 2, 1),
+        ([256], 4, 1),
+        ([200, 100, 100], 2, 2),
+        ([256] * 3, 2, 1),
+        ([256] * 21, 4, 4),
+        ([512, *[256] * 40], 4, 4),
+    ],
+)
+def test_lanes_are_used_where_they_end_together(loads, most, expected):
+    assert lanes_for(loads, most) == expected
 
 
 def test_many_texts_are_planned_quickly():
