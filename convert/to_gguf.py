@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import architecture, registry
+from jina_local import architecture, names, registry
 from jina_local.checkpoint import Checkpoint, read_json
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
@@ -28,7 +28,7 @@ from jina_local.spec import ModelSpec
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import tokenizer_json
 
-from . import ggml, names, source, vocabulary
+from . import ggml, source, vocabulary
 from . import imatrix as importance_of
 from .publish import staging, write_manifest
 from .vocabulary import Vocabulary

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import architecture, registry
+from . import architecture, names, registry
 from .architecture import Architecture
 from .checkpoint import check_shapes
 from .errors import ModelDamaged, UsageError
@@ -28,20 +28,6 @@ ORDER = (
 _LAST = 3  # enum llama_pooling_type
 _PRE = {"qwen3": ("qwen2",), "eurobert": ("jina-v5-nano", "llama-bpe")}
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "separator", "padding", "mask", "cls")
-_TOP = {"embed_tokens": "token_embd", "norm": "output_norm"}
-_BLOCK = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 @dataclass(frozen=True)
@@ -172,15 +158,6 @@ def _precision(
     return chosen, [f"weights {chosen}: the first choice among those that are there ({there})"]
 
 
-def gguf_name(name: str) -> str:
-    """A checkpoint's tensor name (`layers.0.mlp.up_proj.weight`) -> the GGUF's (`blk.0.ffn_up.weight`)."""
-    stem = name.removesuffix(".weight")
-    if stem in _TOP:
-        return f"{_TOP[stem]}.weight"
-    _, layer, inner = stem.split(".", 2)
-    return f"blk.{layer}.{_BLOCK[inner]}.weight"
-
-
 def _check_keys(header: Header, arch: Architecture) -> None:
     """Keys that change the arithmetic silently have to be absent, or what the model computes."""
     expected: dict[str, tuple[object, ...]] = {
@@ -202,7 +179,8 @@ def _check_tensors(header: Header, arch: Architecture) -> None:
             f"{header.path}: holds output.weight, the head of a language model; the embedding models have none. "
             "It is another model, or was converted from one."
         )
-    expected = {gguf_name(name): shape for name, shape in architecture.tensors(arch).items()}
+    renamed = names.gguf_names(arch)
+    expected = {renamed[name]: shape for name, shape in architecture.tensors(arch).items()}
     check_shapes({name: t.shape for name, t in header.tensors.items()}, expected, str(header.path))
 
 

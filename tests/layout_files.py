@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convert.publish import write_manifest
-from jina_local import architecture, backends, gguf_identity
+from jina_local import architecture, backends, names
 from jina_local.formats.gguf import FILE_TYPES
 from jina_local.formats.manifest import Source
 
@@ -50,9 +50,10 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
             writer.add_array(key, value)
         elif value is not None:
             writer.add_uint32(key, value)
+    renamed = names.gguf_names(arch)
     for tensor, shape in (architecture.tensors(arch) | (extra or {})).items():
         if tensor not in drop:
-            stored = tensor if tensor in (extra or {}) else gguf_identity.gguf_name(tensor)
+            stored = tensor if tensor in (extra or {}) else renamed[tensor]
             writer.add_tensor(stored, np.zeros((shapes or {}).get(tensor, shape), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

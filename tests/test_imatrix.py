@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert import ggml, imatrix, names, reference
+from convert import ggml, imatrix, reference
 from convert.to_gguf import FILE_TYPES, narrowed, to_gguf
-from jina_local import architecture, registry
+from jina_local import architecture, names, registry
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, UsageError
 from jina_local.formats.gguf import read_header

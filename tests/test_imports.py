@@ -20,6 +20,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "registry": ({"spec", "errors"}, set()),
     "batching": ({"spec"}, set()),
     "architecture": ({"errors"}, set()),
+    "names": ({"architecture"}, set()),
     "formats": ({"errors"}, {"numpy"}),
     "tokens": ({"spec", "errors", "formats"}, {"numpy", "tokenizers"}),
     "vocabulary": ({"errors", "formats"}, set()),
@@ -27,7 +28,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "checkpoint": ({"architecture", "formats", "errors"}, {"numpy"}),
     "backends": ({"architecture", "batching", "checkpoint", "formats", "spec", "errors"},
                  {"numpy", "mlx", "llama_cpp"}),
-    "gguf_identity": ({"architecture", "registry", "checkpoint", "formats", "spec", "errors"}, set()),
+    "gguf_identity": ({"architecture", "names", "registry", "checkpoint", "formats", "spec", "errors"}, set()),
     "hub_cache": ({"registry", "gguf_identity", "checkpoint", "formats", "errors"}, {"huggingface_hub"}),
     "hub": ({"registry", "hub_cache", "gguf_identity", "formats", "spec", "errors"}, {"huggingface_hub", "tqdm"}),
     "layouts": ({"architecture", "backends", "checkpoint", "formats", "gguf_identity", "hub", "hub_cache", "registry",
@@ -47,7 +48,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
 }  # fmt: skip
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "registry", "spec", "tokens",
+CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "names", "registry", "spec", "tokens",
                "vocabulary", "hub", "weights"}  # fmt: skip
 CONVERT_MORE = {"verify": {"model", "backends"}}
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}

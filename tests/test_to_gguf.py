@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import ggml, names, reference
+from convert import ggml, reference
 from convert.to_gguf import FILE_TYPES, NEEDS_IMATRIX, choose_types, to_gguf
-from jina_local import architecture
+from jina_local import architecture, names
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jina_local import architecture
-from jina_local.architecture import Architecture
+from . import architecture
+from .architecture import Architecture
 
 _EUROBERT = {
     "embed_tokens": "token_embd",
