@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,17 @@ def llama_rivals(path: Path, threads: int | None) -> dict[str, Run]:
     }
 
 
+def batches_of_32(tok: tokenizers.Tokenizer, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, attention mask), sorted by length and padded on the right, as the rivals are fed."""
+    rows = sorted((tok.encode("Document: " + t).ids for t in texts), key=len)
+    for start in range(0, len(rows), 32):
+        part = rows[start : start + 32]
+        longest = max(map(len, part))
+        ids = np.array([row + [0] * (longest - len(row)) for row in part])
+        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in part])
+        yield ids, mask
+
+
 def torch_rivals(folder: Path, dtypes: Sequence[str], threads: int | None) -> dict[str, Run]:
     """transformers on torch: sorted batches of 32, right padding, last token."""
     import torch
@@ -89,15 +100,11 @@ def torch_rivals(folder: Path, dtypes: Sequence[str], threads: int | None) -> di
 
     def runner(model: torch.nn.Module) -> Run:
         def run(texts: list[str]) -> object:
-            ids = sorted((tok.encode("Document: " + t).ids for t in texts), key=len)
-            for start in range(0, len(ids), 32):
-                part = ids[start : start + 32]
-                longest = max(map(len, part))
-                batch = torch.tensor([row + [0] * (longest - len(row)) for row in part])
-                mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part])
+            for ids, mask in batches_of_32(tok, texts):
+                batch, attended = torch.from_numpy(ids), torch.from_numpy(mask)
                 with torch.inference_mode():
-                    states = model(input_ids=batch, attention_mask=mask).last_hidden_state
-                torch.nn.functional.normalize(states[range(len(part)), mask.sum(1) - 1].float())
+                    states = model(input_ids=batch, attention_mask=attended).last_hidden_state
+                torch.nn.functional.normalize(states[range(len(ids)), attended.sum(1) - 1].float())
             return None
 
         return run
@@ -138,14 +145,9 @@ def onnx_rival(folder: Path, work: Path, threads: int | None) -> dict[str, Run]:
     tok = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def run(texts: list[str]) -> object:
-        ids = sorted((tok.encode("Document: " + t).ids for t in texts), key=len)
-        for start in range(0, len(ids), 32):
-            part = ids[start : start + 32]
-            longest = max(map(len, part))
-            batch = np.array([row + [0] * (longest - len(row)) for row in part])
-            mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in part])
-            (states,) = session.run(None, {"input_ids": batch, "attention_mask": mask})
-            rows = states[np.arange(len(part)), mask.sum(1) - 1]
+        for ids, mask in batches_of_32(tok, texts):
+            (states,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+            rows = states[np.arange(len(ids)), mask.sum(1) - 1]
             rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return None
 
