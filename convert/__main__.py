@@ -10,6 +10,7 @@ from typing import Any
 
 from jina_local import console
 from jina_local.checkpoint import Checkpoint
+from jina_local.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
 
@@ -18,6 +19,7 @@ _EXAMPLES = """examples:
   python -m convert gguf jinaai/jina-embeddings-v5-text-nano out --task retrieval --type Q8_0 --type Q4_K_M
   python -m convert gguf ./jina-embeddings-v5-text-nano out --task all --type Q4_K_M --imatrix my-texts.txt
   python -m convert mlx ./jina-embeddings-v5-text-small out --task retrieval --bits 8
+  python -m convert mlx ./jina-embeddings-v5-text-small out --adapters separate --bits 8
   python -m convert merge ./jina-embeddings-v5-text-small out --task classification
   python -m convert verify out --against ./jina-embeddings-v5-text-small
 
@@ -45,11 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=_RAW
     )
     _common(merge, "one folder, or one below it for each task")
+    merge.add_argument("--task", required=True, help="a task, or all")
     merge.add_argument("--dtype", choices=("F32", "F16", "BF16"), help="default: the source's")
     merge.set_defaults(run=_merge)
 
     mlx = commands.add_parser("mlx", help="MLX weights", epilog=_EXAMPLES, formatter_class=_RAW)
-    _common(mlx, "one folder, or one below it for each task")
+    _common(mlx, "one folder, or one below it for each task; with separate adapters always one")
+    _adapters(mlx)
     mlx.add_argument("--bits", type=int, choices=(4, 5, 6, 8, 16, 32), default=8, help="default: 8")
     mlx.add_argument(
         "--group-size", type=int, choices=(32, 64, 128), help="weights a scale (default: 32 for 4 bits, else 64)"
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_gguf(commands: Any) -> None:
     gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp", epilog=_EXAMPLES, formatter_class=_RAW)
     _common(gguf, "a folder for all files")
+    _adapters(gguf)
     gguf.add_argument(
         "--type",
         action="append",
@@ -95,9 +100,21 @@ def _add_verify(commands: Any) -> None:
 def _common(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("source", metavar="SRC", help="a checkpoint folder or a model's name")
     parser.add_argument("out", type=Path, metavar="OUT", help=out)
-    parser.add_argument("--task", required=True, help="a task, or all")
     parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
     _hub(parser)
+
+
+def _adapters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help="a task, or all; --adapters separate writes all where none is named")
+    parser.add_argument(
+        "--adapters",
+        choices=("merged", "separate"),
+        default="merged",
+        help="merged (default): whole weights for each task, nothing to pay per token; right for one task, and the "
+        "only form that other programs read without knowing of tasks. separate: one base and a small file for each "
+        "task, in the disk and memory of little more than one; right where one process serves several tasks, at a "
+        "cost in time for each token",
+    )
 
 
 def _hub(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +152,7 @@ def _mlx(args: argparse.Namespace) -> int:
             tasks=tasks,
             bits=args.bits,
             group_size=args.group_size,
+            separate=args.adapters == "separate",
             force=args.force,
             source_name=name,
             revision=revision,
@@ -154,6 +172,7 @@ def _gguf(args: argparse.Namespace) -> int:
             tasks=tasks,
             types=args.type or ["Q8_0"],
             imatrix=args.imatrix,
+            separate=args.adapters == "separate",
             force=args.force,
             source_name=name,
             revision=revision,
@@ -184,9 +203,12 @@ def _verify(args: argparse.Namespace) -> int:
 def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
     from . import source
 
+    separate = getattr(args, "adapters", "merged") == "separate"
+    if args.task is None and not separate:
+        raise UsageError("--task is required: give a task, or all. With --adapters separate it may be left out.")
     folder, name, revision = source.locate(args.source, revision=args.revision, offline=args.offline)
     with Checkpoint(folder) as checkpoint:
-        tasks = source.choose_tasks(checkpoint, [args.task])
+        tasks = source.choose_tasks(checkpoint, [args.task or "all"])
         dropped = checkpoint.dropped
     for tensor, why in dropped.items():
         console.say(f"not carried over: {tensor} ({why})")

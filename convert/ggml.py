@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +59,15 @@ def heard(on_text: Callable[[str], None] | None = None) -> Iterator[list[str]]:
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     kept = llama_cpp.llama_log_callback(hear)
     llama_cpp.llama_log_set(kept, ctypes.c_void_p(0))
+    # Ctrl-C may come between the call and the `try` of `hear`; what leaves a callback is only reported, then lost.
+    dropped, sys.unraisablehook = (
+        sys.unraisablehook,
+        lambda lost: raised.append(lost.exc_value or KeyboardInterrupt()),
+    )
     try:
         yield errors
     finally:
+        sys.unraisablehook = dropped
         llama_cpp.llama_log_set(before, data)
     if raised:
         raise raised[0]

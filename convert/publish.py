@@ -80,9 +80,9 @@ def write_manifest(
     model: str,
     source: Source,
     tokenizer: str,
-    weights: Mapping[str, tuple[str | None, str]],
+    weights: Mapping[str, tuple[str | None, str | None]],
 ) -> None:
-    """Digest every file of `folder` and write its manifest. `weights`: path -> (task, label)."""
+    """Digest every file of `folder` and write its manifest. `weights`: path -> (task, label), see manifest.py."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / manifest.NAME):
         name = path.relative_to(folder).as_posix()

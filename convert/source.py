@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,3 +106,13 @@ def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Seq
                 folder / "adapters" / task / file for file in ("adapter_config.json", "adapter_model.safetensors")
             ]
     return Source(name, revision, {p.relative_to(folder).as_posix(): manifest.sha256(p) for p in paths})
+
+
+def base_digest(checkpoint: Checkpoint) -> str:
+    """Names the published base: sha256 of the lines "<sha256>  <name>" of its weight files, in order of the names.
+
+    Whatever is made of one checkpoint carries it, at every bit width, and so says which adapters fit.
+    """
+    paths = sorted((file.path for file in checkpoint.files), key=lambda path: path.name)
+    lines = [f"{manifest.sha256(path)}  {path.name}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -19,8 +19,9 @@ from .publish import staging, write_manifest
 
 Progress = Callable[[str, int, int], None]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+BASE = "base"  # stands for a task where a form's tensors are wanted without any adapter
+WEIGHTS = "model.safetensors"
 _BYTES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2}
-_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,13 @@ class Form:
     label: str  # the manifest's label of the weights
     layout: Layout  # every tensor of the file: name -> dtype, shape
     metadata: Mapping[str, str]
-    tensors: Callable[[str], Iterator[tuple[str, NDArray[np.generic]]]]  # task -> the tensors, one at a time
+    tensors: Callable[[str], Iterator[tuple[str, NDArray[np.generic]]]]  # task (or BASE) -> them, one at a time
     configs: Callable[[Path], None]  # everything beside the weights, into the folder given
+
+
+def size_of(layout: Layout) -> int:
+    """Bytes of the tensors."""
+    return sum(math.prod(shape) * _BYTES[dtype] for dtype, shape in layout.values())
 
 
 def write_folders(
@@ -49,17 +55,16 @@ def write_folders(
     record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
     fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
     model = source.row_of(checkpoint).spec.name
-    size = sum(math.prod(shape) * _BYTES[dtype] for dtype, shape in form.layout.values())
 
     def seal(folder: Path, weights: Mapping[str, tuple[str | None, str]]) -> None:
         write_manifest(folder, form=form.name, model=model, source=record, tokenizer=fingerprint, weights=weights)
 
-    with staging(out, force=force, needs=size * len(tasks)) as temp:
+    with staging(out, force=force, needs=size_of(form.layout) * len(tasks)) as temp:
         folders = {task: temp if len(tasks) == 1 else temp / task for task in tasks}
         for task, folder in folders.items():
             folder.mkdir(exist_ok=True)
-            safetensors.write(folder / _WEIGHTS, form.layout, form.tensors(task), form.metadata)
+            safetensors.write(folder / WEIGHTS, form.layout, form.tensors(task), form.metadata)
             form.configs(folder)
             if folder != temp:
-                seal(folder, {_WEIGHTS: (task, form.label)})
-        seal(temp, {(f / _WEIGHTS).relative_to(temp).as_posix(): (task, form.label) for task, f in folders.items()})
+                seal(folder, {WEIGHTS: (task, form.label)})
+        seal(temp, {(f / WEIGHTS).relative_to(temp).as_posix(): (task, form.label) for task, f in folders.items()})

@@ -1,5 +1,6 @@
 """Published checkpoint -> one GGUF for each task and type, under the names that Jina publishes them by.
 
+Or, separate, one base of each type and one adapter for each task, see gguf_adapters.
 The merged float32 tensors of a task are streamed into one F32 file; llama.cpp makes the other types from it.
 The keys say everything that stock llama.cpp needs to give our vectors; `jina_local.*` is our own namespace.
 """
@@ -7,7 +8,6 @@ The keys say everything that stock llama.cpp needs to give our vectors; `jina_lo
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import shutil
@@ -23,12 +23,13 @@ from jina_local import architecture, names, registry
 from jina_local.checkpoint import Checkpoint, read_json
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
+from jina_local.gguf_adapter import BASE_KEY
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import tokenizer_json
 
-from . import ggml, source, vocabulary
+from . import ggml, gguf_adapters, source, vocabulary
 from . import imatrix as importance_of
 from .publish import staging, write_manifest
 from .vocabulary import Vocabulary
@@ -60,6 +61,8 @@ class _Job:
     threads: int
     revision: str | None
     progress: Progress
+    base: str  # the base's digest where adapters stay separate, else ""
+    prompted: str  # the task whose default prompt the importance matrix of a base is made with
 
 
 def to_gguf(
@@ -69,6 +72,7 @@ def to_gguf(
     tasks: Sequence[str],
     types: Sequence[str],
     imatrix: Path | None = None,
+    separate: bool = False,
     force: bool = False,
     source_name: str | None = None,
     revision: str | None = None,
@@ -78,6 +82,9 @@ def to_gguf(
     """Write `out`: a GGUF for each of `tasks` and `types` ("F16", "Q4_K_M", ...), tokenizer, config and manifest.
 
     `imatrix`: a text file, one text a line, whose importance matrix every type but F32, F16 and BF16 is made with.
+    `separate`: a base of each type that has no adapter in it, and an adapter of each task in F16, or F32 where that
+    is one of `types`. The importance matrix is then the base's own: what passes through it without any adapter for
+    these texts, each with the default prompt.
     `progress(what, done, of)`. The same input gives the same bytes, whatever `threads` is. Peak memory beside what
     the system caches of files: about twice the largest tensor in float32 (the token table) and 0.1 GB of vocabulary,
     or 256 MiB where that is more. On disk the F32 file of one task stands there for a while.
@@ -93,12 +100,13 @@ def to_gguf(
         words = vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint))
         tell = progress or (lambda what, done, of: None)
         row = source.row_of(checkpoint)
-        job = _Job(checkpoint, row, tokenizer, words, chosen, texts, _threads(threads), revision, tell)
+        base = _separable(checkpoint) if separate else ""
+        job = _Job(
+            checkpoint, row, tokenizer, words, chosen, texts, _threads(threads), revision, tell, base, chosen_tasks[0]
+        )
         record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
-        with staging(out, force=force, needs=_needs(checkpoint, chosen, len(chosen_tasks))) as temp:
-            weights: dict[str, tuple[str | None, str]] = {}
-            for task in chosen_tasks:
-                weights |= {name: (task, label) for label, name in _write_task(job, task, temp).items()}
+        with staging(out, force=force, needs=_needs(job, chosen_tasks)) as temp:
+            weights = _write_all(job, chosen_tasks, temp)
             for name in ("tokenizer.json", "config.json"):
                 shutil.copyfile(folder / name, temp / name)
             write_manifest(
@@ -137,19 +145,40 @@ def choose_types(types: Sequence[str], with_imatrix: bool) -> list[str]:
     return chosen
 
 
-def _write_task(job: _Job, task: str, folder: Path) -> dict[str, str]:
-    """Write all types of one task into `folder`: label -> file name."""
-    files = {label: job.row.gguf_file.format(task=task, type=label) for label in job.types}
-    full = folder / job.row.gguf_file.format(task=task, type="F32")
-    model = narrowed(job.checkpoint, job.row, [task])
+def _separable(checkpoint: Checkpoint) -> str:
+    """The digest of the base. Raises UsageError where its adapters are merged already."""
+    if not checkpoint.tasks:
+        raise UsageError(
+            f"{checkpoint.folder}: its adapter is merged already, so that none can stay separate. Convert from the "
+            "published base checkpoint, which has adapters/."
+        )
+    return source.base_digest(checkpoint)
+
+
+def _write_all(job: _Job, tasks: Sequence[str], folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Write every model and adapter into `folder`: file name -> what the manifest has as its task and weights."""
+    written: dict[str, tuple[str | None, str | None]] = {}
+    for task in [None] if job.base else tasks:
+        written |= {name: (task, label) for label, name in _write_model(job, task, folder).items()}
+    for task in tasks if job.base else []:
+        written[_write_adapter(job, task, folder)] = (task, None)
+    return written
+
+
+def _write_model(job: _Job, task: str | None, folder: Path) -> dict[str, str]:
+    """Write all types of one task, or of the base, into `folder`: label -> file name."""
+    called = task or "base"
+    files = {label: job.row.gguf_file.format(task=called, type=label) for label in job.types}
+    full = folder / job.row.gguf_file.format(task=called, type="F32")
+    model = narrowed(job.checkpoint, job.row, [task or job.prompted])
     _write_f32(job, model, task, full)
     _check_tokenizer(_verify(full, "F32", job), job)
     importance: dict[str, NDArray[np.float32]] | None = None
     notes: dict[str, str | int] = {}
     if job.texts is not None and any(label not in ("F32", "F16", "BF16") for label in job.types):
-        ids = importance_of.encode(job.texts, job.tokenizer, model, task)
+        ids = importance_of.encode(job.texts, job.tokenizer, model, task or job.prompted)
         importance = importance_of.collect(
-            full, ids, threads=job.threads, progress=lambda n: job.progress(f"importance {task}", n, len(ids))
+            full, ids, threads=job.threads, progress=lambda n: job.progress(f"importance {called}", n, len(ids))
         )
         notes = {
             "quantize.imatrix.dataset": importance_of.digest(job.texts),
@@ -167,7 +196,7 @@ def _write_task(job: _Job, task: str, folder: Path) -> dict[str, str]:
             threads=job.threads,
             imatrix=None if plain else importance,
             notes=None if plain else notes,
-            progress=lambda done, of, label=label: job.progress(f"{task} {label}", done, of),  # type: ignore[misc]
+            progress=lambda done, of, label=label: job.progress(f"{called} {label}", done, of),  # type: ignore[misc]
         )
         _verify(folder / name, label, job)
     if "F32" not in files:
@@ -175,8 +204,8 @@ def _write_task(job: _Job, task: str, folder: Path) -> dict[str, str]:
     return files
 
 
-def _write_f32(job: _Job, model: ModelSpec, task: str, path: Path) -> None:
-    """Every tensor of the merged model in float32, one in memory at a time."""
+def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> None:
+    """Every tensor of the merged model, or of the base, in float32, one in memory at a time."""
     import gguf
 
     arch = job.checkpoint.arch
@@ -184,23 +213,35 @@ def _write_f32(job: _Job, model: ModelSpec, task: str, path: Path) -> None:
     writer = gguf.GGUFWriter(path, arch.kind)
     try:
         add_keys(writer, job.checkpoint, job.row, model, task, job.revision)
+        if task is None:
+            writer.add_string(BASE_KEY, job.base)
         job.vocabulary.write(writer)
         for name, shape in shapes.items():
             writer.add_tensor_info(renamed[name], shape, np.dtype(np.float32), 4 * math.prod(shape))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        merged = job.checkpoint.merged(source.adapter_of(job.checkpoint, task))
+        merged = job.checkpoint.merged(None if task is None else source.adapter_of(job.checkpoint, task))
         for done, (name, data) in enumerate(merged, 1):
             _check_range(name, data, task, job)
             writer.write_tensor_data(np.ascontiguousarray(data))
-            job.progress(f"{task} F32", done, len(shapes))
+            job.progress(f"{task or 'base'} F32", done, len(shapes))
         writer.flush()
     finally:
         writer.close()
 
 
-def _check_range(name: str, data: NDArray[np.float32], task: str, job: _Job) -> None:
+def _write_adapter(job: _Job, task: str, folder: Path) -> str:
+    """Write the adapter of one task; the file's name."""
+    path = folder / job.row.gguf_file.format(task=task, type="adapter")
+    model = narrowed(job.checkpoint, job.row, [task])
+    wide = "F32" in job.types
+    gguf_adapters.write(path, job.checkpoint, job.row, model, task, job.base, revision=job.revision, wide=wide)
+    job.progress(f"{task} adapter", 1, 1)
+    return path.name
+
+
+def _check_range(name: str, data: NDArray[np.float32], task: str | None, job: _Job) -> None:
     largest = float(max(data.max(), -data.min()))
     if not math.isfinite(largest):
         raise ModelDamaged(f"{job.checkpoint.folder}: {name} overflows when the adapter {task!r} is added.")
@@ -209,27 +250,14 @@ def _check_range(name: str, data: NDArray[np.float32], task: str, job: _Job) -> 
 
 
 def add_keys(
-    writer: Any, checkpoint: Checkpoint, row: Published, model: ModelSpec, task: str, revision: str | None
+    writer: Any, checkpoint: Checkpoint, row: Published, model: ModelSpec, task: str | None, revision: str | None
 ) -> None:
-    """All keys but the tokenizer's into a gguf.GGUFWriter."""
+    """All keys but the tokenizer's into a gguf.GGUFWriter. `task` None: a base without its digest."""
     import gguf
 
     arch = checkpoint.arch
     count = sum(math.prod(shape) for shape in architecture.tensors(arch).values())
-    owner = row.repo.split("/")[0]
-    writer.add_type("model")
-    writer.add_name(f"{model.name}-{task}")
-    writer.add_basename(model.name)
-    writer.add_finetune(task)
-    writer.add_size_label(gguf.size_label(count, count, 0, 0))
-    writer.add_license(model.license.lower().replace(" ", "-"))
-    writer.add_base_model_count(1)
-    writer.add_base_model_name(0, model.name)
-    writer.add_base_model_organization(0, owner)
-    writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
-    if revision:
-        writer.add_base_model_version(0, revision)
-    writer.add_tags(["feature-extraction", "sentence-similarity", "embeddings"])
+    gguf_adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
     writer.add_file_type(0)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_block_count(arch.layers)
@@ -247,10 +275,7 @@ def add_keys(
         writer.add_causal_attention(False)
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     writer.add_uint32(f"{arch.kind}.pooling_type", _POOLING[model.pooling])
-    writer.add_string("jina_local.model", model.name)
-    writer.add_string("jina_local.task", task)
-    writer.add_string("jina_local.prompts", json.dumps(dict(model.prompts), ensure_ascii=False))
-    writer.add_string("jina_local.default_prompt", model.default_prompt)
+    gguf_adapters.add_own(writer, model, task)
     writer.add_array("jina_local.matryoshka_dims", list(model.dims))
 
 
@@ -288,8 +313,9 @@ def _check_tokenizer(header: format_.Header, job: _Job) -> None:
         )
 
 
-def _needs(checkpoint: Checkpoint, types: Sequence[str], tasks: int) -> int:
+def _needs(job: _Job, tasks: Sequence[str]) -> int:
     """Bytes on disk at the fullest moment, rounded up."""
+    checkpoint, types = job.checkpoint, job.types
     shapes = architecture.tensors(checkpoint.arch)
     table = math.prod(shapes["embed_tokens.weight"])
     rest = sum(map(math.prod, shapes.values())) - table
@@ -299,7 +325,10 @@ def _needs(checkpoint: Checkpoint, types: Sequence[str], tasks: int) -> int:
         bits = next((b for prefix, b in _BITS.items() if label.startswith(prefix)), _BITS["Q3"])
         return (rest * bits + table * max(bits, _TABLE_BITS)) / 8 + vocabulary_bytes
 
-    return int(tasks * sum(map(size, types)) + (0 if "F32" in types else size("F32")))
+    models = 1 if job.base else len(tasks)
+    files = [checkpoint.folder / "adapters" / task / "adapter_model.safetensors" for task in tasks if job.base]
+    adapters = sum(2 * file.stat().st_size for file in files)  # from 16 bits to 32, at the most
+    return int(models * sum(map(size, types)) + (0 if "F32" in types else size("F32")) + adapters)
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Published checkpoint -> MLX folders in mlx-lm's layout, one a task: merged in float32, then rounded or quantised.
+"""Published checkpoint -> MLX folders in mlx-lm's layout: merged in float32 or kept apart, rounded or quantised.
 
 Names carry `model.` and the config says what mlx-lm expects, so that it loads the Qwen3 folders as they are;
 our own engine reads them with the prefix or without.
@@ -21,8 +21,9 @@ from jina_local.errors import UsageError
 from jina_local.formats import safetensors
 
 from . import source
+from .mlx_adapters import write_separate
 from .quantise import BITS, GROUP_SIZES, quantise, recipe
-from .task_folders import Form, Progress, write_folders
+from .task_folders import BASE, Form, Progress, write_folders
 
 _PLAIN = {16: "F16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"
@@ -35,6 +36,7 @@ def to_mlx(
     tasks: Sequence[str],
     bits: int,
     group_size: int | None = None,
+    separate: bool = False,
     force: bool = False,
     source_name: str | None = None,
     revision: str | None = None,
@@ -42,6 +44,8 @@ def to_mlx(
 ) -> None:
     """Write `out` (one task) or `out`/<task> (several) from the checkpoint in `folder`.
 
+    With `separate`, `out` is one base for all tasks and `out`/adapters has a small file for each, to run beside it:
+    float32 at 32 bits, else float16.
     `bits`: 4, 5, 6 or 8 for affine codes in groups of `group_size` (32, 64 or 128; None: 32 at 4 bits, where 64
     loses too much, else 64) with the token table at 8 bits at least; 16 for float16, 32 for float32.
     `progress(what, done, of)` counts tensors. The same input gives the same bytes. Peak memory: about twice the
@@ -60,10 +64,23 @@ def to_mlx(
             label=f"{bits}bit",
             layout=_layout(checkpoint.arch, bits, group_size),
             metadata={"format": "mlx"},
-            tensors=lambda task: _tensors(checkpoint, task, bits, group_size, progress),
+            tensors=lambda what: _tensors(checkpoint, what, bits, group_size, progress),
             configs=lambda target: _write_configs(checkpoint, target, bits, group_size),
         )
-        write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
+        if not separate:
+            write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
+            return
+        write_separate(
+            checkpoint,
+            out,
+            chosen,
+            form,
+            dtype="F32" if bits == 32 else "F16",
+            force=force,
+            source_name=source_name,
+            revision=revision,
+            progress=progress,
+        )
 
 
 def _layout(arch: Architecture, bits: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -82,10 +99,12 @@ def _layout(arch: Architecture, bits: int, group_size: int) -> dict[str, tuple[s
 
 
 def _tensors(
-    checkpoint: Checkpoint, task: str, bits: int, group_size: int, progress: Progress | None
+    checkpoint: Checkpoint, what: str, bits: int, group_size: int, progress: Progress | None
 ) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """The weights with the adapter of the task `what`, or as they are for BASE."""
     total = len(architecture.tensors(checkpoint.arch))
-    for done, (name, weight) in enumerate(checkpoint.merged(source.adapter_of(checkpoint, task)), 1):
+    adapter = None if what == BASE else source.adapter_of(checkpoint, what)
+    for done, (name, weight) in enumerate(checkpoint.merged(adapter), 1):
         code = recipe(name, weight.shape, bits, group_size)
         if code is not None:
             # From float32: rounding to float16 first would add its error to that of the codes.
@@ -97,7 +116,7 @@ def _tensors(
         else:
             yield f"model.{name}", weight if bits == 32 else safetensors.to_f16(weight, name)
         if progress:
-            progress(f"mlx {task} {bits}bit", done, total)
+            progress(f"mlx {what} {bits}bit", done, total)
 
 
 def _write_configs(checkpoint: Checkpoint, target: Path, bits: int, group_size: int) -> None:

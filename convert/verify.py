@@ -7,7 +7,7 @@ through `jina_local` as a user's call would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,9 +73,10 @@ class Finding:
 def verify(
     out: Path, against: Path, *, backend: str = "auto", label: str | None = None, progress: Progress | None = None
 ) -> tuple[Weights, list[Finding]]:
-    """Judge every task of `out` (a folder or a .gguf file). A task whose ids differ is not judged further.
+    """Judge every task of `out` (a folder or a .gguf file), merged or as a base with adapters.
 
-    Raises UsageError where `out` and `against` are of different models. Peak memory: the model in float32.
+    A task whose ids differ is not judged further. Raises UsageError where `out` and `against` are of different
+    models. Peak memory: the model in float32.
     """
     found = weights.find(out, backend=backend, weights=label, offline=True)
     with Checkpoint(against) as checkpoint:
@@ -103,10 +104,11 @@ def _judge(found: Weights, task: str, checkpoint: Checkpoint, original: Tokenize
     weight = dict(checkpoint.merged(source.adapter_of(checkpoint, task)))
     expected = np.stack([hidden_states(checkpoint.arch, weight, ids)[-1] for ids in theirs.ids])
     del weight
-    with ExitStack() as stack:
-        engine = backends.open_backend(found.backend, found.files[task], task=model.adapter_of(found, task))
-        stack.callback(engine.close)
-        rows = np.concatenate([engine.forward(tokens.pack(mine, [i], "last")) for i in range(len(texts))])
+    # As a caller of all tasks would have it: the adapters beside the base wherever they are apart.
+    adapter = task if found.adapters else None
+    with closing(backends.open_backend(found.backend, found.files[task], adapters=found.adapters)) as engine:
+        batches = [tokens.pack(mine, [i], "last") for i in range(len(texts))]
+        rows = np.concatenate([engine.forward(batch, 1, adapter) for batch in batches])
     floor = FLOORS.get(found.label, _BELOW_FOUR_BITS)
     error = np.linalg.norm(rows - expected, axis=1) / np.linalg.norm(expected, axis=1)
     # Two rows at cosine c differ by at least sqrt(2 - 2c) of their length; half as much again for the length.

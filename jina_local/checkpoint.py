@@ -8,7 +8,6 @@ Every tensor of the source is used or listed in `dropped`; anything else stops t
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -18,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import architecture
+from .architecture import Architecture
 from .errors import ModelDamaged, UsageError
+from .formats.adapter import check_scale
 from .formats.safetensors import SafetensorsFile, open_regular
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _DROPPED = {"lm_head.weight": "the vocabulary head; embeddings do not use it"}
+_FLOATS = ("F16", "BF16", "F32")
 _MAX_JSON = 64 << 20
 # PEFT options that change the arithmetic -> the only value for which W + (alpha / r) B A is right.
 _PLAIN_LORA: dict[str, tuple[object, ...]] = {
@@ -78,7 +80,7 @@ class Checkpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """One base weight in float32. Raises ModelDamaged where it is not finite."""
         file, stored = self._where[name]
-        return _finite(file.read_f32(stored), f"{file.path}: {stored}")
+        return finite(file.read_f32(stored), f"{file.path}: {stored}")
 
     def merged(self, task: str | None) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every weight with the adapter of `task` added, W + (alpha / r) B A in float32, always from the base.
@@ -115,19 +117,15 @@ class Adapter:
             )
         self.folder = folder
         config = read_json(folder / "adapter_config.json")
-        rank, alpha = config.get("r"), config.get("lora_alpha")
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 512:
-            raise ModelDamaged(f"{folder}: rank {rank!r}; expected a whole number from 1 to 512.")
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha) or alpha <= 0:
-            raise ModelDamaged(f"{folder}: lora_alpha {alpha!r}; expected a positive number.")
+        self.rank, self.alpha = check_scale(config.get("r"), config.get("lora_alpha"), str(folder))
+        self.scale = self.alpha / self.rank
         for key, plain in _PLAIN_LORA.items():
             if config.get(key) not in plain:
                 raise ModelDamaged(f"{folder}: {key} is {config[key]!r}; only plain LoRA is merged here.")
-        self.rank = rank
-        self.scale = alpha / rank
         self._file = SafetensorsFile(folder / "adapter_model.safetensors")
         try:
-            self._pairs = self._match(base)
+            names = {name: _plain(name) for name in self._file.tensors}
+            self._pairs = pair_factors(self._file, names, base.arch, self.rank)
         except BaseException:
             self._file.close()
             raise
@@ -152,23 +150,41 @@ class Adapter:
             return None
         a, b = self._pairs[name]
         where = f"{self._file.path}: "
-        return _finite(self._file.read_f32(a), where + a), _finite(self._file.read_f32(b), where + b)
+        return finite(self._file.read_f32(a), where + a), finite(self._file.read_f32(b), where + b)
 
-    def _match(self, base: Checkpoint) -> dict[str, tuple[str, str]]:
-        shapes = architecture.tensors(base.arch)
-        expected: dict[str, tuple[int, ...]] = {}
-        pairs: dict[str, tuple[str, str]] = {}
-        found = {_plain(n): (n, t.shape) for n, t in self._file.tensors.items()}
-        for name in architecture.projections(base.arch):
-            a, b = (f"{name.removesuffix('.weight')}.lora_{x}.weight" for x in "AB")
-            if a in found or b in found:
-                expected[a] = (self.rank, shapes[name][1])
-                expected[b] = (shapes[name][0], self.rank)
-                pairs[name] = (found.get(a, ("", ()))[0], found.get(b, ("", ()))[0])
-        check_shapes({n: shape for n, (_, shape) in found.items()}, expected, str(self._file.path))
-        if not pairs:
-            raise ModelDamaged(f"{self._file.path}: holds no LoRA factors.")
-        return pairs
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The base weights that have factors, in the order of `architecture.tensors`."""
+        return tuple(self._pairs)
+
+
+def pair_factors(
+    file: SafetensorsFile, names: Mapping[str, str], arch: Architecture, rank: int
+) -> dict[str, tuple[str, str]]:
+    """Base weight -> the stored names of its A (r, in) and B (out, r), each tensor of the file used once.
+
+    `names`: stored name -> `<module>.lora_A` or `.lora_B`. Raises ModelDamaged where a target is not a linear layer
+    of the base, a shape or a type does not fit, a factor has no partner, or there is none at all.
+    """
+    shapes = architecture.tensors(arch)
+    stored = {plain: name for name, plain in names.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    for name in architecture.projections(arch):
+        a, b = (f"{name.removesuffix('.weight')}.lora_{x}" for x in "AB")
+        if a in stored or b in stored:
+            expected[a], expected[b] = (rank, shapes[name][1]), (shapes[name][0], rank)
+            pairs[name] = (stored.get(a, ""), stored.get(b, ""))
+    found = {plain: file.tensors[name].shape for plain, name in stored.items()}
+    check_shapes(found, expected, str(file.path))
+    if not pairs:
+        raise ModelDamaged(f"{file.path}: holds no LoRA factors.")
+    if len(stored) < len(names):
+        raise ModelDamaged(f"{file.path}: a factor is there twice, under two names.")
+    for name, tensor in file.tensors.items():
+        if tensor.dtype not in _FLOATS:
+            raise ModelDamaged(f"{file.path}: {name} is stored as {tensor.dtype}; expected {' or '.join(_FLOATS)}.")
+    return pairs
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -226,10 +242,11 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("base_model.").removeprefix("model.").removeprefix("model.")
+    return name.removeprefix("base_model.").removeprefix("model.").removeprefix("model.").removesuffix(".weight")
 
 
-def _finite(data: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+def finite(data: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+    """`data`, or ModelDamaged where a value is NaN or infinite."""
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise ModelDamaged(f"{where}: {bad} of {data.size} values are NaN or infinite.")

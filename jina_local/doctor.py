@@ -259,9 +259,9 @@ def _network() -> Check:
 
 def _places() -> list[Check]:
     """Where models are, and how much room those of ours take."""
-    from . import hub, hub_cache
+    from . import hub, hub_cache, inventory
 
-    held = [place for model in hub.listing() for place in model.places]
+    held = [place for model in inventory.listing() for place in model.places]
     found = []
     for where, folder in (("hub cache", hub_cache.cache_folder()), ("local store", hub.local_store())):
         sizes = [place.size for place in held if place.where == where]

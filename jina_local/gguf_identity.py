@@ -1,23 +1,25 @@
-"""GGUF files -> the model, task and precision that each holds, checked before an engine opens it."""
+"""GGUF files -> the model, task and precision that each holds, checked before an engine opens it.
+
+Three kinds: the merged weights of one task, a base that tasks share, and a task's adapter beside it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import architecture, names, registry
+from . import architecture, gguf_adapter, names, registry
 from .architecture import Architecture
 from .checkpoint import check_shapes
 from .errors import ModelDamaged, UsageError
 from .formats import gguf
 from .formats.gguf import FILE_TYPES, Header
 from .formats.manifest import Entry
+from .gguf_adapter import BASE_KEY, TASK_KEY
 from .registry import Published
 from .spec import ModelSpec
 
-TASK_KEY = "jina_local.task"  # our converter writes it
 # Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
 # arithmetic, then what loses less and takes more room, then downwards by loss.
 ORDER = (
@@ -28,35 +30,43 @@ ORDER = (
 _LAST = 3  # enum llama_pooling_type
 _PRE = {"qwen3": ("qwen2",), "eurobert": ("jina-v5-nano", "llama-bpe")}
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "separator", "padding", "mask", "cls")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The files of one precision out of several, by task, and why it is that one."""
-
-    files: Mapping[str, Identity]
-    reasons: tuple[str, ...]
+SEPARATE = "`python -m convert gguf SRC OUT --task all --adapters separate`"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a GGUF file turned out to be."""
+    """What a GGUF file with a model in it turned out to be."""
 
     path: Path
     row: Published
     arch: Architecture
-    task: str
+    task: str | None  # None: a base that tasks share
     label: str
+    base: str | None  # the digest of the published base, where it is one
 
     def narrowed(self, tasks: tuple[str, ...]) -> ModelSpec:
         """The registry row as files like this one can serve it."""
         return registry.narrow(self.row, hidden=self.arch.hidden, max_positions=self.arch.max_positions, tasks=tasks)
 
 
+def not_a_model(path: Path) -> str:
+    """What to say of an adapter where a model is wanted."""
+    return (
+        f"{path}: is an adapter, not a model. Give the path of the base beside it, or of their folder, and name the "
+        "task where texts are encoded."
+    )
+
+
 def published_name(path: Path) -> tuple[Published, str, str] | None:
     """(row, task, label) where the file has exactly a name that Jina publishes GGUF files by, else None."""
+    name = own_name(path)
+    return name if name and name[1] != "base" and name[2] != "ADAPTER" else None
+
+
+def own_name(path: Path) -> tuple[Published, str, str] | None:
+    """As `published_name`; of our own names the task of a base is "base", the label of an adapter "ADAPTER"."""
     for row in registry.PUBLISHED:
-        tasks = "|".join(map(re.escape, row.spec.tasks))
+        tasks = "|".join(map(re.escape, (*row.spec.tasks, "base")))
         pattern = re.escape(row.gguf_file)
         pattern = pattern.replace(re.escape("{task}"), f"({tasks})").replace(re.escape("{type}"), r"([A-Za-z0-9_]+)")
         if match := re.fullmatch(pattern, path.name):
@@ -78,12 +88,15 @@ def rank(label: str) -> int:
 
 
 def identify(path: Path, entry: Entry | None = None) -> Identity:
-    """Read and check the header of one file. `entry`: what a manifest says about it.
+    """Read and check the header of one file with a model in it. `entry`: what a manifest says about it.
 
     The task is the manifest's, else that of our own key, else that of the published file name; two that disagree
-    are refused. Raises ModelDamaged, or UsageError where nothing says the task.
+    are refused. A base has a digest in the place of a task. Raises ModelDamaged, or UsageError where nothing says the
+    task, and for an adapter.
     """
     header = gguf.read_header(path)
+    if gguf_adapter.is_adapter(header):
+        raise UsageError(not_a_model(path))
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
@@ -92,70 +105,9 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
     _check_tensors(header, arch)
     _check_vocabulary(header, arch)
     row = row_of(arch, path)
-    return Identity(path, row, arch, _task(header, row, entry), _label(header, entry))
-
-
-def choose(files: Mapping[Path, Entry | None], where: str, *, label: str | None, tasks: Sequence[str] = ()) -> Choice:
-    """Take the files of one precision: `label`, or the first of ORDER that serves all of `tasks`.
-
-    Without `tasks`, one that serves a model's default task is preferred. Headers are read of the files that are
-    taken, and of those whose name and manifest say nothing. Raises UsageError with what is there, ModelDamaged.
-    """
-    held: dict[str, dict[str, Path]] = {}
-    passed_over: list[ModelDamaged | UsageError] = []
-    for path, entry in files.items():
-        try:
-            task, kind = _claim(path, entry)
-        except (ModelDamaged, UsageError) as error:
-            passed_over.append(error)
-            continue
-        other = held.setdefault(kind, {}).setdefault(task, path)
-        if other != path:
-            raise UsageError(
-                f"{where}: two files for {task} in {kind}: {other.name} and {path.name}. Give one's path."
-            )
-    if not held:
-        raise passed_over[0]
-    chosen, why = _precision(held, where, label, tasks)
-    found = {task: identify(path, files[path]) for task, path in sorted(held[chosen].items())}
-    first = next(iter(found.values()))
-    for other_file in found.values():
-        if other_file.arch != first.arch:
-            raise UsageError(
-                f"{where}: {first.path.name} and {other_file.path.name} are different models. Give one file's path."
-            )
-    return Choice(found, (*why, *(f"not used: {error}" for error in passed_over)))
-
-
-def _claim(path: Path, entry: Entry | None) -> tuple[str, str]:
-    """(task, label) as the manifest or the published name has them, else as the header says."""
-    if entry and entry.task and entry.weights:
-        return entry.task, entry.weights
-    if name := published_name(path):
-        return name[1], name[2]
-    found = identify(path, entry)
-    return found.task, found.label
-
-
-def _precision(
-    held: Mapping[str, Mapping[str, Path]], where: str, label: str | None, tasks: Sequence[str]
-) -> tuple[str, list[str]]:
-    there = "; ".join(f"{kind} ({', '.join(sorted(held[kind]))})" for kind in sorted(held, key=rank))
-    defaults = {row.spec.default_task for row in registry.PUBLISHED}
-    if label is not None:
-        labels = [kind for kind in held if kind.casefold() == label.casefold()]
-        if not labels:
-            raise UsageError(f"{where}: has no weights {label!r}. There: {there}.")
-    else:
-        labels = [kind for kind in held if defaults & held[kind].keys()] if not tasks else list(held)
-    fit = [kind for kind in labels or held if set(tasks) <= held[kind].keys()]
-    if not fit:
-        of = f" in {label}" if label else ""
-        raise UsageError(f"{where}: has no file for {', '.join(tasks)}{of}. There: {there}.")
-    chosen = min(fit, key=rank)
-    if label is not None or len(held) == 1:
-        return chosen, []
-    return chosen, [f"weights {chosen}: the first choice among those that are there ({there})"]
+    digest = _base(header, row, entry)
+    task = _task(header, row, entry) if digest is None else None
+    return Identity(path, row, arch, task, _label(header, entry), digest)
 
 
 def _check_keys(header: Header, arch: Architecture) -> None:
@@ -234,10 +186,36 @@ def _task(header: Header, row: Published, entry: Entry | None) -> str:
     return task
 
 
+def _base(header: Header, row: Published, entry: Entry | None) -> str | None:
+    """The digest in a base that tasks share; None where the file is merged for one."""
+    path, merged_for = header.path, header.text(TASK_KEY)
+    digest = header.text(BASE_KEY) if merged_for is None else None
+    name = own_name(path)
+    task = (entry.task if entry else None) or (name[1] if name and name[1] != "base" else None)
+    called_base = (name is not None and name[1] == "base") or (entry is not None and bool(entry.weights) and not task)
+    if digest is None and called_base:
+        raise ModelDamaged(
+            f"{path}: its name or manifest says that it is a base that tasks share, and it "
+            f"{f'is merged for {merged_for}' if merged_for else f'carries no digest of one ({BASE_KEY})'}. Make base "
+            f"and adapters with {SEPARATE}."
+        )
+    if digest is not None and task:
+        raise ModelDamaged(
+            f"{path}: is a base that tasks share, and its name or manifest says that it is merged for {task}. Rename "
+            f"it to {row.gguf_file.format(task='base', type=header.weights)}, or convert again."
+        )
+    if digest is not None and name and name[0] is not row:
+        raise ModelDamaged(
+            f"{path}: has the name of {name[0].spec.name} and holds {row.spec.name}. Rename it to "
+            f"{row.gguf_file.format(task='base', type=name[2])}."
+        )
+    return digest
+
+
 def _label(header: Header, entry: Entry | None) -> str:
     if entry and entry.weights:
         return entry.weights
-    name = published_name(header.path)
+    name = own_name(header.path)
     if name and name[2] in FILE_TYPES.values():
         return name[2]
     return header.weights

@@ -1,4 +1,4 @@
-"""The hub and what came from it: fetch a model, list what is on this machine, verify it, delete it.
+"""The hub: fetch a model; and the local store, where converted folders are looked for.
 
 Only `pull` opens a socket, to HF_ENDPOINT or huggingface.co. Places follow HF_HUB_CACHE, HF_HOME and JINA_LOCAL_HOME
 as they are when a function is called.
@@ -12,10 +12,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import registry
 from .errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
 from .formats import manifest
 from .formats.manifest import Manifest
@@ -26,19 +25,14 @@ from .hub_cache import (
     NEEDED,
     SHARD,
     Held,
-    all_repos,
     cache_folder,
     checked,
     commit_of,
-    contents,
     discard,
     fault_of,
     pinned,
     repos,
     root_of,
-    size_on_disk,
-    snapshots,
-    verify_snapshot,
 )
 from .hub_cache import Verified as Verified
 from .hub_cache import cached as cached
@@ -63,29 +57,6 @@ class Stored:
     path: Path
     manifest: Manifest | None
     fault: str | None
-
-
-@dataclass(frozen=True)
-class Place:
-    """One place that holds files of a model."""
-
-    where: str  # "hub cache" | "local store"
-    path: Path  # what can be given to `load`
-    holds: tuple[str, ...]  # "retrieval Q8_0", ...
-    size: int  # bytes on disk
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One model of the registry, and what of it is on this machine."""
-
-    name: str
-    aliases: tuple[str, ...]
-    license: str
-    tasks: tuple[str, ...]
-    dims: tuple[int, ...]
-    max_tokens: int
-    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -160,6 +131,8 @@ def pull(
     chosen = tuple(tasks or ((row.spec.default_task or row.spec.tasks[0],) if kind == "llama" else row.spec.tasks))
     if unknown := [task for task in chosen if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
+    if row.bundled:
+        raise UsageError(f"{row.spec.name} comes with the package: there is nothing to fetch, and `load` opens it.")
     label = (weights or GGUF_DEFAULT).upper() if kind == "llama" else None
     files: dict[str, Path] = {}
     notes: list[str] = []
@@ -183,76 +156,12 @@ def pull(
     return Held(kind, files, label, str(commit_of(files[chosen[0]])), tuple(notes))
 
 
-def listing() -> list[Listed]:
-    """Every model of the registry with what is on this machine. Opens no socket."""
-    folders, rows = stored(), [(row, row.spec) for row in registry.PUBLISHED]
-    return [
-        Listed(s.name, row.aliases, s.license, s.tasks, s.dims, s.max_tokens, tuple(_places(row, folders)))
-        for row, s in rows
-    ]
-
-
-def path(name: str) -> Path:
-    """The first place that has files of a model, the local store before the hub cache. Raises ModelNotFound."""
-    row = registry.lookup(name)
-    for place in _places(row, stored()):
-        return place.path
-    raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine. {ways_out(row.spec.name)}")
-
-
-def verify(name: str | Path) -> list[Verified]:
-    """Compare the files of a model, by name, or of one folder, with their digests. Opens no socket.
-
-    Raises ModelNotFound where there is nothing, or nothing that digests are known of.
-    """
-    folder = Path(name).expanduser()
-    if str(name) and folder.is_dir():
-        return [_verified(folder)]
-    row = registry.lookup(str(name))
-    folders = [one.path for one in stored() if one.manifest and one.manifest.model == row.spec.name]
-    folders += [s for repo in all_repos(row) for s in snapshots(repo, None)]
-    if not folders:
-        raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine. {ways_out(row.spec.name)}")
-    return [_verified(one) for one in folders]
-
-
-def remove(name: str) -> list[Place]:
-    """Delete a model from the hub cache and the local store; what was deleted. Raises ModelNotFound, OutputError."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    row = registry.lookup(name)
-    places = list(_places(row, stored()))
-    ids = all_repos(row)
-    roots = [root_of(repo) for repo in ids if root_of(repo).exists()]
-    if not places and not roots:
-        raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine.")
-    try:
-        if roots:
-            # The library knows which blobs are shared. It goes by commit alone, and copies of a repository have
-            # the same commits: it is shown ours only.
-            info = scan_cache_dir(cache_folder())
-            info = replace(info, repos=frozenset(repo for repo in info.repos if repo.repo_id in ids))
-            info.delete_revisions(*(r.commit_hash for repo in info.repos for r in repo.revisions)).execute()
-        for root in (*roots, *(p.path for p in places if p.where == "local store")):
-            if root.exists():
-                shutil.rmtree(root)
-    except (OSError, CacheNotFound) as error:
-        raise OutputError(f"{row.spec.name}: cannot be deleted ({error}).") from error
-    return places
-
-
-def _verified(folder: Path) -> Verified:
-    if (folder / manifest.NAME).exists():
-        return Verified(folder, len(read_manifest(folder).files), 0, tuple(manifest.verify(folder)))
-    if commit_of(folder):
-        return verify_snapshot(folder)
-    raise ModelNotFound(f"{folder}: no digests are known for it, as it has no {manifest.NAME}.")
-
-
 def ways_out(name: str) -> str:
     """How to get a model that is not here."""
-    return f"Fetch it with `python -m jina_local models pull {name}`, or give the path of a folder or a .gguf file."
+    return (
+        f"Fetch it with `python -m jina_local models pull {name}`, or give the path of a folder or a .gguf file; "
+        "or take the small model that comes with the package: --model pico."
+    )
 
 
 @contextmanager
@@ -386,14 +295,3 @@ def _fetch(repo: str, commit: str, file: _Remote) -> str | None:
     if fault := fault_of(path, file.size, file.digest):
         discard(path)
     return fault
-
-
-def _places(row: Published, folders: Sequence[Stored]) -> Iterator[Place]:
-    for one in folders:
-        if one.manifest and one.manifest.model == row.spec.name:
-            entries = one.manifest.files.values()
-            holds = tuple(sorted(f"{e.task} {e.weights}" for e in entries if e.weights))
-            yield Place("local store", one.path, holds, sum(e.bytes for e in entries))
-    for repo in all_repos(row):
-        for best in snapshots(repo, None, pinned(row, repo))[:1]:
-            yield Place("hub cache", best, contents(best), size_on_disk(repo))

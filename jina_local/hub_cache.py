@@ -57,12 +57,14 @@ def cache_folder() -> Path:
 
 def repos(row: Published, kind: str, tasks: Iterable[str]) -> dict[str, str]:
     """task -> the repository that has its files."""
+    if row.bundled:
+        return {}
     return {task: row.gguf_repo.format(task=task) if kind == "llama" else row.repo for task in tasks}
 
 
 def all_repos(row: Published) -> list[str]:
     """Every repository that has files of a model."""
-    return [row.repo, *repos(row, "llama", row.spec.tasks).values()]
+    return [] if row.bundled else [row.repo, *repos(row, "llama", row.spec.tasks).values()]
 
 
 def pinned(row: Published, repo: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import architecture, backends, gguf_identity, hub, hub_cache, registry
+from . import architecture, backends, gguf_choice, gguf_identity, hub, hub_cache, registry
 from .checkpoint import Adapter, Checkpoint, read_json
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .formats import manifest
@@ -59,11 +59,10 @@ def open_path(path: Path, asked: Asked) -> Weights:
     if not is_gguf:
         raise ModelDamaged(f"{path}: not a GGUF file: {_what(path)}.")
     refuse_other(asked, "llama", f"{path} is a GGUF file")
-    if os.path.lexists(path.parent / manifest.NAME):
-        held = hub.read_manifest(path.parent)
-        found = of_ggufs({path: held.files.get(path.name)}, path, asked)
-        return replace(found, revision=held.source.revision)
-    return of_ggufs({path: None}, path, asked)
+    held = hub.read_manifest(path.parent) if os.path.lexists(path.parent / manifest.NAME) else None
+    entries = held.files if held else {}
+    found = of_ggufs({path: entries.get(path.name), **gguf_choice.beside(path, entries)}, path, asked)
+    return replace(found, revision=held.source.revision) if held else found
 
 
 def _folder(path: Path, asked: Asked) -> Weights:
@@ -94,12 +93,18 @@ def _converted(folder: Path, asked: Asked) -> Weights:
     """A folder that our converters wrote."""
     held = hub.read_manifest(folder)
     entries = {name: entry for name, entry in held.files.items() if entry.weights}
-    if not entries or any(entry.task is None for entry in entries.values()):
-        raise ModelDamaged(f"{folder}: its manifest does not say which file has which task's weights. Convert again.")
+    merged = bool(entries) and not held.bases and not held.adapters
+    shared = len(entries) == len(held.bases) > 0 and bool(held.adapters) and held.form != "checkpoint"
+    if not merged and not shared:
+        raise ModelDamaged(
+            f"{folder}: its manifest does not say which file has which task's weights: neither is each file one "
+            "task's, nor is there a base with adapters and nothing else. Convert again."
+        )
     engine = "llama" if held.form == "gguf" else "mlx"
     refuse_other(asked, engine, f"{folder} has {held.form} weights", held.source.name)
     if held.form == "gguf":
-        found = of_ggufs({folder / name: entry for name, entry in entries.items()}, folder, asked)
+        named = {**entries, **held.adapters}
+        found = of_ggufs({folder / name: entry for name, entry in named.items()}, folder, asked)
         if found.model.name != held.model:
             raise ModelDamaged(f"{folder}: its manifest says {held.model}, its files are {found.model.name}.")
         return replace(found, revision=held.source.revision)
@@ -107,7 +112,32 @@ def _converted(folder: Path, asked: Asked) -> Weights:
     if len(labels) > 1:
         raise ModelDamaged(f"{folder}: mixes weights of {' and '.join(labels)}; each needs a folder of its own.")
     _same_label(asked.label, labels[0], folder)
-    return _of_task_folders(folder, held, entries, asked)
+    return _of_shared_base(folder, held, asked) if shared else _of_task_folders(folder, held, entries, asked)
+
+
+def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
+    """MLX: one base in the folder itself, and adapters/<task>.safetensors."""
+    adapters = {str(entry.task): folder / name for name, entry in held.adapters.items()}
+    if list(held.bases) != ["model.safetensors"] or len(adapters) < len(held.adapters):
+        raise ModelDamaged(f"{folder}: its manifest names {len(held.bases)} bases, or two adapters of one task.")
+    _only(folder, {folder / "model.safetensors"})
+    arch = architecture.from_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    for path in (folder / "model.safetensors", *adapters.values()):
+        SafetensorsFile(path).close()
+    row = _row(arch, held, folder)
+    if unknown := adapters.keys() - set(row.spec.tasks):
+        raise ModelDamaged(f"{folder}: has adapters for {', '.join(sorted(unknown))}, which {row.spec.name} has not.")
+    _serves(adapters, asked, folder)
+    return Weights(
+        model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=adapters),
+        form=held.form,
+        files=dict.fromkeys(adapters, folder),
+        label=str(held.bases["model.safetensors"].weights),
+        tokenizer=_own_tokenizer(folder),
+        revision=held.source.revision,
+        reasons=(*asked.reasons, f"mlx, as {folder} has {held.form} weights"),
+        adapters=adapters,
+    )
 
 
 def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry], asked: Asked) -> Weights:
@@ -116,11 +146,7 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
     for name, entry in entries.items():
         home = (folder / name).parent
         files[str(entry.task)] = home
-        others = sorted(p.name for p in home.glob("*.safetensors") if p != folder / name)
-        if others:
-            raise ModelDamaged(
-                f"{home}: {', '.join(others)} is not in the manifest; each precision needs its folder."
-            )
+        _only(home, {folder / name})
         if held.form == "checkpoint":
             with Checkpoint(home) as checkpoint:
                 shapes.add(checkpoint.arch)
@@ -130,9 +156,7 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
     if len(shapes) > 1:
         raise ModelDamaged(f"{folder}: its tasks have configs of different models.")
     arch = shapes.pop()
-    row = gguf_identity.row_of(arch, folder)
-    if row.spec.name != held.model:
-        raise ModelDamaged(f"{folder}: its manifest says {held.model}, its config {row.spec.name}.")
+    row = _row(arch, held, folder)
     _serves(files, asked, folder)
     home = next(iter(files.values()))
     return Weights(
@@ -146,6 +170,19 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
     )
 
 
+def _only(home: Path, weights: set[Path]) -> None:
+    """Raise ModelDamaged where a folder holds weights that its manifest does not name."""
+    if others := sorted(p.name for p in home.glob("*.safetensors") if p not in weights):
+        raise ModelDamaged(f"{home}: {', '.join(others)} is not in the manifest; each precision needs its folder.")
+
+
+def _row(arch: architecture.Architecture, held: Manifest, folder: Path) -> Published:
+    row = gguf_identity.row_of(arch, folder)
+    if row.spec.name != held.model:
+        raise ModelDamaged(f"{folder}: its manifest says {held.model}, its config {row.spec.name}.")
+    return row
+
+
 def _ggufs(folder: Path, asked: Asked) -> Weights:
     """GGUF files as Jina publishes them, without a manifest."""
     refuse_other(asked, "llama", f"{folder} has GGUF files")
@@ -154,7 +191,7 @@ def _ggufs(folder: Path, asked: Asked) -> Weights:
 
 def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked) -> Weights:
     """GGUF files, each with what a manifest says of it; `where` is what the caller gave."""
-    choice = gguf_identity.choose(files, str(where), label=asked.label, tasks=asked.tasks)
+    choice = gguf_choice.choose(files, str(where), label=asked.label, tasks=asked.tasks)
     first = next(iter(choice.files.values()))
     tokenizer, why = _gguf_tokenizer(first.path.parent, first.row)
     return Weights(
@@ -165,6 +202,7 @@ def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked) -> W
         tokenizer=tokenizer,
         revision=hub_cache.commit_of(first.path.parent),
         reasons=(*asked.reasons, f"llama, as {where} is GGUF", *choice.reasons, why),
+        adapters=choice.adapters,
     )
 
 
@@ -180,7 +218,7 @@ def of_published(folder: Path, asked: Asked) -> Weights:
         if not tasks:
             raise UsageError(
                 f"{folder}: has no adapters/ and no {manifest.NAME} that says which task it was merged for. Take the "
-                f"published {row.repo}, or merge with `python -m convert merge`."
+                f"published {row.repo or row.spec.name}, or merge with `python -m convert merge`."
             )
         for task in tasks:
             with Adapter(folder / "adapters" / task, base):
@@ -193,7 +231,8 @@ def of_published(folder: Path, asked: Asked) -> Weights:
             label=base.dtype,
             tokenizer=_own_tokenizer(folder),
             revision=hub_cache.commit_of(folder),
-            reasons=(*asked.reasons, f"mlx, as {folder} is a published checkpoint; adapters are merged at load"),
+            reasons=(*asked.reasons, f"mlx, as {folder} is a published checkpoint"),
+            adapters={task: folder / "adapters" / task for task in tasks},
         )
 
 
@@ -267,7 +306,7 @@ def _gguf_tokenizer(folder: Path, row: Published) -> tuple[Path | None, str]:
     beside = folder / "tokenizer.json"
     if os.path.lexists(beside):
         return beside, "tokenizer.json from beside the file"
-    snapshot = hub_cache.cached(row.repo, None, ["tokenizer.json"], row.revision)
+    snapshot = hub_cache.cached(row.repo, None, ["tokenizer.json"], row.revision) if row.repo else None
     if snapshot:
         return snapshot / "tokenizer.json", f"tokenizer.json of {row.repo} from the hub cache"
     return None, "tokenizer rebuilt from the file's own vocabulary, as there is no tokenizer.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,17 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends, batching, registry, tokens, vectors
+from . import batching, registry, tokens, vectors
 from .backends import Backend
-from .errors import EngineError, ModelDamaged, NonFiniteError, UsageError
+from .errors import ModelDamaged, NonFiniteError, UsageError
 from .formats import gguf
+from .resident import Resident
 from .spec import Embedded, EmbeddingSpec, ModelSpec, Origin, Weights
 from .tokens import Encoded, Tokenizer
 from .vocabulary import tokenizer_json
 from .weights import find
 
 _log = logging.getLogger("jina_local")
-_RESIDENT = 2  # merged tasks whose weights stay open; a third closes the one used longest ago
 _BAR_AFTER = 2.0  # seconds before a progress bar appears
 
 
@@ -43,7 +41,9 @@ def load(
     """Open a model: a converted folder, a .gguf file or a folder of them, a published checkpoint, or a name.
 
     backend: "auto", "mlx" or "llama". weights: a label such as "Q8_0" or "8bit"; None takes the closest to
-    lossless that is there. task: opened at once (default: the model's own default); others on first use.
+    lossless that is there. task: opened at once (default: the model's own default); others on first use. A base with
+    adapters beside it serves all its tasks at once; so does a published checkpoint where no task is given here, and
+    with one that adapter is merged, which costs nothing per token.
     device: None, "cpu" or "metal". threads: physical cores by default. revision: a commit of the hub
     repository instead of the pinned one. offline: True never opens a socket; None follows HF_HUB_OFFLINE.
     What was chosen, and why, is in `.spec.origin`. Raises ModelNotFound, ModelDamaged, EngineMissing, UsageError.
@@ -67,20 +67,16 @@ class Embedder:
     ) -> None:
         self._found = found
         self._tokenizer = open_tokenizer(found)
-        self._tasks = _Tasks(
-            lambda name: backends.open_backend(
-                found.backend, found.files[name], task=adapter_of(found, name), device=device, threads=threads
-            )
-        )
+        self._resident = Resident(found, merge=task is not None, device=device, threads=threads)
         first = task if task is not None else found.model.default_task or found.model.tasks[0]
         registry.resolve(found.model, task=first)
-        with self._tasks.lease(first) as engine:
+        with self._resident.lease(first) as (engine, _):
             if self._tokenizer.vocab_size > engine.vocab:
                 raise ModelDamaged(
                     f"{self._tokenizer.where} has {self._tokenizer.vocab_size} tokens, the model's table "
                     f"{engine.vocab} rows: the tokenizer is another model's."
                 )
-            self.spec: ModelSpec = replace(found.model, origin=_origin(found, first, engine))
+            self.spec: ModelSpec = replace(found.model, origin=_origin(found, first, engine, self._resident.reasons))
 
     def encode(
         self,
@@ -155,8 +151,8 @@ class Embedder:
             overflow=overflow,
         )
         encoded = self._tokenizer.encode(_listed(texts), spec)
-        with self._tasks.lease(spec.task) as engine:
-            pooled = _run(engine, encoded, spec, deterministic=deterministic, show_progress=show_progress)
+        with self._resident.lease(spec.task) as (engine, adapter):
+            pooled = _run(engine, adapter, encoded, spec, deterministic=deterministic, show_progress=show_progress)
         failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
         return Embedded(vectors.finish(pooled, spec), encoded.counts, encoded.truncated, failed, spec)
 
@@ -200,7 +196,7 @@ class Embedder:
 
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""
-        self._tasks.close()
+        self._resident.close()
 
     def __enter__(self) -> Embedder:
         return self
@@ -213,50 +209,14 @@ class Embedder:
         return f"<Embedder {self.spec.name} {origin.weights if origin else ''} on {self._found.backend}>"
 
 
-class _Tasks:
-    """The open backends, one a task, at most _RESIDENT of them while none is in use."""
-
-    def __init__(self, open_task: Callable[[str], Backend]) -> None:
-        self._open = open_task
-        self._backends: OrderedDict[str, Backend] = OrderedDict()
-        self._users: dict[str, int] = {}
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @contextmanager
-    def lease(self, task: str) -> Iterator[Backend]:
-        """The backend of a task; it stays open until the block ends."""
-        with self._changed:
-            if self._closed:
-                raise EngineError("this model is closed.")
-            if task not in self._backends:
-                self._make_room()
-                self._backends[task] = self._open(task)
-            self._backends.move_to_end(task)
-            self._users[task] = self._users.get(task, 0) + 1
-            backend = self._backends[task]
-        try:
-            yield backend
-        finally:
-            with self._changed:
-                self._users[task] -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: not any(self._users.values()))
-            while self._backends:
-                self._backends.popitem()[1].close()
-
-    def _make_room(self) -> None:
-        idle = [task for task in self._backends if not self._users.get(task)]
-        while len(self._backends) >= _RESIDENT and idle:
-            self._backends.pop(idle.pop(0)).close()
-
-
 def _run(
-    engine: Backend, encoded: Encoded, spec: EmbeddingSpec, *, deterministic: bool, show_progress: bool | None
+    engine: Backend,
+    adapter: str | None,
+    encoded: Encoded,
+    spec: EmbeddingSpec,
+    *,
+    deterministic: bool,
+    show_progress: bool | None,
 ) -> NDArray[np.float32]:
     """All passes of one call: (n_texts, hidden) float32. A text without a usable row is tried once more, alone."""
     lengths = encoded.counts.tolist()
@@ -268,7 +228,7 @@ def _run(
 
     def one_pass(group: list[int], sharers: int) -> int:
         batch = tokens.pack(encoded, group, spec.pooling)
-        pooled[group] = vectors.pool(engine.forward(batch, sharers), batch.owner, len(group), spec.pooling)
+        pooled[group] = vectors.pool(engine.forward(batch, sharers, adapter), batch.owner, len(group), spec.pooling)
         return len(batch.ids)
 
     with _bar(sum(lengths), show_progress) as advance:
@@ -300,12 +260,6 @@ def _bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def adapter_of(found: Weights, task: str) -> str | None:
-    """The adapter to merge at load, where the folder is a published checkpoint; a merged folder has none."""
-    folder = found.files[task]
-    return task if found.form == "checkpoint" and (folder / "adapters" / task).is_dir() else None
-
-
 def open_tokenizer(found: Weights) -> Tokenizer:
     """The tokenizer of the files, or the one rebuilt from a GGUF's own vocabulary."""
     if found.tokenizer is not None:
@@ -314,7 +268,7 @@ def open_tokenizer(found: Weights) -> Tokenizer:
     return Tokenizer(tokenizer_json(gguf.read_header(path)), f"the vocabulary in {path}")
 
 
-def _origin(found: Weights, task: str, engine: Backend) -> Origin:
+def _origin(found: Weights, task: str, engine: Backend, adapters: tuple[str, ...]) -> Origin:
     return Origin(
         path=Path(found.files[task]),
         form=found.form,
@@ -324,7 +278,7 @@ def _origin(found: Weights, task: str, engine: Backend) -> Origin:
         dtype=engine.dtype,
         threads=engine.threads,
         revision=found.revision,
-        reasons=(*found.reasons, *engine.reasons),
+        reasons=(*found.reasons, *adapters, *engine.reasons),
     )
 
 

@@ -19,7 +19,10 @@ _V5_PROMPTS = {"query": "Query: ", "document": "Document: "}
 
 @dataclass(frozen=True)
 class Published:
-    """A model as its makers publish it: repositories on the hub, pinned where the commit is known."""
+    """A model as its makers publish it: repositories on the hub, pinned where the commit is known.
+
+    A model that the package itself carries (`bundled`) has no repositories: the names are empty.
+    """
 
     spec: ModelSpec
     aliases: tuple[str, ...]
@@ -29,6 +32,7 @@ class Published:
     gguf_file: str  # "{task}" and "{type}" are filled in
     revisions: Mapping[str, str]  # repository -> pinned commit, beyond `revision`
     rope_theta: float  # a checkpoint with another base frequency is another model
+    bundled: bool = False  # the files are in the package, under the model's name
 
 
 # Sources: the model cards, the v5 report (arXiv 2602.15547, table 1 for the RoPE base) and the review of
@@ -75,6 +79,29 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v5-nano-{task}-{type}.gguf",
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
+    ),
+    # Ours: trained for the quick start and the tests (convert/pico, its card lies beside the weights).
+    Published(
+        spec=ModelSpec(
+            name="pico",
+            architecture="eurobert",
+            tasks=_V5_TASKS,
+            default_task="retrieval",
+            prompts=_V5_PROMPTS,
+            default_prompt="document",
+            pooling="last",
+            dims=(32, 64, 128, 256),
+            max_tokens=2048,
+            license="Apache-2.0",
+        ),
+        aliases=(),
+        repo="",
+        revision=None,
+        gguf_repo="",
+        gguf_file="pico-{task}-{type}.gguf",
+        revisions={},
+        rope_theta=10_000.0,
+        bundled=True,
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,9 @@ class Weights:
     tokenizer: Path | None  # None: rebuilt from the GGUF's own vocabulary
     revision: str | None
     reasons: tuple[str, ...]
+    # Task -> adapter file, or folder of a published checkpoint; `files` then has the same base for every task and
+    # one backend serves them all. Empty: the weights of each task are merged.
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def backend(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import backends, gguf_identity, hub, hub_cache, registry
+from . import backends, bundled, gguf_identity, hub, hub_cache, registry
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .hub_cache import Held
 from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
@@ -70,6 +70,8 @@ def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, pro
     if unknown := [task for task in asked.tasks if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
     kinds = ("mlx",) if source else engines_for(asked.label, asked.backend)
+    if row.bundled and (carried := _bundled(row, asked, kinds, revision)):
+        return carried
     default = row.spec.tasks if source else (row.spec.default_task or row.spec.tasks[0],)
     tries = [asked.tasks or default, *([()] if offline and not asked.tasks else [])]
     # Weights named by their bits come from our converter alone; no hub has them.
@@ -82,12 +84,23 @@ def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, pro
         for kind in () if ours else kinds:
             if held := hub_cache.held(row, kind, tasks=tasks, weights=asked.label, revision=revision):
                 return _of_held(row, held, asked, [f"found in the hub cache, commit {held.commit}", *broken])
-    if ours or offline:
+    if ours or offline or row.bundled:
         raise ModelNotFound(" ".join([_absent(row, kinds, asked, revision), *broken]))
     held = hub.pull(
         row, kinds[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress
     )
     return _of_held(row, held, asked, [f"fetched from {hub.endpoint()}, commit {held.commit}", *broken])
+
+
+def _bundled(row: Published, asked: Asked, kinds: Sequence[str], revision: str | None) -> Weights | None:
+    """What the package carries of a model, for the first engine that has the precision asked for."""
+    if revision is not None:
+        raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
+    for kind in kinds:
+        if asked.label in (None, bundled.LABELS[kind]):
+            why = "it comes with the package"
+            return open_path(bundled.folder(row, kind), replace(asked, backend=kind, reasons=(*asked.reasons, why)))
+    return None
 
 
 def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
@@ -120,9 +133,7 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
             continue
         if revision not in (None, held.source.revision):
             continue
-        entries = [entry for entry in held.files.values() if entry.weights]
-        for label in {str(entry.weights) for entry in entries}:
-            tasks = {entry.task for entry in entries if entry.weights == label}
+        for label, tasks in held.serves.items():
             if asked.label in (None, label) and set(asked.tasks) <= tasks:
                 order = gguf_identity.ORDER if held.form == "gguf" else MLX_ORDER
                 fit.append((order.index(label) if label in order else len(order), one.path, label))
@@ -153,7 +164,7 @@ def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -
 def _absent(row: Published, kinds: Sequence[str], asked: Asked, revision: str | None) -> str:
     tasks = asked.tasks or (row.spec.default_task or row.spec.tasks[0],)
     label = asked.label or hub.GGUF_DEFAULT
-    if label.endswith("bit"):
+    if row.bundled or label.endswith("bit"):
         return (
             f"{row.spec.name}: no {label} weights in the local store {hub.local_store()}, and none are published. "
             f"{how_to_convert(label, row.spec.name)}"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jina_local import registry, vectors
+from jina_local.backends.passes import check_task
 from jina_local.errors import EngineError, TextError
 from jina_local.spec import Budget, Embedded, ModelSpec, Origin, TokenBatch
 
@@ -43,32 +44,48 @@ def _there(name: str) -> bool:
 
 
 class FakeBackend:
-    """A Backend whose rows depend on the ids up to and including their own place, and on nothing else.
+    """A Backend whose rows depend on the task, the ids up to and including their own place, and on nothing else.
 
-    Ids in `poison` make the rows of their text NaN. `batches` keeps what was asked.
+    Ids in `poison` make the rows of their text NaN. `batches` and `asked` keep the passes and their tasks.
     """
 
-    def __init__(self, hidden: int = 32, vocab: int = 1000, *, lanes: int = 1, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        hidden: int = 32,
+        vocab: int = 1000,
+        *,
+        lanes: int = 1,
+        budget: Budget | None = None,
+        adapters: Sequence[str] = (),
+    ) -> None:
         self.hidden, self.vocab, self.lanes = hidden, vocab, lanes
         self.budget = budget or Budget(tokens=64, texts=8, padded=False)
         self.device, self.dtype, self.threads = "cpu", "float32", 1
         self.reasons: tuple[str, ...] = ("it is a fake",)
         self.poison: frozenset[int] = frozenset()
+        self.adapters = tuple(adapters)
         self.batches: list[TokenBatch] = []
+        self.asked: list[str | None] = []
         self.closed = False
 
-    def forward(self, batch: TokenBatch, sharers: int = 1) -> np.ndarray:
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> np.ndarray:
         """(n_rows, hidden) float32."""
         if self.closed:
             raise EngineError("this backend is closed")
+        check_task(task, self.adapters)
         self.batches.append(batch)
+        self.asked.append(task)
         out = np.empty((len(batch.rows), self.hidden), np.float32)
         for n, (row, owner) in enumerate(zip(batch.rows, batch.owner, strict=True)):
             text = batch.ids[batch.starts[owner] : batch.starts[owner + 1]]
             if text.min(initial=0) < 0 or text.max(initial=0) >= self.vocab:
                 raise EngineError(f"a token id is outside 0 to {self.vocab - 1}")
             seen = batch.ids[batch.starts[owner] : row + 1]
-            out[n] = np.nan if self.poison & set(text.tolist()) else noise(seen.tobytes(), self.hidden)
+            out[n] = (
+                np.nan
+                if self.poison & set(text.tolist())
+                else noise((task or "").encode() + seen.tobytes(), self.hidden)
+            )
         return out
 
     def close(self) -> None:

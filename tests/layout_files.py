@@ -20,6 +20,7 @@ NANO, SMALL = "jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small"
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
          "head_dim": 32, "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DIGEST = "5e" * 32  # of a base checkpoint
 
 
 def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=None, tokens=None, shapes=None):
@@ -39,6 +40,44 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
         "tokenizer.ggml.eos_token_id": 1, **(keys or {}),
     }  # fmt: skip
     writer = gguf.GGUFWriter(str(path), name)
+    _add_keys(writer, body)
+    renamed = names.gguf_names(arch)
+    for tensor, shape in (architecture.tensors(arch) | (extra or {})).items():
+        if tensor not in drop:
+            stored = tensor if tensor in (extra or {}) else renamed[tensor]
+            writer.add_tensor(stored, np.zeros((shapes or {}).get(tensor, shape), np.float32))
+    return _written(writer, path)
+
+
+def write_base(path, kind="nano", *, label="Q8_0", base=DIGEST, keys=None):
+    """A base that tasks share, of the size of `write_gguf`."""
+    return write_gguf(path, kind, label=label, keys={"jina_local.base": base, **(keys or {})})
+
+
+def write_adapter(path, kind="nano", *, arch=None, task="retrieval", base=DIGEST, keys=None, tensors=None):
+    """An adapter of rank 4 on two projections of a layer. `keys`, `tensors`: what is other; None leaves out."""
+    arch = arch or architecture.from_config({**tiny.CONFIGS[kind], **SHAPE, "vocab_size": 40})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(str(path), (keys or {}).get("general.architecture", arch.kind))
+    body = {
+        "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0,
+        "adapter.lora.task_name": task, "jina_local.task": task, "jina_local.base": base, **(keys or {}),
+    }  # fmt: skip
+    _add_keys(writer, {key: value for key, value in body.items() if key != "general.architecture"})
+    rng = np.random.default_rng(0)
+    factors = {}
+    for name in ("layers.0.self_attn.q_proj.weight", "layers.0.mlp.down_proj.weight"):
+        (out, inner), stem = architecture.tensors(arch)[name], names.gguf_names(arch)[name]
+        factors[f"{stem}.lora_a"] = rng.standard_normal((4, inner)).astype(np.float16)
+        factors[f"{stem}.lora_b"] = rng.standard_normal((out, 4)).astype(np.float16)
+    for name, values in {**factors, **(tensors or {})}.items():
+        if values is not None:
+            kind = gguf.GGMLQuantizationType.BF16 if values.dtype == np.uint16 else None
+            writer.add_tensor(name, values, raw_dtype=kind)
+    return _written(writer, path)
+
+
+def _add_keys(writer, body):
     for key, value in body.items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -50,11 +89,9 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
             writer.add_array(key, value)
         elif value is not None:
             writer.add_uint32(key, value)
-    renamed = names.gguf_names(arch)
-    for tensor, shape in (architecture.tensors(arch) | (extra or {})).items():
-        if tensor not in drop:
-            stored = tensor if tensor in (extra or {}) else renamed[tensor]
-            writer.add_tensor(stored, np.zeros((shapes or {}).get(tensor, shape), np.float32))
+
+
+def _written(writer, path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

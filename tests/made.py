@@ -47,6 +47,16 @@ def gguf_all(kind: str) -> Path:
 
 
 @functools.cache
+def gguf_separate(kind: str, *types: str) -> Path:
+    """A base of each type and the adapters of all four tasks, in F32 where that is one of the types, else in F16."""
+    from convert.to_gguf import to_gguf
+
+    out = _root() / f"{kind}-separate-{'-'.join(types)}"
+    to_gguf(checkpoint(kind), out, tasks=list(tiny.TASKS), types=types, separate=True, source_name=kind)
+    return out
+
+
+@functools.cache
 def mlx(kind: str, bits: int) -> Path:
     """An MLX folder of the retrieval task."""
     from convert.to_mlx import to_mlx

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jina_local.checkpoint import Checkpoint
+from jina_local.checkpoint import Adapter, Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile
@@ -132,8 +132,13 @@ def test_an_absent_adapter_names_those_that_are_there(copy):
     [
         ({"r": 0}, "rank 0"),
         ({"r": 10**6}, "rank 1000000"),
-        ({"lora_alpha": 0}, "lora_alpha 0"),
-        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
+        ({"r": True}, "rank True"),
+        ({"lora_alpha": 0}, "alpha 0; expected a positive number"),
+        ({"lora_alpha": -8}, "alpha -8"),
+        ({"lora_alpha": "32"}, "alpha '32'"),
+        ({"lora_alpha": float("nan")}, "alpha nan"),
+        ({"lora_alpha": float("inf")}, "alpha inf"),
+        ({"lora_alpha": 10**400}, "alpha 1000"),
         ({"use_dora": True}, "use_dora is True"),
         ({"use_rslora": True}, "use_rslora is True"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
@@ -153,6 +158,31 @@ def test_half_a_lora_pair_is_refused(copy):
     )
     with Checkpoint(copy) as checkpoint, pytest.raises(ModelDamaged, match=r"1 missing: layers.0.mlp.up_proj.lora_B"):
         dict(checkpoint.merged("retrieval"))
+
+
+def test_factors_for_what_adapters_do_not_change_are_refused(copy):
+    path = copy / "adapters/retrieval/adapter_model.safetensors"
+
+    def rename(name, dtype, data):
+        return name.replace("layers.0.mlp.up_proj", "embed_tokens"), dtype, data
+
+    rewrite(path, rename)
+    with Checkpoint(copy) as checkpoint, pytest.raises(ModelDamaged, match=r"2 unknown: embed_tokens\.lora_A"):
+        dict(checkpoint.merged("retrieval"))
+
+
+def test_factors_of_whole_numbers_are_refused_before_they_are_read(copy):
+    rewrite(
+        copy / "adapters/retrieval/adapter_model.safetensors",
+        lambda n, d, x: (
+            (n, "I32", x.view(np.int32)) if n.endswith("layers.0.mlp.up_proj.lora_A.weight") else (n, d, x)
+        ),
+    )
+    with (
+        Checkpoint(copy) as checkpoint,
+        pytest.raises(ModelDamaged, match=r"up_proj\.lora_A\.weight is stored as I32; expected F16 or BF16 or F32"),
+    ):
+        Adapter(copy / "adapters/retrieval", checkpoint)
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model-00001-of-00009.safetensors", "a\\b"])

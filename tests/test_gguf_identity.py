@@ -17,6 +17,8 @@ from .layout_files import (
     NANO,
     SMALL,
     into_cache,
+    write_adapter,
+    write_base,
     write_gguf,
 )
 
@@ -164,6 +166,105 @@ def test_two_files_for_one_task_and_two_models_in_a_folder_are_refused(tmp_path)
     with pytest.raises(UsageError) as error:
         weights.find(tmp_path / "b")
     assert "are different models" in str(error.value)
+
+
+def test_a_base_and_its_adapters_are_found_by_name_without_a_manifest(tmp_path):
+    bases = {label: write_base(tmp_path / f"v5-nano-base-{label}.gguf", label=label) for label in ("Q4_K_M", "F16")}
+    adapters = {task: write_adapter(tmp_path / f"v5-nano-{task}-adapter.gguf", task=task)
+                for task in ("clustering", "retrieval")}  # fmt: skip
+    found = weights.find(tmp_path)
+    assert (found.form, found.label, found.model.name) == ("gguf", "F16", NANO)
+    assert found.files == dict.fromkeys(adapters, bases["F16"])
+    assert found.adapters == adapters
+    assert (found.model.tasks, found.model.default_task) == (("retrieval", "clustering"), "retrieval")
+    assert any("weights F16: the first choice" in why for why in found.reasons)
+    assert weights.find(tmp_path, weights="q4_k_m").files == dict.fromkeys(adapters, bases["Q4_K_M"])
+    alone = weights.find(bases["Q4_K_M"])
+    assert (alone.files, alone.adapters) == (dict.fromkeys(adapters, bases["Q4_K_M"]), adapters)
+    with pytest.raises(UsageError, match=r"has no weights 'Q8_0'. There: Q4_K_M \(clustering, retrieval\)\."):
+        weights.find(bases["Q4_K_M"], weights="Q8_0")
+    with pytest.raises(UsageError, match="has no file for classification. There: F16"):
+        weights.find(tmp_path, tasks=["classification"])
+
+
+def test_under_other_names_a_base_and_its_adapters_are_known_by_their_keys(tmp_path):
+    base = write_base(tmp_path / "base.gguf")
+    adapter = write_adapter(tmp_path / "a.gguf", task="clustering", keys={"jina_local.task": None})
+    (tmp_path / "broken.gguf").write_bytes(b"GGUFxx")
+    for place in (tmp_path, base):
+        found = weights.find(place)
+        assert (found.files, found.adapters) == ({"clustering": base}, {"clustering": adapter})
+        assert any("not used: " in why and "broken.gguf" in why for why in found.reasons)
+    write_adapter(adapter, keys={"jina_local.task": None, "adapter.lora.task_name": None})
+    with pytest.raises(
+        UsageError, match=r"no adapter lies beside it.*Not used: .*a\.gguf: is an adapter, and neither "
+    ):
+        weights.find(base)
+    write_adapter(adapter, task="search")
+    with pytest.raises(ModelDamaged, match=r"a\.gguf: is for the task 'search'; .* has retrieval, text-matching"):
+        weights.find(base)
+
+
+def test_a_base_without_adapters_and_adapters_without_a_base_say_what_is_missing(tmp_path):
+    base = write_base(tmp_path / "b" / "v5-nano-base-Q4_K_M.gguf", label="Q4_K_M")
+    for place in (base, base.parent):
+        with pytest.raises(UsageError) as error:
+            weights.find(place)
+        assert "v5-nano-base-Q4_K_M.gguf is a base that tasks share, and no adapter lies beside it, as " in str(
+            error.value
+        )
+        assert "v5-nano-retrieval-adapter.gguf would" in str(error.value)
+        assert "python -m convert gguf SRC OUT --task all --adapters separate" in str(error.value)
+    adapter = write_adapter(tmp_path / "a" / "v5-small-clustering-adapter.gguf", "small", task="clustering")
+    with pytest.raises(UsageError) as error:
+        weights.find(adapter.parent)
+    assert "holds adapters (v5-small-clustering-adapter.gguf) and no base" in str(error.value)
+    assert "as v5-small-base-Q8_0.gguf would be" in str(error.value)
+    with pytest.raises(
+        UsageError, match=r"adapter\.gguf: is an adapter, not a model\. Give the path of the base beside"
+    ):
+        weights.find(adapter)
+
+
+def test_merged_files_and_a_base_do_not_mix(tmp_path):
+    merged = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    adapter = write_adapter(tmp_path / "v5-nano-clustering-adapter.gguf", task="clustering")
+    found = weights.find(tmp_path)
+    assert (found.files, found.adapters) == ({"retrieval": merged}, {})
+    assert f"not used: {adapter}: an adapter, and there is no base beside it" in found.reasons
+    base = write_base(tmp_path / "v5-nano-base-Q8_0.gguf")
+    with pytest.raises(
+        UsageError, match=r"merged files and a base that tasks share \(v5-nano-base-Q8_0\.gguf\)\. Keep"
+    ):
+        weights.find(tmp_path)
+    assert weights.find(merged).adapters == {}
+    assert weights.find(base).adapters == {"clustering": adapter}
+    write_adapter(tmp_path / "copy.gguf", task="clustering")
+    with pytest.raises(
+        UsageError, match=r"two files for the adapter of clustering: copy\.gguf and v5-nano-clustering-ad"
+    ):
+        weights.find(base)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "expected"),
+    [
+        ("v5-nano-base-Q8_0.gguf", {}, "says that it is a base that tasks share, and it carries no digest of one"),
+        ("v5-nano-base-Q8_0.gguf", {"jina_local.task": "clustering"}, "and it is merged for clustering"),
+        (
+            "v5-nano-retrieval-Q8_0.gguf",
+            {"jina_local.base": "00"},
+            "says that it is merged for retrieval. Rename it to",
+        ),
+        ("v5-small-base-Q8_0.gguf", {"jina_local.base": "00"}, f"has the name of {SMALL} and holds {NANO}"),
+    ],
+)
+def test_a_base_whose_name_and_keys_disagree_is_refused(tmp_path, name, keys, expected):
+    write_gguf(tmp_path / name, keys=keys)
+    write_adapter(tmp_path / "v5-nano-retrieval-adapter.gguf")
+    with pytest.raises(ModelDamaged) as error:
+        weights.find(tmp_path / name)
+    assert expected in str(error.value)
 
 
 def test_a_stranger_among_the_files_is_passed_over_aloud(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import hub, hub_cache, registry, weights
+from jina_local import hub, hub_cache, inventory, registry, weights
 from jina_local.errors import ModelDamaged, ModelNotFound, OutputError, UsageError
 
 from . import standin_hub, tiny
@@ -214,16 +214,16 @@ def test_a_small_file_is_compared_by_its_git_blob_id(site):
 @pytest.mark.parametrize("damage", ["content", "length"])
 def test_a_file_that_went_bad_in_the_cache_is_seen_by_verify_and_healed_by_pull(site, damage):
     path = hub.pull(ROW).files["retrieval"]
-    (good,) = hub.verify("v5-nano")
+    (good,) = inventory.verify("v5-nano")
     assert (good.path, good.checked, good.unknown, good.faults) == (path.parent, 1, 0, ())
     with path.open("r+b") as file:
         file.truncate(2000) if damage == "length" else file.write(b"GGUX")
-    (bad,) = hub.verify("v5-nano")
+    (bad,) = inventory.verify("v5-nano")
     assert len(bad.faults) == 1
     assert f"{path}: has the SHA-256" in bad.faults[0]
-    assert hub.verify(path.parent)[0].faults == bad.faults
+    assert inventory.verify(path.parent)[0].faults == bad.faults
     hub.pull(ROW)
-    assert hub.verify("v5-nano")[0].faults == ()
+    assert inventory.verify("v5-nano")[0].faults == ()
 
 
 def test_without_a_network_the_error_says_what_was_asked_and_how_to_go_on(site, monkeypatch):
@@ -320,8 +320,8 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
 
 
 def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
-    assert [(one.name, one.places) for one in hub.listing()] == [(name, ()) for name in registry.names()]
-    for ask in (hub.path, hub.remove, hub.verify):
+    assert [(one.name, one.places) for one in inventory.listing()] == [(name, ()) for name in registry.names()]
+    for ask in (inventory.path, inventory.remove, inventory.verify):
         with pytest.raises(ModelNotFound, match="nothing of it is on this machine"):
             ask("v5-nano")
     hub.pull(ROW, "mlx", tasks=["retrieval"])
@@ -331,7 +331,7 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
     stranger = cache() / "models--someone--else" / "snapshots" / COMMIT / "config.json"
     stranger.parent.mkdir(parents=True)
     stranger.write_text("{}")
-    row = next(one for one in hub.listing() if one.name == NANO)
+    row = next(one for one in inventory.listing() if one.name == NANO)
     assert (row.license, row.max_tokens, row.dims[-1]) == ("CC BY-NC 4.0", 8192, 768)
     assert [(p.where, p.holds) for p in row.places] == [
         ("local store", ("retrieval 8bit",)),
@@ -341,20 +341,20 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
     published = [p.stat().st_size for p in (files / "checkpoint").rglob("*") if p.is_file()]
     assert 0.5 * sum(published) < row.places[1].size < sum(published)
     assert row.places[2].size == (files / "v5-nano-clustering-Q8_0.gguf").stat().st_size
-    assert hub.path("v5-nano") == folder
-    assert [v.faults for v in hub.verify("v5-nano")] == [(), (), ()]
+    assert inventory.path("v5-nano") == folder
+    assert [v.faults for v in inventory.verify("v5-nano")] == [(), (), ()]
     (folder / "model.safetensors").write_bytes(bytes((folder / "model.safetensors").stat().st_size))
-    assert hub.verify(folder)[0].faults == (
+    assert inventory.verify(folder)[0].faults == (
         f"{folder / 'model.safetensors'}: its content has changed since it was written",
     )
-    gone = hub.remove("v5-nano")
+    gone = inventory.remove("v5-nano")
     assert gone == list(row.places)
     assert not folder.exists()
     assert stranger.exists()
     assert not list(cache().glob("models--jinaai*"))
-    assert hub.listing()[1].places == ()
+    assert inventory.listing()[1].places == ()
 
 
 def test_a_folder_without_digests_cannot_be_verified(site, files):
     with pytest.raises(ModelNotFound, match=r"no digests are known for it, as it has no manifest\.json"):
-        hub.verify(files / "checkpoint")
+        inventory.verify(files / "checkpoint")

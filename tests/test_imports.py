@@ -26,31 +26,39 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "vocabulary": ({"errors", "formats"}, set()),
     "vectors": ({"spec", "errors"}, {"numpy"}),
     "checkpoint": ({"architecture", "formats", "errors"}, {"numpy"}),
-    "backends": ({"architecture", "batching", "checkpoint", "formats", "spec", "errors"},
+    "backends": ({"architecture", "batching", "checkpoint", "formats", "gguf_adapter", "spec", "errors"},
                  {"numpy", "mlx", "llama_cpp"}),
-    "gguf_identity": ({"architecture", "names", "registry", "checkpoint", "formats", "spec", "errors"}, set()),
+    "gguf_adapter": ({"architecture", "names", "checkpoint", "formats", "errors"}, {"numpy"}),
+    "gguf_identity": ({"architecture", "names", "registry", "checkpoint", "formats", "gguf_adapter", "spec",
+                       "errors"}, set()),
+    "gguf_choice": ({"gguf_identity", "gguf_adapter", "registry", "formats", "errors"}, set()),
     "hub_cache": ({"registry", "gguf_identity", "checkpoint", "formats", "errors"}, {"huggingface_hub"}),
+    "bundled": ({"registry", "formats", "errors"}, set()),
+    "inventory": ({"registry", "bundled", "hub", "hub_cache", "formats", "errors"}, {"huggingface_hub"}),
     "hub": ({"registry", "hub_cache", "gguf_identity", "formats", "spec", "errors"}, {"huggingface_hub", "tqdm"}),
-    "layouts": ({"architecture", "backends", "checkpoint", "formats", "gguf_identity", "hub", "hub_cache", "registry",
-                 "spec", "errors"}, set()),
-    "weights": ({"backends", "layouts", "gguf_identity", "hub", "hub_cache", "registry", "spec", "errors"}, set()),
-    "model": ({"backends", "batching", "registry", "tokens", "vectors", "weights", "vocabulary", "formats", "spec",
-               "errors"}, {"numpy", "tqdm"}),
-    "doctor": ({"registry", "weights", "hub", "hub_cache", "backends", "spec", "errors"},
+    "layouts": ({"architecture", "backends", "checkpoint", "formats", "gguf_choice", "gguf_identity", "hub",
+                 "hub_cache", "registry", "spec", "errors"}, set()),
+    "weights": ({"backends", "bundled", "layouts", "gguf_identity", "hub", "hub_cache", "registry", "spec",
+                 "errors"}, set()),
+    "resident": ({"backends", "spec", "errors"}, set()),
+    "model": ({"resident", "backends", "batching", "registry", "tokens", "vectors", "weights", "vocabulary",
+               "formats", "spec", "errors"}, {"numpy", "tqdm"}),
+    "doctor": ({"registry", "weights", "hub", "inventory", "hub_cache", "backends", "spec", "errors"},
                {"numpy", "mlx", "llama_cpp"}),
     "console": ({"errors"}, {"tqdm"}),
     "readers": ({"errors"}, {"pyarrow"}),
     "writers": ({"spec", "errors", "formats"}, {"numpy", "pyarrow"}),
-    "commands": ({"backends", "model", "registry", "readers", "writers", "console", "hub", "doctor", "spec",
-                  "errors"}, {"numpy"}),
+    "commands": ({"backends", "model", "registry", "readers", "writers", "console", "hub", "hub_cache", "inventory",
+                  "doctor", "spec", "errors"}, {"numpy"}),
     "cli": ({"commands", "console", "registry", "errors"}, set()),
     "__init__": ({"errors", "model"}, set()),
     "__main__": ({"cli"}, set()),
 }  # fmt: skip
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "names", "registry", "spec", "tokens",
-               "vocabulary", "hub", "weights"}  # fmt: skip
+CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "gguf_adapter", "names", "registry",
+               "spec", "tokens", "vocabulary", "hub", "weights"}  # fmt: skip
 CONVERT_MORE = {"verify": {"model", "backends"}}
+TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 
 
@@ -97,7 +105,13 @@ def test_convert_uses_the_runtime_from_below_the_model(path):
         if top == "jina_local":
             assert not rest or rest[0] in allowed, f"{path.name} imports {name}"
         elif top != "convert":
-            assert top in STANDARD | CONVERT_OUTSIDE, f"{path.name} imports {name}"
+            outside = CONVERT_OUTSIDE | (TRAINING if path.parent.name == "pico" else set())
+            assert top in STANDARD | outside, f"{path.name} imports {name}"
+
+
+def test_nothing_imports_the_training_code():
+    for path in (*(ROOT / "jina_local").rglob("*.py"), *(ROOT / "convert").glob("*.py")):
+        assert not any(name.startswith("convert.pico") for name in imports(path)), path
 
 
 def modules_after(code: str) -> set[str]:

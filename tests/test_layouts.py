@@ -16,7 +16,7 @@ from jina_local import layouts, weights
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
 
 from . import layout_files, tiny
-from .layout_files import COMMIT, NANO, SMALL, converted, seal, write_gguf
+from .layout_files import COMMIT, NANO, SMALL, converted, seal, write_adapter, write_base, write_gguf
 
 # Fixtures, under the names that tests ask for them by.
 published = layout_files.published
@@ -106,12 +106,114 @@ def test_a_changed_converted_folder_is_refused(tmp_path, published):
         weights.find(folder)
 
 
+def shared_mlx(folder, source, tasks=tiny.TASKS):
+    """An MLX base with adapters beside it, as far as the finder looks: its files are plain."""
+    (folder / "adapters").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        shutil.copyfile(source / name, folder / name)
+    entries = {"model.safetensors": (None, "4bit")}
+    for task in tasks:
+        name = f"adapters/{task}.safetensors"
+        shutil.copyfile(source / "adapters" / task / "adapter_model.safetensors", folder / name)
+        entries[name] = (task, None)
+    return seal(folder, "mlx", entries), entries
+
+
+def test_an_mlx_base_with_adapters_is_one_folder_for_all_tasks(tmp_path, published):
+    folder, _ = shared_mlx(tmp_path / "out", published["nano"])
+    found = weights.find(folder)
+    assert (found.form, found.backend, found.label, found.revision) == ("mlx", "mlx", "4bit", COMMIT)
+    assert found.files == dict.fromkeys(tiny.TASKS, folder)
+    assert found.adapters == {task: folder / "adapters" / f"{task}.safetensors" for task in tiny.TASKS}
+    assert (found.model.tasks, found.model.default_task) == (tiny.TASKS, "retrieval")
+    assert weights.find(folder, tasks=["clustering"], weights="4BIT") == found
+    with pytest.raises(UsageError, match=r"has no weights '8bit'. There: 4bit\."):
+        weights.find(folder, weights="8bit")
+    with pytest.raises(UsageError, match="which mlx reads and llama does not"):
+        weights.find(folder, backend="llama")
+    fewer, _ = shared_mlx(tmp_path / "fewer", published["nano"], ("clustering", "classification"))
+    assert weights.find(fewer).model.default_task is None
+    with pytest.raises(UsageError, match=r"has no weights for retrieval. There: classification, clustering\."):
+        weights.find(fewer, tasks=["retrieval"])
+
+
+def test_an_mlx_base_with_adapters_refuses_what_does_not_belong(tmp_path, published):
+    folder, entries = shared_mlx(tmp_path / "out", published["nano"])
+    for other in ({"adapters/clustering.safetensors": ("retrieval", None)}, {"config.json": (None, "4bit")}):
+        seal(folder, "mlx", {**entries, **other})
+        with pytest.raises(ModelDamaged, match=r"names \d bases, or two adapters of one task"):
+            weights.find(folder)
+    for other in ({"config.json": ("clustering", "4bit")}, dict.fromkeys(entries, (None, None))):
+        seal(folder, "mlx", {**entries, **other})
+        with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
+            weights.find(folder)
+    seal(folder, "mlx", {"model.safetensors": (None, "4bit")})
+    with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
+        weights.find(folder)
+    seal(folder, "checkpoint", entries)
+    with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
+        weights.find(folder)
+    seal(folder, "mlx", {**entries, "adapters/retrieval.safetensors": ("search", None)})
+    with pytest.raises(ModelDamaged, match=f"has adapters for search, which {NANO} has not"):
+        weights.find(folder)
+    seal(folder, "mlx", entries, model=SMALL)
+    with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its config {NANO}"):
+        weights.find(folder)
+    seal(folder, "mlx", entries)
+    shutil.copyfile(folder / "model.safetensors", folder / "more.safetensors")
+    with pytest.raises(ModelDamaged, match=r"more\.safetensors is not in the manifest"):
+        weights.find(folder)
+    (folder / "more.safetensors").unlink()
+    (folder / "adapters" / "clustering.safetensors").unlink()
+    with pytest.raises(ModelDamaged, match=r"adapters/clustering\.safetensors is missing"):
+        weights.find(folder)
+
+
+def test_a_gguf_base_with_adapters_goes_by_its_manifest(tmp_path):
+    folder = tmp_path / "out"
+    names = {"x.gguf": (None, "Q8_0"), "y.gguf": (None, "Q4_K_M")}
+    for name, (_, label) in names.items():
+        write_base(folder / name, label=label)
+    adapters = {task: write_adapter(folder / f"of-{task}.gguf", task=task) for task in ("clustering", "retrieval")}
+    seal(folder, "gguf", {**names, **{path.name: (task, None) for task, path in adapters.items()}})
+    found = weights.find(folder)
+    assert (found.files, found.label) == (dict.fromkeys(adapters, folder / "x.gguf"), "Q8_0")
+    assert (found.adapters, found.revision) == (adapters, COMMIT)
+    assert weights.find(folder / "y.gguf").files == dict.fromkeys(adapters, folder / "y.gguf")
+    assert weights.find(folder / "y.gguf").adapters == adapters
+    assert weights.find(folder, weights="q4_k_m").label == "Q4_K_M"
+    with pytest.raises(
+        UsageError, match=r"of-retrieval\.gguf: is an adapter, not a model\. Give the path of the base"
+    ):
+        weights.find(folder / "of-retrieval.gguf")
+    seal(folder, "gguf", {**names, "of-clustering.gguf": ("retrieval", None)})
+    with pytest.raises(ModelDamaged, match="is taken for the adapter of retrieval, and names the task 'clustering'"):
+        weights.find(folder)
+    write_gguf(folder / "x.gguf")
+    seal(folder, "gguf", {"x.gguf": (None, "Q8_0"), "of-clustering.gguf": ("clustering", None)})
+    with pytest.raises(
+        ModelDamaged, match=r"says that it is a base .*and it carries no digest of one \(jina_local.base"
+    ):
+        weights.find(folder)
+    write_gguf(folder / "x.gguf", keys={"jina_local.task": "retrieval"})
+    seal(folder, "gguf", {"x.gguf": (None, "Q8_0"), "of-clustering.gguf": ("clustering", None)})
+    with pytest.raises(ModelDamaged, match=r"is a base that tasks share, and it is merged for retrieval"):
+        weights.find(folder)
+    write_base(folder / "x.gguf")
+    seal(folder, "gguf", {"x.gguf": ("retrieval", "Q8_0")})
+    with pytest.raises(
+        ModelDamaged, match="is a base that tasks share, and its name or manifest says .* for retrieval"
+    ):
+        weights.find(folder)
+
+
 @pytest.mark.parametrize(("kind", "model", "dtype"), [("nano", NANO, "F32"), ("small", SMALL, "BF16")])
 def test_a_published_checkpoint_is_found_with_its_adapters(published, kind, model, dtype):
     folder = published[kind]
     found = weights.find(folder)
     assert (found.form, found.backend, found.label, found.model.name) == ("checkpoint", "mlx", dtype, model)
     assert found.files == dict.fromkeys(tiny.TASKS, folder)
+    assert found.adapters == {task: folder / "adapters" / task for task in tiny.TASKS}
     assert found.tokenizer == folder / "tokenizer.json"
     assert found.model.default_task == "retrieval"
     assert weights.find(folder, weights=dtype.lower()).label == dtype

@@ -20,11 +20,12 @@ TEXTS = [("word " * (i % 23)).strip() + str(i) for i in range(60)]
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Every backend that `load` opens is a fake; the list of those opened, with their paths and adapters."""
+    """Every backend that `load` opens is a fake; the list of those opened, with their paths and merged adapters."""
     opened: list[tuple[FakeBackend, object, str | None]] = []
 
-    def open_backend(name, path, *, task, device=None, threads=None):
-        engine = FakeBackend(hidden=768, vocab=1000, lanes=3, budget=Budget(tokens=100, texts=8, padded=False))
+    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None):
+        budget = Budget(tokens=100, texts=8, padded=False)
+        engine = FakeBackend(hidden=768, vocab=1000, lanes=3, budget=budget, adapters=tuple(adapters or ()))
         opened.append((engine, path, task))
         return engine
 
@@ -79,6 +80,86 @@ def test_tasks_open_on_first_use_and_only_two_stay(embedder, fakes):
         embedder.encode("x", task=task)
     assert [str(path).rsplit("/", 1)[1] for _, path, _ in fakes] == ["retrieval", "clustering", "classification"]
     assert [engine.closed for engine, _, _ in fakes] == [False, True, False]
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """form -> what the finder says of a base with adapters for the tasks given."""
+    tiny.tokenizer("nano").save(str(tmp_path / "tokenizer.json"))
+    row = registry.lookup("v5-nano").spec
+
+    def found(form, tasks=row.tasks):
+        adapters = {task: tmp_path / "adapters" / task for task in tasks}
+        files = dict.fromkeys(tasks, tmp_path)
+        return Weights(row, form, files, "8bit", tmp_path / "tokenizer.json", None, ("why",), adapters)
+
+    return found
+
+
+@pytest.mark.parametrize("form", ["gguf", "mlx"])
+@pytest.mark.parametrize("task", [None, "clustering"])
+def test_a_base_with_adapters_is_opened_once_for_all_tasks(fakes, shared, form, task):
+    with Embedder(shared(form), task=task) as embedder:
+        first = embedder.encode(TEXTS, task="retrieval")
+        others = [embedder.encode(TEXTS, task=name) for name in embedder.spec.tasks[1:]]
+        assert all(not np.allclose(first, other) for other in others)
+        np.testing.assert_array_equal(embedder.encode(TEXTS, task="retrieval"), first)
+        assert [merged for _, _, merged in fakes] == [None]
+        assert set(fakes[0][0].asked) == set(embedder.spec.tasks)
+        assert embedder.spec.origin.reasons[1] == (
+            "one base serves retrieval, text-matching, clustering, classification, its adapters beside it at a cost "
+            "per token, as the files are a base and adapters"
+        )
+    assert fakes[0][0].closed
+
+
+def test_a_published_checkpoint_runs_its_adapters_beside_the_base_where_no_task_is_given(fakes, shared):
+    with Embedder(shared("checkpoint")) as embedder:
+        embedder.encode("x", task="classification")
+        assert (fakes[0][0].asked, len(fakes)) == (["classification"], 1)
+        assert embedder.spec.origin.reasons[1].endswith("at a cost per token, as no task was given")
+
+
+def test_a_published_checkpoint_merges_the_task_that_is_given_or_the_only_one(fakes, shared):
+    with Embedder(shared("checkpoint"), task="clustering") as embedder:
+        embedder.encode("x", task="clustering")
+        embedder.encode("x", task="classification")
+        assert [merged for _, _, merged in fakes] == ["clustering", "classification"]
+        assert [engine.asked for engine, _, _ in fakes] == [[None], [None]]
+        assert embedder.spec.origin.reasons[1] == (
+            "the adapter is merged into the base at load, as a task was given; other tasks reload it"
+        )
+    with Embedder(shared("checkpoint", ("retrieval",))) as embedder:
+        assert fakes[-1][2] == "retrieval"
+        assert embedder.spec.origin.reasons[1].endswith("merged into the base at load, as there is no other")
+
+
+def test_threads_with_different_tasks_share_one_base(fakes, shared):
+    with Embedder(shared("gguf")) as embedder:
+        expected = {task: embedder.encode(TEXTS, task=task) for task in embedder.spec.tasks}
+        wrong = []
+
+        def work(seed):
+            task = embedder.spec.tasks[seed % 4]
+            order = np.random.default_rng(seed).permutation(60)[:20]
+            if not np.array_equal(embedder.encode([TEXTS[i] for i in order], task=task), expected[task][order]):
+                wrong.append(seed)
+
+        threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert (wrong, len(fakes)) == ([], 1)
+
+
+def test_an_adapter_is_merged_or_runs_beside_the_base_and_not_both(tmp_path):
+    with pytest.raises(
+        UsageError, match="task 'retrieval' cannot be merged at load: its adapters run beside the base"
+    ):
+        backends.open_backend("mlx", tmp_path, task="retrieval", adapters={"retrieval": tmp_path})
+    with pytest.raises(UsageError, match="cannot be merged at load: llama.cpp takes merged files, or adapters"):
+        backends.open_backend("llama", tmp_path, task="retrieval")
 
 
 def test_an_unknown_task_opens_nothing(embedder, fakes):

@@ -254,6 +254,8 @@ def test_mlx_lm_loads_the_small_folders_and_sees_the_same_states(tmp_path):
     folders = {bits: tmp_path / f"out{bits}" for bits in (4, 8, 16, 32)}
     for bits, folder in folders.items():
         to_mlx(source, folder, tasks=["text-matching"], bits=bits)
+    folders[0] = tmp_path / "base"
+    to_mlx(source, folders[0], tasks=["text-matching"], bits=8, separate=True)
     ids = np.random.default_rng(0).integers(0, 500, 37)
     np.save(tmp_path / "ids.npy", ids)
     # In a process of its own: importing mlx_lm lowers the limit of open files for good.

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convert.to_mlx import to_mlx
 from convert.verify import verify
 from jina_local import load
 from jina_local.errors import UsageError
-from jina_local.formats import manifest
+from jina_local.formats import manifest, safetensors
+from jina_local.formats.safetensors import SafetensorsFile
 from tests import made, tiny
 
 pytestmark = [pytest.mark.llama, pytest.mark.mlx]
@@ -48,6 +50,24 @@ def test_right_mlx_folders_pass_every_step(bits):
     _, findings = verify(made.mlx("small", bits), made.checkpoint("small"))
     assert len(findings) == 4
     assert all(f.ok for f in findings)
+
+
+def test_an_adapter_under_another_name_is_found_out(tmp_path):
+    """The name is put right inside, so that nothing but the comparison can tell."""
+    out = tmp_path / "out"
+    to_mlx(made.checkpoint("nano"), out, tasks=["retrieval", "clustering"], bits=8, separate=True)
+    ours, theirs = (out / "adapters" / f"{task}.safetensors" for task in ("retrieval", "clustering"))
+    with SafetensorsFile(theirs) as file:
+        layout = {name: (entry.dtype, entry.shape) for name, entry in file.tensors.items()}
+        tensors, metadata = [(name, file.read(name)) for name in layout], file.metadata
+    ours.unlink()
+    safetensors.write(ours, layout, tensors, {**metadata, "task": "retrieval"})
+    body = json.loads((out / "manifest.json").read_text())
+    body["files"]["adapters/retrieval.safetensors"]["bytes"] = ours.stat().st_size
+    (out / "manifest.json").write_text(json.dumps(body))
+    _, findings = verify(out, made.checkpoint("nano"))
+    assert {f.task for f in findings} == {"retrieval", "clustering"}
+    assert {f.task for f in findings if not f.ok} == {"retrieval"}
 
 
 def test_another_tasks_weights_are_found_out(tmp_path):
@@ -79,6 +99,8 @@ def test_files_of_another_model_are_refused():
         (["merge", "SRC", "OUT", "--task", "retrieval"], None),
         (["mlx", "SRC", "OUT", "--task", "all", "--bits", "8"], None),
         (["gguf", "SRC", "OUT", "--task", "retrieval", "--type", "Q8_0", "--type", "q4_k_m"], "Q4_K_M"),
+        (["mlx", "SRC", "OUT", "--adapters", "separate", "--bits", "4"], None),
+        (["gguf", "SRC", "OUT", "--adapters", "separate", "--task", "retrieval", "--type", "Q8_0"], None),
     ],
 )
 def test_the_command_line_converts_and_verifies(arguments, label, tmp_path):
@@ -88,6 +110,10 @@ def test_the_command_line_converts_and_verifies(arguments, label, tmp_path):
     )
     assert done.stdout == ""
     assert f"wrote {out}" in done.stderr
+    if "separate" in arguments:
+        assert len(manifest.load(out).bases) == 1
+        tasks = {entry.task for entry in manifest.load(out).adapters.values()}
+        assert tasks == ({"retrieval"} if "--task" in arguments else set(tiny.TASKS))
     checked = convert("verify", out, "--against", made.checkpoint("nano"), *(["--weights", label] if label else []))
     assert checked.stdout.endswith("all as they should be\n")
     assert "NOT OK" not in checked.stdout
@@ -125,6 +151,14 @@ def test_wrong_files_end_with_a_table_and_code_three(tmp_path):
             "not on this machine, and it may not be fetched",
         ),
         (["merge", "SRC", "OUT"], 2, "required: --task"),
+        (
+            ["mlx", "SRC", "OUT"],
+            2,
+            "--task is required: give a task, or all. With --adapters separate it may be left",
+        ),
+        (["gguf", "SRC", "OUT", "--adapters", "apart"], 2, "invalid choice: 'apart'"),
+        (["merge", "SRC", "OUT", "--task", "all", "--adapters", "separate"], 2, "unrecognized arguments: --adapters"),
+        (["mlx", "SRC", "OUT", "--task", "search", "--adapters", "separate"], 2, "unknown task 'search'"),
     ],
 )
 def test_refusals(arguments, code, message, tmp_path):
@@ -161,8 +195,10 @@ def test_a_disk_that_fills_up_leaves_the_old_folder_whole(form, tmp_path):
 def test_a_killed_run_leaves_no_half_folder(how, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "convert", "gguf", str(made.checkpoint("small")), str(out), "--task", "all"]
-    for delay in (0.35, 0.6, 0.9):
+    for delay in (0.0, 0.2, 0.5):
         child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        while not any(tmp_path.glob(".out.tmp-*")) and child.poll() is None:
+            time.sleep(0.01)
         time.sleep(delay)
         child.send_signal(how)
         _, stderr = child.communicate()

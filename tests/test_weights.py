@@ -12,11 +12,22 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import backends, registry, weights
+from jina_local import backends, cli, registry, weights
 from jina_local.errors import EngineMissing, ModelDamaged, ModelNotFound, UsageError
 
 from . import layout_files, tiny
-from .layout_files import COMMIT, NANO, SMALL, converted, into_cache, tree, write_gguf
+from .layout_files import (
+    COMMIT,
+    NANO,
+    SMALL,
+    converted,
+    into_cache,
+    seal,
+    tree,
+    write_adapter,
+    write_base,
+    write_gguf,
+)
 
 # Fixtures, under the names that tests ask for them by.
 published = layout_files.published
@@ -103,6 +114,25 @@ def test_of_several_converted_folders_the_first_of_the_order_is_taken(places, pu
     with pytest.raises(ModelNotFound, match="at revision v9"):
         weights.find("v5-nano", backend="mlx", revision="v9")
     assert weights.find("v5-nano", backend="mlx", revision=COMMIT, weights="4bit").revision == COMMIT
+
+
+def test_a_base_with_adapters_in_the_store_serves_all_its_tasks_by_name(places, capfd):
+    folder = places / "store" / "shared"
+    write_base(folder / "v5-nano-base-Q8_0.gguf")
+    entries = {"v5-nano-base-Q8_0.gguf": (None, "Q8_0")}
+    for task in ("clustering", "retrieval"):
+        entries[write_adapter(folder / f"v5-nano-{task}-adapter.gguf", task=task).name] = (task, None)
+    seal(folder, "gguf", entries)
+    found = weights.find("v5-nano", backend="llama")
+    assert found.files == dict.fromkeys(("clustering", "retrieval"), folder / "v5-nano-base-Q8_0.gguf")
+    assert sorted(found.adapters) == ["clustering", "retrieval"]
+    assert weights.find("v5-nano:q8_0", tasks=["clustering", "retrieval"]).files == found.files
+    with pytest.raises(ModelNotFound, match="not on this machine"):
+        weights.find("v5-nano", backend="llama", tasks=["classification"])
+    assert cli.main(["models", "list"]) == 0
+    assert "base Q8_0, clustering adapter, retrieval adapter\n" in capfd.readouterr().out
+    assert cli.main(["models", "verify", "v5-nano"]) == 0
+    assert capfd.readouterr().out == f"ok  {folder}  (3 files)\n"
 
 
 def test_a_damaged_folder_in_the_store_is_said_and_does_not_hide_the_others(places, published):
@@ -204,11 +234,11 @@ def watch(event, args):
         print("NETWORK", event, args, file=sys.stderr)
         raise SystemExit(9)
 sys.addaudithook(watch)
-from jina_local import hub, weights
+from jina_local import inventory, weights
 from jina_local.errors import ModelNotFound
 found = weights.find("v5-nano", backend="mlx", offline=True)
 assert found.label == "F32"
-hub.listing(), hub.verify("v5-nano"), hub.path("v5-nano")
+inventory.listing(), inventory.verify("v5-nano"), inventory.path("v5-nano")
 try:
     weights.find("v5-small", backend="llama", offline=True)
 except ModelNotFound:

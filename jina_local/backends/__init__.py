@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,12 +36,14 @@ class Backend(Protocol):
     threads: int
     reasons: tuple[str, ...]
 
-    def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """The hidden states after the final norm at `batch.rows`: (n_rows, hidden) float32.
 
-        `sharers`: how many passes the caller runs at a time; the engine divides its threads by it. Rows may
-        come back non-finite; the state that later calls see is clean all the same. Raises EngineError for ids
-        outside the table, an empty text, or a failure of the engine.
+        `sharers`: how many passes the caller runs at a time; the engine divides its threads by it. `task`: the
+        adapter to run beside the base, one of those opened with; None where the weights are merged. Calls with
+        different tasks may run at a time, and none changes what another sees. Rows may come back non-finite; the
+        state that later calls see is clean all the same. Raises EngineError for ids outside the table, an empty
+        text, a task that is not there (see `passes.check_task`), or a failure of the engine.
         """
         ...
 
@@ -67,12 +70,25 @@ def preferred() -> str:
 
 
 def open_backend(
-    name: str, path: Path, *, task: str | None, device: str | None = None, threads: int | None = None
+    name: str,
+    path: Path,
+    *,
+    task: str | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Backend:
     """Open one set of weights: a .gguf file with llama, a folder with mlx.
 
-    `task` names the adapter to merge where the folder is a published checkpoint, else None.
+    `task` names the adapter to merge at load, where the folder is a published checkpoint (mlx alone). `adapters`
+    (task -> file or folder, as Weights.adapters has it) keeps the base as it is and runs them beside it: every
+    call of `forward` then names one. Neither: the weights are merged already.
     """
+    if task is not None and (adapters or name == "llama"):
+        raise UsageError(
+            f"{path}: task {task!r} cannot be merged at load: "
+            f"{'its adapters run beside the base' if adapters else 'llama.cpp takes merged files, or adapters'}."
+        )
     if not installed(name):
         raise EngineMissing(
             f"{path} needs the engine {name!r}, which is not installed: pip install 'jina_local[{name}]'."
@@ -82,7 +98,7 @@ def open_backend(
     if name == "llama":
         from .llama import LlamaBackend
 
-        return LlamaBackend(path, device=device, threads=threads)
+        return LlamaBackend(path, adapters=adapters, device=device, threads=threads)
     from .mlx import MlxBackend
 
-    return MlxBackend(path, task=task, device=device, threads=threads)
+    return MlxBackend(path, task=task, adapters=adapters, device=device, threads=threads)

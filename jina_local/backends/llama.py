@@ -7,6 +7,7 @@ What is unusual about this engine:
 - Attention covers the whole pass. About 256 tokens are best on a CPU, and one context a core beats
   one context on all cores.
 - NaN stays in cells of the cache that a later text may look at; only clearing them with data removes it.
+- An adapter belongs to a context. Weights are never changed: a lane that has run one task is told to run another.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged, UsageError
 from ..formats import gguf
 from ..spec import Budget, TokenBatch
+from . import llama_adapters
 from .extra_buffers import use_extra_buffers
 from .llama_library import Library, forget_words, last_words, library
 from .machine import available_memory, give_back, physical_cores
-from .passes import check
+from .passes import check, check_task
 
 # What a lane holds, and what the one context for longer passes holds; a pass beyond that, or a second one beside
 # it, gets a context of its own, freed after it.
@@ -52,16 +53,22 @@ class LlamaBackend:
         self,
         path: Path,
         *,
+        adapters: Mapping[str, Path] | None = None,
         device: str | None = None,
         threads: int | None = None,
         extra_buffers: bool | None = None,
     ) -> None:
-        """`device`: None, "cpu" or "metal". `extra_buffers`: None decides by what is safe and fast here."""
+        """`adapters`: task -> adapter file, where `path` is a base. `device`: None, "cpu" or "metal".
+
+        `extra_buffers`: None decides by what is safe and fast here.
+        """
         header = gguf.read_header(path)
         if "token_embd.weight" not in header.tensors:
             raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
         self.arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(path))
         self.hidden, self.vocab = self.arch.hidden, self.arch.vocab
+        adapters = adapters or {}
+        llama_adapters.check(adapters, header, self.arch)
         self._lib = library()
         self.device = _device(self._lib, device)
         self.threads = threads or physical_cores()
@@ -81,35 +88,43 @@ class LlamaBackend:
         self._exact = header.weights == "F32"
         model = _load(self._lib, path, self.arch, self.device, extra_buffers)
         self._model = model
-        self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        self._free_lanes: list[_Lane] = []  # the one given back last is at the end
+        self._returned, self._lanes_made = threading.Condition(), 0
         self._opened: list[_Lane] = []
-        self._grow, self._lanes_made = threading.Lock(), 0
         self._long = threading.Lock()
         self._long_lane: _Lane | None = None
         self._finalizer = weakref.finalize(self, _free, self._lib, model, self._opened)
+        try:
+            self._adapters = llama_adapters.Adapters(self._lib, model, adapters)
+        except ModelDamaged:
+            self.close()
+            raise
 
-    def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; budget says what is fast."""
         check(batch, self.vocab, self.arch.max_positions)
+        check_task(task, self._adapters.tasks)
         threads = max(1, self.threads // max(1, min(sharers, self.lanes)))
-        with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows)) as lane:
-            return lane.run(batch, threads)
+        with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows), task) as lane:
+            return lane.run(batch, threads, task)
 
     def close(self) -> None:
         """Free contexts and weights, now; without it they are freed at exit."""
         self._finalizer()
 
     @contextlib.contextmanager
-    def _lane(self, tokens: int, texts: int, rows: int) -> Iterator[_Lane]:
+    def _lane(self, tokens: int, texts: int, rows: int, task: str | None) -> Iterator[_Lane]:
         if not self._finalizer.alive:
             raise EngineError("this model is closed.")
         few = max(texts, rows) <= _TEXTS
         if few and tokens <= _TOKENS:
-            lane = self._take()
+            lane = self._take(task)
             try:
                 yield lane
             finally:
-                self._free_lanes.put(lane)
+                with self._returned:
+                    self._free_lanes.append(lane)
+                    self._returned.notify()
         elif few and tokens <= _LONG_TOKENS and self._long.acquire(blocking=False):
             try:
                 if self._long_lane is None:
@@ -125,16 +140,31 @@ class LlamaBackend:
             finally:
                 lane.free()
 
-    def _take(self) -> _Lane:
-        with contextlib.suppress(queue.Empty):
-            return self._free_lanes.get_nowait()
-        with self._grow:
-            if self._lanes_made < self.lanes:
-                lane = _Lane(self, _TOKENS, _TEXTS, _TEXTS)
-                self._opened.append(lane)
-                self._lanes_made += 1
-                return lane
-        return self._free_lanes.get()
+    def _take(self, task: str | None) -> _Lane:
+        """A free lane that has the task's adapter; else a new one while there may be more; else the longest idle.
+
+        For nano a switch costs its next pass a little over 1 ms, and a lane takes about 40 MB.
+        """
+        with self._returned:
+            while True:
+                same = [lane for lane in self._free_lanes if lane.task == task]
+                if same or (self._free_lanes and self._lanes_made >= self.lanes):
+                    lane = same[-1] if same else self._free_lanes[0]
+                    self._free_lanes.remove(lane)
+                    return lane
+                if self._lanes_made < self.lanes:
+                    self._lanes_made += 1
+                    break
+                self._returned.wait()
+        try:
+            lane = _Lane(self, _TOKENS, _TEXTS, _TEXTS)
+        except BaseException:
+            with self._returned:
+                self._lanes_made -= 1
+                self._returned.notify()
+            raise
+        self._opened.append(lane)
+        return lane
 
 
 class _Lane:
@@ -143,6 +173,8 @@ class _Lane:
     def __init__(self, owner: LlamaBackend, tokens: int, texts: int, rows: int) -> None:
         api = owner._lib.api
         self._lib, self._hidden, self._causal = owner._lib, owner.hidden, owner.arch.causal
+        self._adapters = owner._adapters
+        self.task: str | None = None  # whose adapter it has
         capacity = -(-tokens // 256) * 256
         _check_room(owner, capacity)
         params = api.llama_context_default_params()
@@ -174,9 +206,12 @@ class _Lane:
         self._threads = owner.threads
         self._vocab, self._given_back = owner.vocab, 0
 
-    def run(self, batch: TokenBatch, threads: int) -> NDArray[np.float32]:
+    def run(self, batch: TokenBatch, threads: int, task: str | None) -> NDArray[np.float32]:
         """One pass: (n_rows, hidden) float32."""
         api = self._lib.api
+        if task != self.task:
+            self._adapters.put_on(self._ctx, task)
+            self.task = task
         if threads != self._threads:
             api.llama_set_n_threads(self._ctx, threads, threads)
             self._threads = threads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from ..errors import EngineError
@@ -23,3 +25,12 @@ def check(batch: TokenBatch, vocab: int, longest: int) -> None:
         raise EngineError("the wanted rows have to be ascending positions within the pass.")
     if not np.array_equal(np.searchsorted(batch.starts, rows, "right") - 1, batch.owner):
         raise EngineError("a wanted row lies outside the text that it is said to belong to.")
+
+
+def check_task(task: str | None, held: Collection[str]) -> None:
+    """Raise EngineError unless `task` is one of the adapters `held`, or None where there are none."""
+    if task is None and held:
+        raise EngineError(f"this model runs its adapters beside one base; name a task: {', '.join(held)}.")
+    if task is not None and task not in held:
+        there = f"It has adapters for: {', '.join(held)}." if held else "Its weights are merged; leave the task out."
+        raise EngineError(f"no adapter for task {task!r} was opened with this model. {there}")

@@ -13,7 +13,8 @@ from .. import backends, console, registry
 from ..errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
-    from ..hub import Listed, Place, Verified
+    from ..hub_cache import Verified
+    from ..inventory import Listed, Place
 
 SUMMARY = "list, pull, path, rm, verify: the models on this machine"
 
@@ -28,14 +29,16 @@ examples:
   jina-local models list
   jina-local models pull v5-nano --task retrieval --weights Q4_K_M
   jina-local models pull v5-nano --backend mlx
+  jina-local models path pico --backend mlx
   du -sh "$(jina-local models path v5-nano)"
 
 exit codes: 0 done, 2 misused, 3 not here or damaged, 73 cannot write.
 """
 # The options that belong to one action alone; given with another they are refused, not ignored.
 _ONLY = {
-    "list": ("json",),
-    "pull": ("backend", "task", "weights", "revision", "progress"),
+    "list": (("json",), ("list",)),
+    "pull": (("task", "weights", "revision", "progress"), ("pull",)),
+    "files": (("backend",), ("pull", "path")),
 }
 
 
@@ -47,7 +50,9 @@ def parser(add: Any) -> argparse.ArgumentParser:
     p.add_argument("--offline", action="store_true", help="open no socket; only pull ever does")
     p.add_argument("--json", action="store_true", default=None, help="list: as JSON")
     g = p.add_argument_group("pull")
-    g.add_argument("--backend", choices=("auto", *backends.BACKENDS), help="whose files (default: auto)")
+    g.add_argument(
+        "--backend", choices=("auto", *backends.BACKENDS), help="whose files, also for path (default: auto)"
+    )
     g.add_argument("--task", action="append", metavar="TASK", help="may be given more than once")
     g.add_argument("--weights", metavar="LABEL", help="type of the GGUF file (llama only), for example Q4_K_M")
     g.add_argument("--revision", metavar="COMMIT", help="instead of the pinned one")
@@ -57,20 +62,20 @@ def parser(add: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Do one action; 3 where verify found faults."""
-    for action, options in _ONLY.items():
+    for options, actions in _ONLY.values():
         given = [option for option in options if getattr(args, option) is not None]
-        if given and args.action != action:
-            raise UsageError(f"--{given[0]} belongs to `models {action}`, not to `models {args.action}`.")
+        if given and args.action not in actions:
+            raise UsageError(f"--{given[0]} belongs to `models {actions[0]}`, not to `models {args.action}`.")
     with console.quiet_stdout() as stdout:
         return _ACTIONS[args.action](args, stdout)
 
 
 def _list(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub
+    from .. import inventory
 
     if args.name is not None:
         raise UsageError(f"list takes no name; `models path {args.name}` says where one model is.")
-    models = hub.listing()
+    models = inventory.listing()
     if args.json:
         text = json.dumps([asdict(model) for model in models], indent=1, default=str) + "\n"
     else:
@@ -80,7 +85,7 @@ def _list(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _described(model: Listed) -> str:
-    head = f"{model.name}  ({', '.join(model.aliases)})\n"
+    head = f"{model.name}  ({', '.join(model.aliases)})\n" if model.aliases else f"{model.name}\n"
     facts = f"  {model.dims[-1]} dimensions, {model.max_tokens} tokens, {model.license}; {', '.join(model.tasks)}\n"
     places = [
         f"  {p.where:<12} {_size(p.size):>9}  {', '.join(p.holds) or 'base'}\n    {p.path}\n" for p in model.places
@@ -115,30 +120,31 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _path(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub
+    from .. import inventory
 
-    stdout.write(_bytes(f"{hub.path(_wanted(args))}\n"))
+    kind = None if args.backend == "auto" else args.backend
+    stdout.write(_bytes(f"{inventory.path(_wanted(args), kind)}\n"))
     return console.OK
 
 
 def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub
+    from .. import inventory
 
     if args.name is None:
         raise UsageError(f"rm needs a name: {', '.join(registry.names())}.")
-    gone: list[Place] = hub.remove(args.name)
+    gone: list[Place] = inventory.remove(args.name)
     for place in gone:
         console.say(f"removed from the {place.where}: {place.path} ({_size(place.size)})")
     return console.OK
 
 
 def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub
+    from .. import hub, inventory
 
-    names = [args.name] if args.name is not None else [model.name for model in hub.listing() if model.places]
+    names = [args.name] if args.name is not None else [model.name for model in inventory.listing() if model.places]
     if not names:
         raise ModelNotFound(f"no model is on this machine. {hub.ways_out(registry.DEFAULT_MODEL)}")
-    found: list[Verified] = [one for name in names for one in hub.verify(name)]
+    found: list[Verified] = [one for name in names for one in inventory.verify(name)]
     for one in found:
         unknown = f", {one.unknown} without a known digest" if one.unknown else ""
         stdout.write(_bytes(f"{'NOT OK' if one.faults else 'ok'}  {one.path}  ({one.checked} files{unknown})\n"))

@@ -7,6 +7,8 @@
      "tokenizer": fingerprint of the token ids of fixed probe texts (tokens.Tokenizer.fingerprint),
      "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null}}}
 
+Merged weights of a task have both `task` and `weights`. A base that all tasks share has `weights` alone, and each
+adapter beside it `task` alone; one folder is of either kind, not of both.
 Paths are relative, with `/`. No dates, no absolute paths: the same input gives the same bytes.
 Sizes are checked at every load; digests by `models verify`.
 """
@@ -30,7 +32,7 @@ FORMS = ("mlx", "gguf", "checkpoint")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the folder. `task` and `weights` are set on files that hold a model's weights."""
+    """One file of the folder. `task` and `weights` are set on files that hold a model's weights, or an adapter's."""
 
     bytes: int
     sha256: str
@@ -56,6 +58,27 @@ class Manifest:
     source: Source
     tokenizer: str
     files: Mapping[str, Entry]
+
+    @property
+    def bases(self) -> dict[str, Entry]:
+        """The files that hold a base which all tasks share: path -> entry."""
+        return {name: entry for name, entry in self.files.items() if entry.weights and entry.task is None}
+
+    @property
+    def adapters(self) -> dict[str, Entry]:
+        """The adapters beside a base: path -> entry."""
+        return {name: entry for name, entry in self.files.items() if entry.task is not None and not entry.weights}
+
+    @property
+    def serves(self) -> dict[str, set[str]]:
+        """Weights label -> the tasks that can be had in it."""
+        found: dict[str, set[str]] = {}
+        beside = {str(entry.task) for entry in self.adapters.values()}
+        for entry in self.files.values():
+            if entry.weights:
+                tasks = {entry.task} if entry.task is not None else beside
+                found[entry.weights] = found.get(entry.weights, set()) | tasks
+        return found
 
     def dump(self) -> str:
         """The bytes to write, as text."""

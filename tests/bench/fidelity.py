@@ -1,12 +1,17 @@
-"""Size and fidelity of every weight type at full size, against the plain float32 reference.
+"""Size, fidelity, quality and speed of every weight type, of Matryoshka widths, and of int8 and binary vectors.
 
-    python -m tests.bench.fidelity nano
+    python -m tests.bench.fidelity pico --json fidelity.json
+    python -m tests.bench.fidelity path/to/checkpoint --types Q8_0 Q4_K_M --bits 8 4 --imatrix my-texts.txt
+    python -m tests.bench.fidelity nano                                  # random weights, full size
     python -m tests.bench.fidelity small --types Q8_0 Q4_K_M --bits 8 4
 
-The checkpoint is random, of the published size, with the real vocabulary: the worst case for quantisation, since
-its errors grow through the layers more than a trained model's. Each form is made, judged as `convert verify`
-judges it, and removed again. On Linux, MLX is many times faster with OpenBLAS in front (see the README). The last
-line of standard output is JSON.
+A trained checkpoint in the published layout is judged on real texts: each type's vectors against those of the F32
+file (which is held against the plain numpy reference first), XQuAD-en with the retrieval adapter, STS 2016 with the
+text-matching adapter, and speed in turns with F16 (MLX: with 16 bits). The change of a score comes with the standard
+error of the paired difference. `nano` and `small` are random checkpoints of the published sizes with the real
+vocabulary: the worst case for quantisation, since its errors grow through the layers more than a trained model's;
+those are judged as `convert verify` judges. On Linux, MLX is many times faster with OpenBLAS in front (see the
+README). `--json` keeps the numbers; with random weights they are also the last line of standard output.
 """
 
 from __future__ import annotations
@@ -14,51 +19,32 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import re
 import resource
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 
+from convert import source
 from convert.reference import hidden_states
-from convert.to_gguf import to_gguf
-from convert.to_mlx import to_mlx
-from convert.verify import DOCUMENTS, QUERIES, verify
+from convert.verify import DOCUMENTS, QUERIES
 from jina_local.checkpoint import Checkpoint
 from jina_local.tokens import Tokenizer
 from tests import tiny
-from tests.oracle import Oracle, cosines
 
-TYPES = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K_M",
-    "Q5_K_S",
-    "Q5_0",
-    "Q4_K_M",
-    "Q4_K_S",
-    "Q4_0",
-    "IQ4_NL",
-    "IQ4_XS",
-)
+from . import trained
+from .forms import Form, judge, make, megabytes
+
+RANDOM = ("nano", "small")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+         "IQ4_NL", "IQ4_XS")  # fmt: skip
 BITS = (32, 16, 8, 6, 5, 4)
-
-
-def judge(out: Path, checkpoint: Path, label: str | None = None) -> tuple[float, float, bool]:
-    """(least cosine, mean cosine, whether all steps of verify pass)."""
-    _, findings = verify(out, checkpoint, label=label)
-    vectors = next(f for f in findings if f.step == "vectors")
-    least, mean = map(float, re.findall(r"\d\.\d+", vectors.measured))
-    return least, mean, all(f.ok for f in findings)
 
 
 def check_reference(checkpoint: Path) -> float:
     """The least cosine of the plain reference to transformers at full size, over the texts that verify judges."""
+    from tests.oracle import Oracle, cosines
+
     oracle = Oracle(checkpoint, "retrieval")
     tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
     least = 1.0
@@ -71,39 +57,56 @@ def check_reference(checkpoint: Path) -> float:
     return least
 
 
-def main() -> None:
-    """Make, judge, remove, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("nano", "small"))
-    parser.add_argument("--types", nargs="*", default=TYPES)
-    parser.add_argument("--bits", nargs="*", type=int, default=BITS)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
-    args = parser.parse_args()
-    checkpoint, out = args.work / args.kind, args.work / "fidelity"
+def random_weights(kind: str, forms: list[Form], work: Path) -> dict[str, object]:
+    """Each form of a random checkpoint of the published size: made, judged, printed, removed."""
+    checkpoint, out = work / kind, work / "fidelity"
     if not (checkpoint / "adapters" / "retrieval" / "adapter_model.safetensors").exists():
-        tiny.write(checkpoint, args.kind, full=True, tasks=("retrieval",))
+        tiny.write(checkpoint, kind, full=True, tasks=("retrieval",))
     if importlib.util.find_spec("transformers"):
         print(f"plain reference to transformers, every token: least cosine {check_reference(checkpoint):.7f}\n")
     rows = []
     print("| form | MB | least cosine | mean cosine | made in |\n|---|---|---|---|---|")
-    for form in [*args.types, *(f"{bits}bit" for bits in args.bits)]:
-        shutil.rmtree(out, ignore_errors=True)
-        start = time.perf_counter()
-        if form.endswith("bit"):
-            to_mlx(checkpoint, out, tasks=["retrieval"], bits=int(form[:-3]), source_name=args.kind)
-            file = out / "model.safetensors"
-        else:
-            to_gguf(checkpoint, out, tasks=["retrieval"], types=[form], source_name=args.kind)
-            file = next(out.glob("*.gguf"))
-        seconds = time.perf_counter() - start
-        least, mean, ok = judge(out, checkpoint)
-        rows.append({"form": form, "mb": round(file.stat().st_size / 1e6, 1), "least": least, "mean": mean, "ok": ok,
+    for form in forms:
+        seconds = make(form, checkpoint, out, ["retrieval"], kind)
+        least, mean, ok = judge(out, checkpoint, form.label)
+        size = round(megabytes(out), 1)
+        rows.append({"form": form.label, "mb": size, "least": least, "mean": mean, "ok": ok,
                      "seconds": round(seconds, 1)})  # fmt: skip
-        engine = "MLX" if form.endswith("bit") else "GGUF"
-        print(f"| {engine} {form} | {rows[-1]['mb']} | {least:.6f} | {mean:.6f} | {seconds:.0f} s |", flush=True)
+        print(f"| {form} | {size} | {least:.6f} | {mean:.6f} | {seconds:.0f} s |", flush=True)
     shutil.rmtree(out, ignore_errors=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"model": args.kind, "rows": rows, "peak_mb": round(peak)}))
+    return {"model": kind, "rows": rows, "peak_mb": round(peak)}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="nano or small (random), a checkpoint folder, or a model's name")
+    parser.add_argument("--types", nargs="*", default=TYPES)
+    parser.add_argument("--bits", nargs="*", type=int, default=BITS)
+    parser.add_argument("--imatrix", type=Path, help="texts, one a line; default: 1,000 of ../shared/data/corpus")
+    parser.add_argument("--no-imatrix", action="store_true", help="leave out the files made with an imatrix")
+    parser.add_argument("--rounds", type=int, default=5, help="of the contest for speed; 0: no contest")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Choose the way, print, keep."""
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    forms = [*(Form("GGUF", label) for label in args.types), *(Form("MLX", f"{bits}bit") for bits in args.bits)]
+    if args.model in RANDOM:
+        report = random_weights(args.model, forms, args.work)
+        print(json.dumps(report))
+    else:
+        checkpoint, name, _ = source.locate(args.model, revision=None, offline=True)
+        run = trained.Run(checkpoint, name, args.work / "trained", args.rounds, args.threads)
+        report = trained.report(run, forms, None if args.no_imatrix else args.imatrix or trained.DEFAULT_TEXTS)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

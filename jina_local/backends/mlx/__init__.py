@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, EngineMissing, UsageError
 from ...spec import Budget, TokenBatch
-from ..passes import check
+from ..passes import check, check_task
 from .padding import Padded, pad
 
 T = TypeVar("T")
@@ -33,17 +33,30 @@ _METAL_CACHE = 512 << 20
 
 
 class MlxBackend:
-    """One task's weights. See backends.Backend."""
+    """One task's weights, or a base and adapters that run beside it. See backends.Backend.
+
+    Beside: y = x W^T + (alpha / r) (x A^T) B^T in every layer that the adapter of the call has factors for. The
+    base is read by all and written by none, so that no order of tasks and no company changes a vector.
+    """
 
     lanes = 1
 
     def __init__(
-        self, path: Path, *, task: str | None = None, device: str | None = None, threads: int | None = None
+        self,
+        path: Path,
+        *,
+        task: str | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         """`path`: a folder; `task`: the adapter to merge, None where there is none. `device`: None, "cpu", "metal".
 
-        Raises UsageError, ModelDamaged, EngineMissing, EngineError.
+        `adapters`: task -> adapters/<task>.safetensors, converted with the base in `path`; or adapters/<task>, where
+        `path` is a published checkpoint. Raises UsageError, ModelDamaged, EngineMissing, EngineError.
         """
+        if task is not None and adapters:
+            raise UsageError(f"{path}: task {task!r} to merge and adapters to run beside the base: one or the other.")
         if threads not in (None, 1):
             raise UsageError(
                 f"threads {threads} cannot be honoured: MLX computes with one thread on the CPU, and with the "
@@ -55,16 +68,17 @@ class MlxBackend:
         self._closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="jina_local-mlx")
         try:
-            self._on_worker(lambda: self._open(path, task, device))
+            self._on_worker(lambda: self._open(path, task, adapters or {}, device))
         except BaseException:
             self._worker.shutdown()
             raise
 
-    def forward(self, batch: TokenBatch, sharers: int = 1) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; budget says what is fast."""
+        check_task(task, self._tasks)
         check(batch, self.vocab, self._longest)
         padded = pad(batch, self.budget.multiple)
-        return self._on_worker(lambda: self._run(padded))
+        return self._on_worker(lambda: self._run(padded, task))
 
     def close(self) -> None:
         """Free the weights; calls that are under way end first."""
@@ -90,8 +104,9 @@ class MlxBackend:
             future = self._worker.submit(job)
         return future.result()
 
-    def _open(self, path: Path, task: str | None, device: str | None) -> None:
+    def _open(self, path: Path, task: str | None, adapters: Mapping[str, Path], device: str | None) -> None:
         mx = _import()
+        from . import adapters as beside
         from .folder import open_folder
         from .transformer import Transformer
 
@@ -108,19 +123,22 @@ class MlxBackend:
             self.dtype = "float16" if metal and not folder.exact else "float32"
             self.reasons: tuple[str, ...] = (_why(self.device, self.dtype, folder.stored),)
             with mx.stream(self._unit), _engine_errors():
-                weights = dict(folder.weights(getattr(mx, self.dtype), keep_packed=metal))
+                dtype = getattr(mx, self.dtype)
+                self._tasks = tuple(adapters)
+                self._adapters = beside.load(adapters, folder, dtype)
+                weights = dict(folder.weights(dtype, keep_packed=metal))
                 self._model = Transformer(folder.arch, weights, fused=metal)
         finally:
             folder.close()
 
-    def _run(self, padded: Padded) -> NDArray[np.float32]:
+    def _run(self, padded: Padded, task: str | None) -> NDArray[np.float32]:
         with self._mx.stream(self._unit), _engine_errors():
-            rows = self._model(padded)
+            rows = self._model(padded, None if task is None else self._adapters[task])
             self._mx.eval(rows)
             return np.array(rows)
 
     def _free(self) -> None:
-        del self._model
+        del self._model, self._adapters
         self._mx.clear_cache()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ... import architecture
 from ...checkpoint import Checkpoint, check_shapes, read_json
 from ...errors import ModelDamaged, UsageError
+from ...formats.adapter import BASE
 from ...formats.safetensors import SafetensorsFile, to_f16
 from .transformer import Matrix, Packed
 
@@ -34,24 +35,28 @@ class _Code:
 
 
 class PlainFolder:
-    """Weights in floating point: published, merged, or converted at 16 or 32 bits."""
+    """Weights in floating point: published, merged, or converted at 16 or 32 bits.
+
+    `base`: what the converter says that a base without adapters was made from; None in other folders.
+    """
 
     def __init__(self, path: Path, task: str | None) -> None:
-        self._checkpoint = Checkpoint(path)
-        self._task = task
-        self.arch = self._checkpoint.arch
-        converted = all(file.metadata.get("format") == "mlx" for file in self._checkpoint.files)
-        self.exact = converted and self._checkpoint.dtype == "F32"  # somebody asked for 32 bits by name
-        self.stored = self._checkpoint.dtype
+        self.path, self._task = path, task
+        self.checkpoint = Checkpoint(path)
+        self.arch = self.checkpoint.arch
+        converted = all(file.metadata.get("format") == "mlx" for file in self.checkpoint.files)
+        self.exact = converted and self.checkpoint.dtype == "F32"  # somebody asked for 32 bits by name
+        self.stored = self.checkpoint.dtype
+        self.base = self.checkpoint.files[0].metadata.get(BASE) if converted else None
 
     def weights(self, dtype: mx.Dtype, *, keep_packed: bool) -> Iterator[tuple[str, Matrix]]:
         """Every tensor in `dtype`, the adapter merged in float32 and the sum rounded once."""
-        for name, weight in self._checkpoint.merged(self._task):
-            yield name, _evaluated(weight, dtype, name)
+        for name, weight in self.checkpoint.merged(self._task):
+            yield name, evaluated(weight, dtype, name)
 
     def close(self) -> None:
         """Close the files; arrays that were read stay."""
-        self._checkpoint.close()
+        self.checkpoint.close()
 
 
 class QuantisedFolder:
@@ -60,6 +65,7 @@ class QuantisedFolder:
     exact = False
 
     def __init__(self, path: Path, config: Mapping[str, object]) -> None:
+        self.path = path
         self.arch = architecture.from_config(config, str(path / "config.json"))
         found = sorted(p.name for p in path.glob("model*.safetensors"))
         if found != ["model.safetensors"]:
@@ -74,6 +80,7 @@ class QuantisedFolder:
                 raise ModelDamaged(
                     f"{self._file.path}: a tensor is there twice, with `model.` before it and without."
                 )
+            self.base = self._file.metadata.get(BASE)
             self._codes = self._plan(_quantization(config, path))
             self._check_types()
         except BaseException:
@@ -85,14 +92,14 @@ class QuantisedFolder:
         """Every tensor in `dtype`; with `keep_packed` the matrices stay codes, else they are widened here."""
         for name in architecture.tensors(self.arch):
             if name not in self._codes:
-                yield name, _evaluated(self._read(name), dtype, name)
+                yield name, evaluated(self._read(name), dtype, name)
                 continue
             code = self._codes[name]
             scales, biases = (name.removesuffix("weight") + part for part in ("scales", "biases"))
             packed = Packed(
                 codes=mx.array(self._file.read(self._stored[name])),
-                scales=_evaluated(self._read(scales), dtype, scales),
-                biases=_evaluated(self._read(biases), dtype, biases),
+                scales=evaluated(self._read(scales), dtype, scales),
+                biases=evaluated(self._read(biases), dtype, biases),
                 group_size=code.group_size,
                 bits=code.bits,
             )
@@ -178,7 +185,8 @@ def _code(entries: Mapping[str, object], module: str, where: Path) -> _Code:
     return _Code(bits, group_size)
 
 
-def _evaluated(data: NDArray[np.float32], dtype: mx.Dtype, name: str) -> mx.array:
+def evaluated(data: NDArray[np.float32], dtype: mx.Dtype, name: str) -> mx.array:
+    """`data` as an array of the engine's, range-checked where `dtype` is float16."""
     # From numpy, an array is filled at once: nothing lazy is left that another thread could not evaluate.
     return mx.array(to_f16(data, name) if dtype == mx.float16 else data)
 

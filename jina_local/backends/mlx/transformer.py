@@ -6,7 +6,7 @@ Plain arrays and not mlx.nn modules: those draw random weights at birth and so m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -35,6 +35,19 @@ class Packed:
 Matrix = mx.array | Packed
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What an adapter adds to one matrix: y = x W^T + (x A^T) B^T. Its scale is in `b`."""
+
+    a: mx.array  # (r, in)
+    b: mx.array  # (out, r)
+
+
+# One adapter: for each block, projection -> factors. Chosen for each call by reference; nothing is written to.
+Beside = Sequence[Mapping[str, Factors]]
+_NOTHING: Mapping[str, Factors] = {}
+
+
 class Transformer:
     """Weights and the pass over them. Every call has to come from the thread that made the arrays."""
 
@@ -50,20 +63,24 @@ class Transformer:
         gated = mx.compile(_gated, shapeless=True) if fused else _gated
         self._blocks = [_Block(arch, weights, n, periods, gated, fused) for n in range(arch.layers)]
 
-    def __call__(self, padded: Padded) -> mx.array:
-        """(n_rows, hidden) float32, lazy: the states after the final norm at the wanted rows, in their order."""
+    def __call__(self, padded: Padded, beside: Beside | None = None) -> mx.array:
+        """(n_rows, hidden) float32, lazy: the states after the final norm at the wanted rows, in their order.
+
+        `beside`: the adapter to run with the weights in this call; it has one entry for each block.
+        """
+        extra = beside if beside is not None else (_NOTHING,) * len(self._blocks)
         if self._arch.causal:
             mask: mx.array | str | None = "causal"  # real tokens never look at the pads behind them
         else:
             mask = _array(padded.key_mask())
         x = _embed(self._table, mx.array(padded.ids))
-        for block in self._blocks[:-1]:
-            x = block(x, mask)
+        for block, factors in zip(self._blocks[:-1], extra[:-1], strict=True):
+            x = block(x, factors, mask)
         if padded.at is None:
-            x = self._blocks[-1](x, mask)
+            x = self._blocks[-1](x, extra[-1], mask)
         else:
             last = _array(padded.causal_mask()) if self._arch.causal else mask
-            x = self._blocks[-1](x, last, padded.at)
+            x = self._blocks[-1](x, extra[-1], last, padded.at)
         x = x.reshape(-1, self._arch.hidden)[mx.array(padded.pick)]
         return mx.fast.rms_norm(x, self._norm, self._arch.eps).astype(mx.float32)
 
@@ -88,32 +105,40 @@ class _Block:
         self._linear = {name: weight for name, weight in own.items() if name.endswith("_proj")}
         self._norms = {name: _float(weight) for name, weight in own.items() if name.endswith("norm")}
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, at: np.ndarray | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        factors: Mapping[str, Factors],
+        mask: mx.array | str | None,
+        at: np.ndarray | None = None,
+    ) -> mx.array:
         """(B, L, hidden) -> the same, or with `at` (B, R) only those positions of it: (B, R, hidden)."""
+
+        def project(name: str, x: mx.array) -> mx.array:
+            return _linear(x, self._linear[name], factors.get(name))
+
         normed = self._rms(x, "input_layernorm")
-        keys = self._turned(self._heads(normed, "k_proj", "k_norm"))
-        values = self._heads(normed, "v_proj").swapaxes(1, 2)
+        keys = self._turned(self._heads(project("self_attn.k_proj", normed), "k_norm"))
+        values = self._heads(project("self_attn.v_proj", normed)).swapaxes(1, 2)
         if at is None:
-            queries = self._turned(self._heads(normed, "q_proj", "q_norm"))
+            queries = self._turned(self._heads(project("self_attn.q_proj", normed), "q_norm"))
         else:
             flat = mx.array((np.arange(len(at))[:, None] * x.shape[1] + at).astype(np.int32))
             x = x.reshape(-1, x.shape[-1])[flat]
-            queries = self._turned_at(self._heads(self._rms(x, "input_layernorm"), "q_proj", "q_norm"), at)
+            normed = self._rms(x, "input_layernorm")
+            queries = self._turned_at(self._heads(project("self_attn.q_proj", normed), "q_norm"), at)
         mixed = attend(queries, keys, values, mask, blocked=not self._fused)
-        x = x + _linear(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1), self._linear["self_attn.o_proj"])
+        x = x + project("self_attn.o_proj", mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
         normed = self._rms(x, "post_attention_layernorm")
-        gate = _linear(normed, self._linear["mlp.gate_proj"])
-        return x + _linear(
-            self._gated(gate, _linear(normed, self._linear["mlp.up_proj"])), self._linear["mlp.down_proj"]
-        )
+        gated = self._gated(project("mlp.gate_proj", normed), project("mlp.up_proj", normed))
+        return x + project("mlp.down_proj", gated)
 
     def _rms(self, x: mx.array, name: str) -> mx.array:
         return mx.fast.rms_norm(x, self._norms[name], self._arch.eps)
 
-    def _heads(self, x: mx.array, projection: str, norm: str | None = None) -> mx.array:
-        """(B, n, hidden) -> (B, n, heads, head_dim), normed per head where the model does that."""
-        out = _linear(x, self._linear[f"self_attn.{projection}"])
-        out = out.reshape(*x.shape[:2], -1, self._arch.head_dim)
+    def _heads(self, x: mx.array, norm: str | None = None) -> mx.array:
+        """(B, n, heads x head_dim) -> (B, n, heads, head_dim), normed per head where the model does that."""
+        out = x.reshape(*x.shape[:2], -1, self._arch.head_dim)
         return self._rms(out, f"self_attn.{norm}") if norm and self._arch.qk_norm else out
 
     def _turned(self, x: mx.array) -> mx.array:
@@ -158,12 +183,14 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, *
     return mx.concatenate(parts, axis=2)
 
 
-def _linear(x: mx.array, weight: Matrix) -> mx.array:
+def _linear(x: mx.array, weight: Matrix, factors: Factors | None) -> mx.array:
     if isinstance(weight, Packed):
-        return mx.quantized_matmul(
+        y = mx.quantized_matmul(
             x, weight.codes, weight.scales, weight.biases, group_size=weight.group_size, bits=weight.bits
         )
-    return x @ weight.T
+    else:
+        y = x @ weight.T
+    return y if factors is None else mx.addmm(y, x @ factors.a.T, factors.b.T)
 
 
 def _embed(table: Matrix, ids: mx.array) -> mx.array:

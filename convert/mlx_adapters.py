@@ -1,0 +1,91 @@
+"""Published checkpoint -> one MLX base and one small adapter file for each task, published together as one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_local import architecture
+from jina_local.checkpoint import Adapter, Checkpoint
+from jina_local.errors import UsageError
+from jina_local.formats import adapter as format_
+from jina_local.formats import safetensors
+from jina_local.formats.adapter import Header
+from jina_local.spec import ModelSpec
+from jina_local.tokens import Tokenizer
+
+from . import source
+from .publish import staging, write_manifest
+from .task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
+
+
+def write_separate(
+    checkpoint: Checkpoint,
+    out: Path,
+    tasks: Sequence[str],
+    form: Form,
+    *,
+    dtype: str,
+    force: bool,
+    source_name: str | None,
+    revision: str | None,
+    progress: Progress | None,
+) -> None:
+    """Write `out`/model.safetensors without an adapter, and `out`/adapters/<task>.safetensors for each of `tasks`.
+
+    `dtype`: "F16" or "F32", of the factors. Both sides carry the digest of the published base. Raises UsageError
+    where the source has no adapters, ModelDamaged, OutputError, Locked.
+    """
+    if not checkpoint.tasks:
+        raise UsageError(
+            f"{checkpoint.folder} is merged already: there are no adapters to keep beside a base. Convert from the "
+            "published base checkpoint, or leave --adapters separate out."
+        )
+    record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
+    fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
+    model = source.row_of(checkpoint).spec
+    base = source.base_digest(checkpoint)
+    layouts = {task: _layout(checkpoint, task, dtype) for task in tasks}
+    with staging(out, force=force, needs=size_of(form.layout) + sum(map(size_of, layouts.values()))) as temp:
+        safetensors.write(temp / WEIGHTS, form.layout, form.tensors(BASE), {**form.metadata, format_.BASE: base})
+        form.configs(temp)
+        weights: dict[str, tuple[str | None, str | None]] = {WEIGHTS: (None, form.label)}
+        (temp / "adapters").mkdir()
+        for done, (task, layout) in enumerate(layouts.items(), 1):
+            name = f"adapters/{task}.safetensors"
+            with Adapter(checkpoint.folder / "adapters" / task, checkpoint) as adapter:
+                metadata = _header(adapter, task, base, model).dump()
+                safetensors.write(temp / name, layout, _tensors(adapter, dtype), metadata)
+            weights[name] = (task, None)
+            if progress:
+                progress("mlx adapters", done, len(tasks))
+        write_manifest(temp, form=form.name, model=model.name, source=record, tokenizer=fingerprint, weights=weights)
+
+
+def _header(adapter: Adapter, task: str, base: str, model: ModelSpec) -> Header:
+    return Header(task, adapter.rank, adapter.alpha, base, model.prompts, model.default_prompt)
+
+
+def _layout(checkpoint: Checkpoint, task: str, dtype: str) -> Layout:
+    shapes = architecture.tensors(checkpoint.arch)
+    with Adapter(checkpoint.folder / "adapters" / task, checkpoint) as adapter:
+        layout = {}
+        for target in adapter.targets:
+            rows, columns = shapes[target]
+            a, b = _names(target)
+            layout[a], layout[b] = (dtype, (adapter.rank, columns)), (dtype, (rows, adapter.rank))
+        return layout
+
+
+def _tensors(adapter: Adapter, dtype: str) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    for target in adapter.targets:
+        for name, data in zip(_names(target), adapter.factors(target) or (), strict=True):
+            yield name, data if dtype == "F32" else safetensors.to_f16(data, f"{adapter.folder}: {name}")
+
+
+def _names(target: str) -> tuple[str, str]:
+    module = target.removesuffix(".weight")
+    return f"{module}.lora_A", f"{module}.lora_B"

@@ -1,0 +1,1 @@
+"""How pico, the model that the package carries, was trained. Nothing else imports this; it needs torch."""

@@ -1,0 +1,59 @@
+"""The adapters of one llama.cpp model: read and checked by us first, then loaded once each, set on contexts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import gguf_adapter
+from ..architecture import Architecture
+from ..errors import EngineError, ModelDamaged
+from ..formats import gguf
+from ..formats.gguf import Header
+from .llama_library import Library, forget_words, last_words
+
+
+def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
+    """Hold every adapter file against its base, values included. Raises ModelDamaged."""
+    digest = base.text(gguf_adapter.BASE_KEY)
+    if files and digest is None:
+        raise ModelDamaged(
+            f"{base.path}: carries no digest of a base ({gguf_adapter.BASE_KEY}); it is merged, or made by other "
+            "programs, and adapters cannot be run beside it. Take the base that was written with them."
+        )
+    for task, path in files.items():
+        header = gguf.read_header(path)
+        gguf_adapter.check(header, task, gguf_adapter.Base(base.path, digest or "", arch))
+        gguf_adapter.check_values(header)
+
+
+class Adapters:
+    """Task -> adapter, in memory. llama.cpp frees them with their model."""
+
+    def __init__(self, lib: Library, model: Any, files: Mapping[str, Path]) -> None:
+        """Before the model's first context is made: its graph has to have room for the adapters' nodes."""
+        self._api = lib.api
+        self._loaded: dict[str, Any] = {}
+        for task, path in files.items():
+            forget_words()
+            self._loaded[task] = self._api.llama_adapter_lora_init(model, os.fsencode(path))
+            if not self._loaded[task]:
+                raise ModelDamaged(f"{path}: llama.cpp cannot load it: {last_words()}.")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that there are adapters for."""
+        return tuple(self._loaded)
+
+    def put_on(self, context: Any, task: str | None) -> None:
+        """Let a context run a task's adapter alone, or none, from its next pass on. Weights are not changed."""
+        kind = self._api.llama_adapter_lora_p_ctypes
+        chosen = [] if task is None else [ctypes.cast(self._loaded[task], kind)]
+        # 1: what is multiplied with alpha / rank, which llama.cpp takes from the file.
+        scales = (ctypes.c_float * 1)(1.0)
+        forget_words()
+        if self._api.llama_set_adapters_lora(context, (kind * 1)(*chosen), len(chosen), scales):
+            raise EngineError(f"llama.cpp cannot switch to the adapter of {task}: {last_words()}.")

@@ -1,0 +1,190 @@
+"""Several GGUF files -> those of one precision: a merged file for each task, or a base with its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import gguf_adapter, registry
+from .errors import ModelDamaged, UsageError
+from .formats import gguf
+from .formats.manifest import Entry
+from .gguf_adapter import Base
+from .gguf_identity import SEPARATE, Identity, identify, not_a_model, own_name, rank
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of one precision out of several, by task, and why it is that one."""
+
+    files: Mapping[str, Identity]  # a shared base stands there once for each task
+    adapters: Mapping[str, Path]  # empty where the files are merged
+    reasons: tuple[str, ...]
+
+
+def beside(path: Path, entries: Mapping[str, Entry]) -> dict[Path, Entry | None]:
+    """The adapters in the folder of a base; nothing for a merged file. `entries`: the manifest's, by name.
+
+    A file that cannot be read may be one of them: it is among the answers, and `choose` says what is wrong with it.
+    Raises UsageError where `path` is an adapter itself.
+    """
+    kind = _claim(path, entries.get(path.name)).kind
+    if kind == "adapter":
+        raise UsageError(not_a_model(path))
+    if kind == "merged":
+        return {}
+    found: dict[Path, Entry | None] = {}
+    for other in sorted(path.parent.glob("*.gguf")):
+        entry = entries.get(other.name)
+        try:
+            kind = _claim(other, entry).kind
+        except (ModelDamaged, UsageError):
+            kind = "adapter"
+        if kind == "adapter" and other.name != path.name:
+            found[other] = entry
+    return found
+
+
+def choose(files: Mapping[Path, Entry | None], where: str, *, label: str | None, tasks: Sequence[str] = ()) -> Choice:
+    """Take the files of one precision: `label`, or the first of ORDER that serves all of `tasks`.
+
+    Without `tasks`, one that serves a model's default task is preferred. Headers are read of the files that are
+    taken, and of those whose name and manifest say nothing. Raises UsageError with what is there, ModelDamaged.
+    """
+    held: dict[str, dict[str, dict[str, Path]]] = {"merged": {}, "base": {}, "adapter": {}}
+    passed_over: list[ModelDamaged | UsageError] = []
+    for path, entry in files.items():
+        try:
+            claim = _claim(path, entry)
+        except (ModelDamaged, UsageError) as error:
+            passed_over.append(error)
+            continue
+        other = held[claim.kind].setdefault(claim.label, {}).setdefault(claim.task, path)
+        if other != path:
+            what = f"{claim.task} in {claim.label}" if claim.label else f"the adapter of {claim.task}"
+            raise UsageError(f"{where}: two files for {what}: {other.name} and {path.name}. Give one's path.")
+    adapters = held["adapter"].get("", {})
+    served = held["merged"] or {kind: dict.fromkeys(adapters, path[""]) for kind, path in held["base"].items()}
+    _one_kind(held["merged"], held["base"], adapters, where, passed_over)
+    chosen, why = _precision(served, where, label, tasks)
+    notes = [f"not used: {error}" for error in passed_over]
+    if held["base"]:
+        return Choice(*_on_base(held["base"][chosen][""], files, adapters), (*why, *notes))
+    notes += [f"not used: {path}: an adapter, and there is no base beside it" for path in adapters.values()]
+    found = {task: identify(path, files[path]) for task, path in sorted(served[chosen].items())}
+    first = next(iter(found.values()))
+    for other_file in found.values():
+        if other_file.arch != first.arch:
+            raise UsageError(
+                f"{where}: {first.path.name} and {other_file.path.name} are different models. Give one file's path."
+            )
+    return Choice(found, {}, (*why, *notes))
+
+
+def _one_kind(
+    merged: Mapping[str, object],
+    bases: Mapping[str, Mapping[str, Path]],
+    adapters: Mapping[str, Path],
+    where: str,
+    passed_over: Sequence[ModelDamaged | UsageError],
+) -> None:
+    """Raise unless there are merged files, or bases with adapters, and not both."""
+    if not merged and not bases and not adapters:
+        raise passed_over[0]
+    told = [path.name for base in bases.values() for path in base.values()]
+    if merged and bases:
+        raise UsageError(
+            f"{where}: holds merged files and a base that tasks share ({', '.join(told)}). Keep each kind in a "
+            "folder of its own, or give one file's path."
+        )
+    if bases and not adapters:
+        why = "".join(f" Not used: {error}" for error in passed_over)
+        raise UsageError(
+            f"{where}: {', '.join(told)} is a base that tasks share, and no adapter lies beside it, as "
+            f"{_named_like(told[0], base=False)} would. Both come from {SEPARATE}; without it, merged files do.{why}"
+        )
+    if adapters and not bases and not merged:
+        first = next(iter(adapters.values())).name
+        raise UsageError(
+            f"{where}: holds adapters ({', '.join(sorted(path.name for path in adapters.values()))}) and no base to "
+            f"run them beside, as {_named_like(first, base=True)} would be. Give the folder that has both; they come "
+            f"from {SEPARATE}."
+        )
+
+
+def _named_like(name: str, *, base: bool) -> str:
+    """What a base or an adapter would be called, of the model that `name` belongs to where that is known."""
+    known = own_name(Path(name))
+    row = known[0] if known else registry.lookup(registry.DEFAULT_MODEL)
+    task = row.spec.default_task or row.spec.tasks[0]
+    return row.gguf_file.format(task="base" if base else task, type="Q8_0" if base else "adapter")
+
+
+def _on_base(
+    path: Path, files: Mapping[Path, Entry | None], adapters: Mapping[str, Path]
+) -> tuple[dict[str, Identity], dict[str, Path]]:
+    """The base once for each task, and the adapters, each held against it."""
+    found = identify(path, files[path])
+    if found.base is None:
+        raise AssertionError("identify lets nothing pass that is called a base and has no digest")
+    if unknown := sorted(adapters.keys() - set(found.row.spec.tasks)):
+        raise ModelDamaged(
+            f"{adapters[unknown[0]]}: is for the task {unknown[0]!r}; {found.row.spec.name} has "
+            f"{', '.join(found.row.spec.tasks)}."
+        )
+    base = Base(path, found.base, found.arch)
+    for task, adapter in adapters.items():
+        gguf_adapter.check(gguf.read_header(adapter), task, base)
+    return dict.fromkeys(sorted(adapters), found), dict(sorted(adapters.items()))
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a file is taken for, by its manifest or its name, else by its header."""
+
+    kind: str  # "merged" | "base" | "adapter"
+    task: str  # "" of a base
+    label: str  # "" of an adapter
+
+
+def _claim(path: Path, entry: Entry | None) -> _Claim:
+    if entry and (entry.task or entry.weights):
+        kind = "base" if not entry.task else "merged" if entry.weights else "adapter"
+        return _Claim(kind, entry.task or "", entry.weights or "")
+    if name := own_name(path):
+        _, task, label = name
+        if task == "base":
+            return _Claim("base", "", label)
+        return _Claim("adapter", task, "") if label == "ADAPTER" else _Claim("merged", task, label)
+    header = gguf.read_header(path)
+    if gguf_adapter.is_adapter(header):
+        named = gguf_adapter.task_of(header)
+        if named is None:
+            raise UsageError(
+                f"{path}: is an adapter, and neither its name nor {gguf_adapter.NAME_KEY} says for which task."
+            )
+        return _Claim("adapter", named, "")
+    found = identify(path, entry)
+    return _Claim("merged" if found.task else "base", found.task or "", found.label)
+
+
+def _precision(
+    held: Mapping[str, Mapping[str, Path]], where: str, label: str | None, tasks: Sequence[str]
+) -> tuple[str, list[str]]:
+    there = "; ".join(f"{kind} ({', '.join(sorted(held[kind]))})" for kind in sorted(held, key=rank))
+    defaults = {row.spec.default_task for row in registry.PUBLISHED}
+    if label is not None:
+        labels = [kind for kind in held if kind.casefold() == label.casefold()]
+        if not labels:
+            raise UsageError(f"{where}: has no weights {label!r}. There: {there}.")
+    else:
+        labels = [kind for kind in held if defaults & held[kind].keys()] if not tasks else list(held)
+    fit = [kind for kind in labels or held if set(tasks) <= held[kind].keys()]
+    if not fit:
+        of = f" in {label}" if label else ""
+        raise UsageError(f"{where}: has no file for {', '.join(tasks)}{of}. There: {there}.")
+    chosen = min(fit, key=rank)
+    if label is not None or len(held) == 1:
+        return chosen, []
+    return chosen, [f"weights {chosen}: the first choice among those that are there ({there})"]
