@@ -320,7 +320,8 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
 
 
 def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
-    assert [(one.name, one.places) for one in inventory.listing()] == [(name, ()) for name in registry.names()]
+    assert [one.name for one in inventory.listing()] == registry.names()
+    assert {place.where for one in inventory.listing() for place in one.places} == {"package"}
     for ask in (inventory.path, inventory.remove, inventory.verify):
         with pytest.raises(ModelNotFound, match="nothing of it is on this machine"):
             ask("v5-nano")

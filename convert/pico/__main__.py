@@ -165,7 +165,7 @@ class Run:
             yield parts
 
     def _retrieval(self, stage: Stage) -> Iterator[Callable[[Student], dict[str, Tensor]]]:
-        pairs = self.data.pairs
+        pairs = self.data.questions
         queries = self.reader.ids([p.query for p in pairs], query=True, longest=48)
         documents = self.reader.ids([p.document for p in pairs], query=False, longest=stage.longest)
         for batch in forever(len(pairs), lambda i: len(documents[i]), stage, self.generator):
@@ -183,10 +183,10 @@ class Run:
                 q = student([queries[i] for i in batch]).float()
                 d = student([documents[i] for i in batch]).float()
                 return {
-                    "contrast": losses.widths(losses.contrast(self.settings.contrast, same), self.dims, q, d),
-                    "agree": losses.widths(losses.agree(self.settings.relation), self.dims, q, d, y_q, y_d),
-                    "distil": 2 * losses.widths(losses.distil, self.dims, torch.cat([q, d]), torch.cat([y_q, y_d])),
-                    "spread": 10 * losses.widths(losses.spread, self.dims, d),
+                    "contrast": losses.widths(losses.contrast(self.settings.contrast, same), self.dims, q, d) / 2,
+                    "agree": 2 * losses.widths(losses.agree(self.settings.relation), self.dims, q, d, y_q, y_d),
+                    "distil": 3 * losses.widths(losses.distil, self.dims, torch.cat([q, d]), torch.cat([y_q, y_d])),
+                    "spread": 3 * losses.widths(losses.spread, self.dims, d),
                 }
 
             yield parts
@@ -242,7 +242,7 @@ class Run:
             members.setdefault((row.kind, row.label), []).append(i)
         for batch in forever(len(rows), lambda i: len(ids[i]), stage, self.generator):
             keys = [(rows[i].kind, rows[i].label) for i in batch]
-            mates = [int(self.generator.choice(members[key])) for key in keys]
+            mates = [members[key][self.generator.integers(len(members[key]))] for key in keys]
             y = self.target([rows[i].text for i in (*batch, *mates)])
             same = _same(keys)
 

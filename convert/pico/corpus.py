@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_ANY_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“])")
 # Languages whose own words the English teacher still reads in pieces; aligned ones are all that have translations.
 _LATIN = ("de", "es", "fr", "it", "pt", "pt_BR", "nl")
 _ASKED = ("what", "which", "who", "when", "where", "how", "why")
+# In English, then German: the retrieval sets are asked in both, and the corpus asks in neither.
+_OF_NUMBERS = ("How many", "When did", "What year", "How much", "In which year", "Wie viele", "Wann")
+_OF_NAMES = ("Who", "Which", "Where", "What is the name of", "What", "Wer", "Welche", "Wo")
+_OF_WORDS = ("What", "Why", "How", "What is", "What does", "Was", "Warum", "Wie")
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -60,7 +65,7 @@ class Corpus:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
-        self._random = random.Random(seed)
+        self._seed, self._random = seed, random.Random(seed)
         self._sentences = self._english_sentences()
 
     def distilled(self) -> list[Item]:
@@ -76,6 +81,21 @@ class Corpus:
         pairs = [*self._fact_pairs(), *self._word_pairs(), *self._manual_pairs(), *self._cloze_pairs()]
         self._random.shuffle(pairs)
         return pairs
+
+    def questions(self, pairs: list[Pair]) -> list[Pair]:
+        """Questions made of a sentence of a paragraph, for that paragraph: two for each paragraph in `pairs`.
+
+        A number, a name or a word is taken out of the sentence and asked for. `pairs` come along, but for most of
+        the single words.
+        """
+        rng = random.Random(self._seed + 1)
+        made = [pair for pair in pairs if len(pair.query) > 24 or rng.random() < 0.25]
+        for document in dict.fromkeys(pair.document for pair in pairs if len(pair.document) > 150):
+            sentences = [s for s in _ANY_SENTENCE.split(document) if len(s.split()) > 5]
+            for sentence in rng.sample(sentences, min(2, len(sentences))):
+                made.append(Pair(_question(sentence, rng), document))
+        rng.shuffle(made)
+        return made
 
     def matches(self) -> list[tuple[str, str]]:
         """Pairs of sentences from nearly equal to unrelated; the teacher says how near."""
@@ -267,6 +287,21 @@ class Corpus:
             for word in single:
                 others[word.lower()] += [w for w in single if w != word]
         return {word: words for word, words in others.items() if words}
+
+
+def _question(sentence: str, rng: random.Random) -> str:
+    """A question that the sentence answers, or its keywords; at most 16 of its words, in their order."""
+    words = sentence.strip().rstrip(".!?:;").split()
+    start = rng.randrange(max(1, len(words) - 12))
+    words = words[start : start + rng.randint(8, 16)]
+    if rng.random() < 0.25:
+        return " ".join(w.strip(",;()") for w in words if w.lower() not in _STOP and rng.random() < 0.8)
+    numbers = [i for i, w in enumerate(words) if any(c.isdigit() for c in w)]
+    names = [i for i, w in enumerate(words) if i and w[:1].isupper()]
+    gone = rng.choice(numbers or names or range(len(words)))
+    asked = _OF_NUMBERS if numbers else _OF_NAMES if names else _OF_WORDS
+    kept = [w.strip(",;()") for i, w in enumerate(words) if i != gone and rng.random() < 0.85]
+    return f"{rng.choice(asked)} {' '.join(kept)}?"
 
 
 def _plain(example: Any) -> str:

@@ -22,6 +22,7 @@ class Data:
         self._cache = cache
         self.items: list[Item] = source.distilled()
         self.pairs: list[Pair] = source.pairs()
+        self.questions: list[Pair] = source.questions(self.pairs)
         self.matches: list[tuple[str, str]] = source.matches()
         self.labelled: list[Labelled] = source.labelled()
 
@@ -32,10 +33,15 @@ class Data:
 
     def taught(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The teacher's unit vectors of texts that occur in any view: (n_texts, teacher.WIDTH)."""
-        (first, targets), (second, others) = self._targets, self._others
         out = np.empty((len(texts), teacher.WIDTH), np.float32)
         for i, text in enumerate(texts):
-            out[i] = targets[first[text]] if text in first else others[second[text]]
+            for rows, vectors in (self._targets, self._others):
+                if text in rows:
+                    out[i] = vectors[rows[text]]
+                    break
+            else:
+                rows, vectors = self._asked_for
+                out[i] = vectors[rows[text]]
         return out
 
     @cached_property
@@ -48,6 +54,10 @@ class Data:
         texts += [text for match in self.matches for text in match]
         texts += [row.text for row in self.labelled]
         return self._asked([text for text in texts if text not in self._targets[0]])
+
+    @cached_property
+    def _asked_for(self) -> tuple[dict[str, int], NDArray[np.float16]]:
+        return self._asked([pair.query for pair in self.questions])
 
     def _asked(self, texts: Sequence[str]) -> tuple[dict[str, int], NDArray[np.float16]]:
         unique = list(dict.fromkeys(texts))

@@ -41,10 +41,10 @@ class Settings:
     rank: int = 8
     static_epochs: int = 3
     base: Stage = field(default_factory=lambda: Stage(steps=1300, rate=7e-4, texts=384, tokens=9000))
-    retrieval: Stage = field(default_factory=lambda: Stage(steps=550, rate=2e-3, texts=256, tokens=14000))
+    retrieval: Stage = field(default_factory=lambda: Stage(steps=480, rate=2e-3, texts=256, tokens=14000))
     matching: Stage = field(default_factory=lambda: Stage(steps=600, rate=1e-3, texts=320, tokens=9000))
-    clustering: Stage = field(default_factory=lambda: Stage(steps=500, rate=1e-3, texts=384, tokens=9000))
-    classification: Stage = field(default_factory=lambda: Stage(steps=450, rate=1e-3, texts=320, tokens=9000))
+    clustering: Stage = field(default_factory=lambda: Stage(steps=250, rate=1e-3, texts=384, tokens=9000))
+    classification: Stage = field(default_factory=lambda: Stage(steps=200, rate=1e-3, texts=192, tokens=6000))
     # Temperatures: InfoNCE as in the v5 report's family of recipes, relations softer; see the log for what they gave.
     contrast: float = 0.03
     relation: float = 0.05

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import backends, console, registry
-from ..errors import ModelNotFound, UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..hub_cache import Verified
@@ -139,11 +139,9 @@ def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub, inventory
+    from .. import inventory
 
     names = [args.name] if args.name is not None else [model.name for model in inventory.listing() if model.places]
-    if not names:
-        raise ModelNotFound(f"no model is on this machine. {hub.ways_out(registry.DEFAULT_MODEL)}")
     found: list[Verified] = [one for name in names for one in inventory.verify(name)]
     for one in found:
         unknown = f", {one.unknown} without a known digest" if one.unknown else ""
