@@ -47,7 +47,7 @@ def write_separate(
     record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
     fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
     model = source.row_of(checkpoint).spec
-    base = source.base_digest(checkpoint)
+    base = source.base_digest(checkpoint, record)
     layouts = {task: _layout(checkpoint, task, dtype) for task in tasks}
     with staging(out, force=force, needs=size_of(form.layout) + sum(map(size_of, layouts.values()))) as temp:
         safetensors.write(temp / WEIGHTS, form.layout, form.tensors(BASE), {**form.metadata, format_.BASE: base})

@@ -108,11 +108,13 @@ def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Seq
     return Source(name, revision, {p.relative_to(folder).as_posix(): manifest.sha256(p) for p in paths})
 
 
-def base_digest(checkpoint: Checkpoint) -> str:
+def base_digest(checkpoint: Checkpoint, record: Source | None = None) -> str:
     """Names the published base: sha256 of the lines "<sha256>  <name>" of its weight files, in order of the names.
 
-    Whatever is made of one checkpoint carries it, at every bit width, and so says which adapters fit.
+    Whatever is made of one checkpoint carries it, at every bit width, and so says which adapters fit. `record`: what
+    `describe` gave, whose digests of the same files are then not computed again.
     """
+    known = record.files if record else {}
     paths = sorted((file.path for file in checkpoint.files), key=lambda path: path.name)
-    lines = [f"{manifest.sha256(path)}  {path.name}\n" for path in paths]
+    lines = [f"{known.get(path.name) or manifest.sha256(path)}  {path.name}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -100,23 +100,19 @@ def to_gguf(
         words = vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint))
         tell = progress or (lambda what, done, of: None)
         row = source.row_of(checkpoint)
-        base = _separable(checkpoint) if separate else ""
+        if separate:
+            _require_adapters(checkpoint)
+        record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
+        base = source.base_digest(checkpoint, record) if separate else ""
         job = _Job(
             checkpoint, row, tokenizer, words, chosen, texts, _threads(threads), revision, tell, base, chosen_tasks[0]
         )
-        record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
         with staging(out, force=force, needs=_needs(job, chosen_tasks)) as temp:
             weights = _write_all(job, chosen_tasks, temp)
             for name in ("tokenizer.json", "config.json"):
                 shutil.copyfile(folder / name, temp / name)
-            write_manifest(
-                temp,
-                form="gguf",
-                model=job.row.spec.name,
-                source=record,
-                tokenizer=job.vocabulary.fingerprint,
-                weights=weights,
-            )
+            name, fingerprint = row.spec.name, words.fingerprint
+            write_manifest(temp, form="gguf", model=name, source=record, tokenizer=fingerprint, weights=weights)
 
 
 def _require_engines() -> None:
@@ -145,14 +141,13 @@ def choose_types(types: Sequence[str], with_imatrix: bool) -> list[str]:
     return chosen
 
 
-def _separable(checkpoint: Checkpoint) -> str:
-    """The digest of the base. Raises UsageError where its adapters are merged already."""
+def _require_adapters(checkpoint: Checkpoint) -> None:
+    """Raise UsageError where the checkpoint's adapters are merged already."""
     if not checkpoint.tasks:
         raise UsageError(
             f"{checkpoint.folder}: its adapter is merged already, so that none can stay separate. Convert from the "
             "published base checkpoint, which has adapters/."
         )
-    return source.base_digest(checkpoint)
 
 
 def _write_all(job: _Job, tasks: Sequence[str], folder: Path) -> dict[str, tuple[str | None, str | None]]:

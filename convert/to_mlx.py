@@ -54,9 +54,7 @@ def to_mlx(
     """
     if bits not in (*BITS, *_PLAIN):
         raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, (*BITS, *_PLAIN)))}.")
-    group_size = group_size or (32 if bits == 4 else 64)
-    if group_size not in GROUP_SIZES:
-        raise UsageError(f"group_size {group_size!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
+    group_size = _group_size(bits, group_size)
     with Checkpoint(folder) as checkpoint:
         chosen = source.choose_tasks(checkpoint, tasks)
         form = Form(
@@ -81,6 +79,14 @@ def to_mlx(
             revision=revision,
             progress=progress,
         )
+
+
+def _group_size(bits: int, asked: int | None) -> int:
+    """The number of weights that share a scale, as asked or by default. Raises UsageError."""
+    chosen = asked or (32 if bits == 4 else 64)
+    if chosen not in GROUP_SIZES:
+        raise UsageError(f"group_size {chosen!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
+    return chosen
 
 
 def _layout(arch: Architecture, bits: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:

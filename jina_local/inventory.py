@@ -80,11 +80,7 @@ def verify(name: str | Path) -> list[Verified]:
     if str(name) and folder.is_dir():
         return [_verified(folder)]
     row = registry.lookup(str(name))
-    if row.bundled:
-        root, count, wrong = bundled.faults(row)
-        carried = [Verified(root, count, 0, tuple(wrong))]
-    else:
-        carried = []
+    carried = [_carried(row)] if row.bundled else []
     folders = [one.path for one in hub.stored() if one.manifest and one.manifest.model == row.spec.name]
     folders += [s for repo in all_repos(row) for s in snapshots(repo, None)]
     if not folders and not carried:
@@ -118,6 +114,11 @@ def remove(name: str) -> list[Place]:
     except (OSError, CacheNotFound) as error:
         raise OutputError(f"{row.spec.name}: cannot be deleted ({error}).") from error
     return places
+
+
+def _carried(row: Published) -> Verified:
+    root, count, wrong = bundled.faults(row)
+    return Verified(root, count, 0, tuple(wrong))
 
 
 def _verified(folder: Path) -> Verified:

@@ -74,8 +74,9 @@ def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, pro
         return carried
     default = row.spec.tasks if source else (row.spec.default_task or row.spec.tasks[0],)
     tries = [asked.tasks or default, *([()] if offline and not asked.tasks else [])]
-    # Weights named by their bits come from our converter alone; no hub has them.
-    ours = asked.label is not None and asked.label.endswith("bit")
+    # Weights named by their bits come from our converter alone, and so do all others of a model that the package
+    # carries: no hub has them.
+    ours = row.bundled or (asked.label is not None and asked.label.endswith("bit"))
     broken = [f"not usable: {one.fault}" for one in hub.stored() if one.fault]
     for tasks in tries:
         for kind in () if source else kinds:
@@ -84,7 +85,7 @@ def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, pro
         for kind in () if ours else kinds:
             if held := hub_cache.held(row, kind, tasks=tasks, weights=asked.label, revision=revision):
                 return _of_held(row, held, asked, [f"found in the hub cache, commit {held.commit}", *broken])
-    if ours or offline or row.bundled:
+    if ours or offline:
         raise ModelNotFound(" ".join([_absent(row, kinds, asked, revision), *broken]))
     held = hub.pull(
         row, kinds[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress

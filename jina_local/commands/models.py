@@ -34,12 +34,12 @@ examples:
 
 exit codes: 0 done, 2 misused, 3 not here or damaged, 73 cannot write.
 """
-# The options that belong to one action alone; given with another they are refused, not ignored.
-_ONLY = {
-    "list": (("json",), ("list",)),
-    "pull": (("task", "weights", "revision", "progress"), ("pull",)),
-    "files": (("backend",), ("pull", "path")),
-}
+# Options, and the actions that they belong to; given with another action they are refused, not ignored.
+_ONLY = (
+    (("json",), ("list",)),
+    (("task", "weights", "revision", "progress"), ("pull",)),
+    (("backend",), ("pull", "path")),
+)
 
 
 def parser(add: Any) -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def parser(add: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Do one action; 3 where verify found faults."""
-    for options, actions in _ONLY.values():
+    for options, actions in _ONLY:
         given = [option for option in options if getattr(args, option) is not None]
         if given and args.action not in actions:
             raise UsageError(f"--{given[0]} belongs to `models {actions[0]}`, not to `models {args.action}`.")
