@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jina_local import architecture, gguf_adapter, names
-from jina_local.checkpoint import Adapter, Checkpoint
+from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError
 from jina_local.formats import gguf as format_
 from jina_local.formats.safetensors import to_f16
@@ -43,12 +43,12 @@ def write(
     renamed = names.gguf_names(checkpoint.arch)
     writer = gguf.GGUFWriter(path, checkpoint.arch.kind)
     try:
-        with Adapter(checkpoint.folder / "adapters" / task, checkpoint) as adapter:
+        with checkpoint.adapter(task) as adapter:
             count = 0
             for name in architecture.projections(checkpoint.arch):
                 for letter, factor in zip("ab", adapter.factors(name) or (), strict=False):
                     count += factor.size
-                    where = f"{adapter.folder}: the factor {letter.upper()} of {name}"
+                    where = f"{adapter.where}: the factor {letter.upper()} of {name}"
                     stored = np.ascontiguousarray(factor if wide else to_f16(factor, where))
                     writer.add_tensor(f"{renamed[name]}.lora_{letter}", stored)
             add_identity(writer, row, model, task, revision, kind="adapter", count=count)
@@ -56,7 +56,7 @@ def write(
             writer.add_string("adapter.type", "lora")
             writer.add_float32("adapter.lora.alpha", adapter.alpha)
         writer.add_string(NAME_KEY, task)
-        writer.add_string("adapter.lora.prompt_prefix", model.prompts[model.default_prompt])
+        writer.add_string("adapter.lora.prompt_prefix", model.prompts[model.default_prompt or task])
         add_own(writer, model, task)
         writer.add_string(BASE_KEY, base)
         writer.write_header_to_file()
@@ -85,8 +85,9 @@ def add_identity(
     writer.add_license(model.license.lower().replace(" ", "-"))
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, model.name)
-    writer.add_base_model_organization(0, row.repo.split("/")[0])
-    writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
+    if row.repo:
+        writer.add_base_model_organization(0, row.repo.split("/")[0])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
     if revision:
         writer.add_base_model_version(0, revision)
     writer.add_tags(["feature-extraction", "sentence-similarity", "embeddings"])
@@ -98,4 +99,5 @@ def add_own(writer: Any, model: ModelSpec, task: str | None) -> None:
     if task is not None:
         writer.add_string(TASK_KEY, task)
     writer.add_string("jina_local.prompts", json.dumps(dict(model.prompts), ensure_ascii=False))
-    writer.add_string("jina_local.default_prompt", model.default_prompt)
+    if model.default_prompt is not None:
+        writer.add_string("jina_local.default_prompt", model.default_prompt)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local import architecture
-from jina_local.checkpoint import Adapter, Checkpoint
+from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.formats import adapter as format_
 from jina_local.formats import safetensors
 from jina_local.formats.adapter import Header
+from jina_local.lora import Adapter
 from jina_local.spec import ModelSpec
 from jina_local.tokens import Tokenizer
 
@@ -56,7 +57,7 @@ def write_separate(
         (temp / "adapters").mkdir()
         for done, (task, layout) in enumerate(layouts.items(), 1):
             name = f"adapters/{task}.safetensors"
-            with Adapter(checkpoint.folder / "adapters" / task, checkpoint) as adapter:
+            with checkpoint.adapter(task) as adapter:
                 metadata = _header(adapter, task, base, model).dump()
                 safetensors.write(temp / name, layout, _tensors(adapter, dtype), metadata)
             weights[name] = (task, None)
@@ -66,12 +67,13 @@ def write_separate(
 
 
 def _header(adapter: Adapter, task: str, base: str, model: ModelSpec) -> Header:
-    return Header(task, adapter.rank, adapter.alpha, base, model.prompts, model.default_prompt)
+    prompt = task if model.default_prompt is None else model.default_prompt
+    return Header(task, adapter.rank, adapter.alpha, base, model.prompts, prompt)
 
 
 def _layout(checkpoint: Checkpoint, task: str, dtype: str) -> Layout:
     shapes = architecture.tensors(checkpoint.arch)
-    with Adapter(checkpoint.folder / "adapters" / task, checkpoint) as adapter:
+    with checkpoint.adapter(task) as adapter:
         layout = {}
         for target in adapter.targets:
             rows, columns = shapes[target]
@@ -83,7 +85,7 @@ def _layout(checkpoint: Checkpoint, task: str, dtype: str) -> Layout:
 def _tensors(adapter: Adapter, dtype: str) -> Iterator[tuple[str, NDArray[np.generic]]]:
     for target in adapter.targets:
         for name, data in zip(_names(target), adapter.factors(target) or (), strict=True):
-            yield name, data if dtype == "F32" else safetensors.to_f16(data, f"{adapter.folder}: {name}")
+            yield name, data if dtype == "F32" else safetensors.to_f16(data, f"{adapter.where}: {name}")
 
 
 def _names(target: str) -> tuple[str, str]:

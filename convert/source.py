@@ -102,9 +102,7 @@ def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Seq
     paths += [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     if checkpoint.tasks:
         for task in tasks:
-            paths += [
-                folder / "adapters" / task / file for file in ("adapter_config.json", "adapter_model.safetensors")
-            ]
+            paths += checkpoint.adapter_files(task)
     return Source(name, revision, {p.relative_to(folder).as_posix(): manifest.sha256(p) for p in paths})
 
 

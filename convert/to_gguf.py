@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local import architecture, names, registry
-from jina_local.checkpoint import Checkpoint, read_json
+from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
+from jina_local.formats.checks import read_json
 from jina_local.gguf_adapter import BASE_KEY
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec

@@ -21,11 +21,19 @@ _LIMITS = {
 }
 
 
+POSITION_OFFSET = 2  # XLM-R's learned positions start after the padding id 1; the rows before are never used
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers that fix a forward pass. Pre-norm RMS blocks, rotary positions (NEOX), gated SiLU MLP."""
+    """The numbers that fix a forward pass.
 
-    kind: str  # "qwen3" | "eurobert"
+    "qwen3", "eurobert": pre-norm RMS blocks, rotary positions (NEOX), gated SiLU MLP, no biases. "jina-bert-v3",
+    "bert": XLM-R's post-norm LayerNorm blocks, exact GELU, biases; the first with rotary positions (NEOX), the
+    second with learned ones and a classifier (dense, tanh, out_proj) on the first token.
+    """
+
+    kind: str  # as GGUF calls it: "qwen3" | "eurobert" | "jina-bert-v3" | "bert"
     hidden: int
     layers: int
     heads: int
@@ -34,8 +42,9 @@ class Architecture:
     intermediate: int
     vocab: int
     eps: float
-    rope_theta: float
-    max_positions: int
+    rope_theta: float  # 0: no rotation, positions are learned
+    max_positions: int  # tokens in the longest text
+    labels: int = 0  # logits of the classifier; 0: there is none
 
     @property
     def causal(self) -> bool:
@@ -47,37 +56,77 @@ class Architecture:
         """Qwen3 norms queries and keys per head before the rotation."""
         return self.kind == "qwen3"
 
+    @property
+    def xlm_roberta(self) -> bool:
+        """Post-norm blocks with biases, in one of the two forms."""
+        return self.kind in ("jina-bert-v3", "bert")
 
-# model_type -> kind; the v5 repositories share one model_type, see `_kind`.
+    @property
+    def table(self) -> str:
+        """The name of the token table."""
+        return "embeddings.word_embeddings.weight" if self.xlm_roberta else "embed_tokens.weight"
+
+    @property
+    def width(self) -> int:
+        """Numbers in one row of the result: the logits of the classifier where there is one, else the state."""
+        return self.labels or self.hidden
+
+
+# model_type -> kind; the v5 repositories share one model_type, and XLM-R has two forms, see `_kind`.
 _KINDS = {"qwen3": "qwen3", "eurobert": "eurobert"}
-_SILENT_CHANGES = {  # config key -> the values under which the forward pass here is the right one
+_XLM_ROBERTA = ("xlm-roberta", "jina_embeddings_v3", None)
+# Config key -> the values under which the forward pass here is the right one.
+_SILENT_CHANGES: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "use_sliding_window": (False,),
     "tie_word_embeddings": (True, False),
 }
+_SILENT_CHANGES_XLM_ROBERTA: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("gelu",),
+    "type_vocab_size": (1,),
+    "emb_pooler": (None,),
+    "pad_token_id": (1, None),
+    "num_labels": (1, 2),  # 2 is the default of transformers' class, written where there is no classifier
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+}
 
 
 def from_config(config: Mapping[str, object], where: str = "config.json") -> Architecture:
     """Read a config as transformers writes it (either place of rope_theta). Raises ModelDamaged."""
     kind = _kind(config, where)
+    post_norm = kind in ("jina-bert-v3", "bert")
     sizes = {key: _size(config, key, where) for key in _LIMITS if key not in ("head_dim", "num_key_value_heads")}
     heads = sizes["num_attention_heads"]
     kv_heads = _size(config, "num_key_value_heads", where, default=heads)
     if config.get("head_dim") is None and sizes["hidden_size"] % heads:
         raise ModelDamaged(f"{where}: hidden_size {sizes['hidden_size']} does not divide by {heads} heads.")
     head_dim = _size(config, "head_dim", where, default=sizes["hidden_size"] // heads)
-    if heads % kv_heads or head_dim % 2:
+    if (
+        heads % kv_heads
+        or head_dim % 2
+        or (post_norm and (kv_heads, heads * head_dim) != (heads, sizes["hidden_size"]))
+    ):
         raise ModelDamaged(
             f"{where}: {heads} heads over {kv_heads} key-value heads of {head_dim} cannot be laid out."
         )
-    eps = config.get("rms_norm_eps")
+    eps_key = "layer_norm_eps" if post_norm else "rms_norm_eps"
+    eps = config.get(eps_key)
     if not isinstance(eps, float) or not 1e-12 <= eps <= 1e-2:
-        raise ModelDamaged(f"{where}: rms_norm_eps is {eps!r}; expected a number from 1e-12 to 1e-2.")
-    for key, allowed in _SILENT_CHANGES.items():
+        raise ModelDamaged(f"{where}: {eps_key} is {eps!r}; expected a number from 1e-12 to 1e-2.")
+    for key, allowed in (_SILENT_CHANGES_XLM_ROBERTA if post_norm else _SILENT_CHANGES).items():
         if config.get(key, allowed[0]) not in allowed:
             raise ModelDamaged(f"{where}: {key} is {config[key]!r}, which this runtime does not compute.")
+    if (layers := config.get("layer_types")) is not None and set(layers) != {"full_attention"}:  # type: ignore[call-overload]
+        raise ModelDamaged(
+            f"{where}: layer_types names other layers than full_attention. jina-reranker-v3.5 mixes them with "
+            "windowed ones, which this runtime does not compute; take jina-reranker-v3."
+        )
+    positions = sizes["max_position_embeddings"] - (POSITION_OFFSET if kind == "bert" else 0)
+    if positions < 1:
+        raise ModelDamaged(f"{where}: max_position_embeddings {positions + POSITION_OFFSET} leaves no position.")
     return Architecture(
         kind=kind,
         hidden=sizes["hidden_size"],
@@ -88,16 +137,20 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
         intermediate=sizes["intermediate_size"],
         vocab=sizes["vocab_size"],
         eps=eps,
-        rope_theta=_theta(config, where),
-        max_positions=sizes["max_position_embeddings"],
+        rope_theta=0.0 if kind == "bert" else _theta(config, where),
+        max_positions=positions,
+        labels=1 if kind == "bert" else 0,
     )
 
 
 def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header") -> Architecture:
     """Read the key-values of a GGUF header; `vocab` is the number of rows of its token table."""
     kind = str(keys.get("general.architecture"))
-    if kind not in ("qwen3", "eurobert"):
-        raise ModelDamaged(f"{where}: general.architecture is {kind!r}; this runtime reads qwen3 and eurobert.")
+    if kind not in ("qwen3", "eurobert", "jina-bert-v3", "bert"):
+        raise ModelDamaged(
+            f"{where}: general.architecture is {kind!r}; this runtime reads qwen3, eurobert, jina-bert-v3 and bert."
+        )
+    context = keys.get(f"{kind}.context_length")
     found = {
         "hidden_size": keys.get(f"{kind}.embedding_length"),
         "num_hidden_layers": keys.get(f"{kind}.block_count"),
@@ -106,16 +159,30 @@ def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header"
         "head_dim": keys.get(f"{kind}.attention.key_length"),
         "intermediate_size": keys.get(f"{kind}.feed_forward_length"),
         "vocab_size": vocab,
-        "max_position_embeddings": keys.get(f"{kind}.context_length"),
+        "max_position_embeddings": context,
         "rms_norm_eps": keys.get(f"{kind}.attention.layer_norm_rms_epsilon"),
+        "layer_norm_eps": keys.get(f"{kind}.attention.layer_norm_epsilon"),
         "rope_theta": keys.get(f"{kind}.rope.freq_base"),
         "model_type": kind,
     }
+    if kind == "jina-bert-v3":
+        found |= {"model_type": "xlm-roberta", "position_embedding_type": "rotary"}
+    if kind == "bert":
+        # The table has lost the rows before the first position, and so has the length.
+        longest = context + POSITION_OFFSET if isinstance(context, int) else context
+        classifier = {"architectures": [_CLASSIFIER], "position_embedding_type": "absolute"}
+        found |= {"model_type": "xlm-roberta", "max_position_embeddings": longest, **classifier}
     return from_config({k: v for k, v in found.items() if v is not None}, where)
 
 
 def tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model under its checkpoint name (without the optional `model.` prefix) -> shape."""
+    """Every weight of the model under its checkpoint name -> shape.
+
+    Without the optional prefix, `model.` or, of XLM-R, `roberta.`. The projector of a listwise reranker is not
+    among them: it stands after the model, see projector.py.
+    """
+    if arch.xlm_roberta:
+        return _tensors_xlm_roberta(arch)
     q, kv, h, m = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim, arch.hidden, arch.intermediate
     out: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (arch.vocab, h), "norm.weight": (h,)}
     for n in range(arch.layers):
@@ -136,20 +203,58 @@ def tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
     return out
 
 
+def _tensors_xlm_roberta(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Wqkv has the rows of the queries, then of the keys, then of the values."""
+    h, m = arch.hidden, arch.intermediate
+    out: dict[str, tuple[int, ...]] = {arch.table: (arch.vocab, h)}
+    if not arch.rope_theta:
+        out["embeddings.position_embeddings.weight"] = (arch.max_positions + POSITION_OFFSET, h)
+    out |= {"embeddings.token_type_embeddings.weight": (1, h), "emb_ln.weight": (h,), "emb_ln.bias": (h,)}
+    for n in range(arch.layers):
+        block = {"mixer.Wqkv": (3 * h, h), "mixer.out_proj": (h, h), "norm1": (h,), "mlp.fc1": (m, h),
+                 "mlp.fc2": (h, m), "norm2": (h,)}  # fmt: skip
+        for name, shape in block.items():
+            out[f"encoder.layers.{n}.{name}.weight"] = shape
+            out[f"encoder.layers.{n}.{name}.bias"] = shape[:1]
+    if arch.labels:
+        for name, shape in {"classifier.dense": (h, h), "classifier.out_proj": (arch.labels, h)}.items():
+            out[f"{name}.weight"], out[f"{name}.bias"] = shape, shape[:1]
+    return out
+
+
 def projections(arch: Architecture) -> list[str]:
-    """The weights that adapters change and quantisers shrink: the linear layers of every block."""
-    return [name for name in tensors(arch) if name.endswith("_proj.weight")]
+    """The weights that quantisers shrink beside the token table: the linear layers of every block."""
+    ends = ("Wqkv.weight", "out_proj.weight", "fc1.weight", "fc2.weight") if arch.xlm_roberta else ("_proj.weight",)
+    return [name for name in tensors(arch) if "layers." in name and name.endswith(ends)]
+
+
+def adaptable(arch: Architecture) -> list[str]:
+    """The weights that an adapter may change: the projections, and of v3 both embedding tables."""
+    tables = [arch.table, "embeddings.token_type_embeddings.weight"] if arch.kind == "jina-bert-v3" else []
+    return [*tables, *projections(arch)]
+
+
+_CLASSIFIER = "XLMRobertaForSequenceClassification"
 
 
 def _kind(config: Mapping[str, object], where: str) -> str:
-    model_type = config.get("model_type")
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
     if model_type == "jina_embeddings_v5":
         # Both v5 models publish this type; only nano's config class carries is_decoder.
         return "eurobert" if config.get("is_decoder") is False else "qwen3"
     if isinstance(model_type, str) and model_type in _KINDS:
         return _KINDS[model_type]
+    if model_type in _XLM_ROBERTA and (model_type or named):
+        rotary = model_type == "jina_embeddings_v3" or config.get("position_embedding_type") == "rotary"
+        if rotary and _CLASSIFIER not in named:
+            return "jina-bert-v3"
+        # reranker-v2's config has no model_type; its class says what it is.
+        if not rotary and _CLASSIFIER in named and config.get("position_embedding_type", "absolute") == "absolute":
+            return "bert"
     raise ModelDamaged(
-        f"{where}: model_type is {model_type!r}; this runtime reads jina_embeddings_v5, {' and '.join(_KINDS)}."
+        f"{where}: model_type is {model_type!r}, architectures {named}; this runtime reads jina_embeddings_v5, "
+        f"{', '.join(_KINDS)}, jina_embeddings_v3 and xlm-roberta (with rotary positions, or as {_CLASSIFIER})."
     )
 
 
@@ -166,7 +271,8 @@ def _size(config: Mapping[str, object], key: str, where: str, default: int | Non
 
 def _theta(config: Mapping[str, object], where: str) -> float:
     nested = config.get("rope_parameters")
-    places = {"rope_theta": config.get("rope_theta")}
+    # The code of v3 has its own key, and falls back to 10000 without it; the model was trained with 20000.
+    places = {"rope_theta": config.get("rope_theta"), "rotary_emb_base": config.get("rotary_emb_base")}
     if isinstance(nested, Mapping):
         places["rope_parameters.rope_theta"] = nested.get("rope_theta")
         if nested.get("rope_type", "default") != "default":

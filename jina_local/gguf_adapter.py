@@ -16,9 +16,9 @@ import numpy as np
 
 from . import architecture, names
 from .architecture import Architecture
-from .checkpoint import check_shapes
 from .errors import ModelDamaged
 from .formats.adapter import check_scale
+from .formats.checks import check_shapes
 from .formats.gguf import Header
 
 BASE_KEY = "jina_local.base"  # in a base and in its adapters; merged files have none

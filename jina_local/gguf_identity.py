@@ -11,9 +11,9 @@ from pathlib import Path
 
 from . import architecture, gguf_adapter, names, registry
 from .architecture import Architecture
-from .checkpoint import check_shapes
 from .errors import ModelDamaged, UsageError
 from .formats import gguf
+from .formats.checks import check_shapes
 from .formats.gguf import FILE_TYPES, Header
 from .formats.manifest import Entry
 from .gguf_adapter import BASE_KEY, TASK_KEY

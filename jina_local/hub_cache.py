@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from . import gguf_identity
-from .checkpoint import read_json
 from .errors import UsageError
+from .formats.checks import read_json
 from .formats.safetensors import open_regular
 from .registry import Published
 

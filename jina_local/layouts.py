@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import architecture, backends, gguf_choice, gguf_identity, hub, hub_cache, registry
-from .checkpoint import Adapter, Checkpoint, read_json
+from . import architecture, backends, gguf_choice, gguf_identity, hub, hub_cache, projector, registry
+from .checkpoint import Checkpoint
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .formats import manifest
+from .formats.checks import read_json
 from .formats.manifest import Entry, Manifest
 from .formats.safetensors import SafetensorsFile, open_regular
 from .registry import Published
-from .spec import Weights
+from .spec import NO_TASK, RERANK, Weights
 
 # As for GGUF: the first whose loss does not matter, then what loses less, then downwards.
 MLX_ORDER = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")
@@ -127,11 +128,12 @@ def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
     row = _row(arch, held, folder)
     if unknown := adapters.keys() - set(row.spec.tasks):
         raise ModelDamaged(f"{folder}: has adapters for {', '.join(sorted(unknown))}, which {row.spec.name} has not.")
-    _serves(adapters, asked, folder)
+    served = [task for task in row.spec.tasks if task in adapters or task == NO_TASK]
+    _serves(served, asked, folder)
     return Weights(
-        model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=adapters),
+        model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=served),
         form=held.form,
-        files=dict.fromkeys(adapters, folder),
+        files=dict.fromkeys(served, folder),
         label=str(held.bases["model.safetensors"].weights),
         tokenizer=_own_tokenizer(folder),
         revision=held.source.revision,
@@ -167,11 +169,13 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
         tokenizer=_own_tokenizer(home),
         revision=held.source.revision,
         reasons=(*asked.reasons, f"mlx, as {folder} has {held.form} weights"),
+        projector=_projector(row, home, None),
     )
 
 
 def _only(home: Path, weights: set[Path]) -> None:
     """Raise ModelDamaged where a folder holds weights that its manifest does not name."""
+    weights = {*weights, home / projector.FILE}
     if others := sorted(p.name for p in home.glob("*.safetensors") if p not in weights):
         raise ModelDamaged(f"{home}: {', '.join(others)} is not in the manifest; each precision needs its folder.")
 
@@ -203,6 +207,7 @@ def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked) -> W
         revision=hub_cache.commit_of(first.path.parent),
         reasons=(*asked.reasons, f"llama, as {where} is GGUF", *choice.reasons, why),
         adapters=choice.adapters,
+        projector=_projector(first.row, first.path.parent, None),
     )
 
 
@@ -214,14 +219,15 @@ def of_published(folder: Path, asked: Asked) -> Weights:
         if asked.label and asked.label.casefold() != base.dtype.casefold():
             hint = how_to_convert(asked.label, str(folder))
             raise UsageError(f"{folder}: its weights are {base.dtype}, not {asked.label!r}. {hint}")
-        tasks = [task for task in row.spec.tasks if task in base.tasks]
+        tasks = _published_tasks(row, base)
         if not tasks:
             raise UsageError(
                 f"{folder}: has no adapters/ and no {manifest.NAME} that says which task it was merged for. Take the "
                 f"published {row.repo or row.spec.name}, or merge with `python -m convert merge`."
             )
-        for task in tasks:
-            with Adapter(folder / "adapters" / task, base):
+        adapters = {task: base.adapter_place(task) for task in tasks if task in base.tasks}
+        for task in adapters:
+            with base.adapter(task):
                 pass
         _serves(tasks, asked, folder)
         return Weights(
@@ -232,8 +238,31 @@ def of_published(folder: Path, asked: Asked) -> Weights:
             tokenizer=_own_tokenizer(folder),
             revision=hub_cache.commit_of(folder),
             reasons=(*asked.reasons, f"mlx, as {folder} is a published checkpoint"),
-            adapters={task: folder / "adapters" / task for task in tasks},
+            adapters=adapters,
+            projector=_projector(row, folder, folder),
         )
+
+
+def _published_tasks(row: Published, base: Checkpoint) -> list[str]:
+    """What a published checkpoint serves: its adapters, and of v3 the base alone; a reranker has none to have."""
+    if row.spec.scoring:
+        return [RERANK]
+    return [task for task in row.spec.tasks if task in base.tasks or (task == NO_TASK and base.tasks)]
+
+
+def _projector(row: Published, folder: Path, otherwise: Path | None) -> Path | None:
+    """Where a listwise reranker's projector lies: beside the weights, or in the checkpoint `otherwise`."""
+    if row.spec.scoring != "listwise":
+        return None
+    beside = folder / projector.FILE
+    if os.path.lexists(beside):
+        return beside
+    if otherwise is None:
+        raise ModelDamaged(
+            f"{folder}: has no {projector.FILE}, without which {row.spec.name} has no scores. Copy it from where the "
+            "weights came from, or convert the published checkpoint, which writes it."
+        )
+    return otherwise
 
 
 # Tried in order; the first that is there decides, but for GGUF files beside a checkpoint.

@@ -23,7 +23,24 @@ _QWEN3 = {
     "layers.{n}.self_attn.q_norm": "blk.{n}.attn_q_norm",
     "layers.{n}.self_attn.k_norm": "blk.{n}.attn_k_norm",
 }
-TABLES = {"qwen3": _QWEN3, "eurobert": _EUROBERT}
+_JINA_BERT_V3 = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "emb_ln": "token_embd_norm",
+    "encoder.layers.{n}.mixer.Wqkv": "blk.{n}.attn_qkv",
+    "encoder.layers.{n}.mixer.out_proj": "blk.{n}.attn_output",
+    "encoder.layers.{n}.norm1": "blk.{n}.attn_output_norm",
+    "encoder.layers.{n}.mlp.fc1": "blk.{n}.ffn_up",
+    "encoder.layers.{n}.mlp.fc2": "blk.{n}.ffn_down",
+    "encoder.layers.{n}.norm2": "blk.{n}.layer_output_norm",
+}
+_BERT = {
+    **_JINA_BERT_V3,
+    "embeddings.position_embeddings": "position_embd",
+    "classifier.dense": "cls",
+    "classifier.out_proj": "cls.output",
+}
+TABLES = {"qwen3": _QWEN3, "eurobert": _EUROBERT, "jina-bert-v3": _JINA_BERT_V3, "bert": _BERT}
 
 
 def gguf_names(arch: Architecture) -> dict[str, str]:
@@ -31,12 +48,14 @@ def gguf_names(arch: Architecture) -> dict[str, str]:
 
     Raises ValueError where the table and the architecture do not cover each other exactly.
     """
-    table = {
-        f"{left.format(n=n)}.weight": f"{right.format(n=n)}.weight"
-        for left, right in TABLES[arch.kind].items()
-        for n in range(arch.layers)
-    }
     wanted = architecture.tensors(arch)
+    table: dict[str, str] = {}
+    for left, right in TABLES[arch.kind].items():
+        for n in range(arch.layers if "{n}" in left else 1):
+            for part in ("weight", "bias"):
+                name = f"{left.format(n=n)}.{part}"
+                if part == "weight" or name in wanted:
+                    table[name] = f"{right.format(n=n)}.{part}"
     uncovered, unused = wanted.keys() - table.keys(), table.keys() - wanted.keys()
     if uncovered or unused:
         raise ValueError(
@@ -48,3 +67,16 @@ def gguf_names(arch: Architecture) -> dict[str, str]:
 def checkpoint_names(arch: Architecture) -> dict[str, str]:
     """The reverse: every GGUF name of `arch` -> its checkpoint name."""
     return {right: left for left, right in gguf_names(arch).items()}
+
+
+def gguf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Every GGUF name of `arch` -> shape: as in the checkpoint, but for the positions before the first.
+
+    Learned positions stand in a checkpoint after architecture.POSITION_OFFSET rows that no token has; llama.cpp
+    counts positions from 0 and wants the table without them.
+    """
+    shapes = architecture.tensors(arch)
+    found = {right: shapes[left] for left, right in gguf_names(arch).items()}
+    if "position_embd.weight" in found:
+        found["position_embd.weight"] = (arch.max_positions, arch.hidden)
+    return found

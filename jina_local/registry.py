@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .errors import ModelDamaged, UsageError
-from .spec import EmbeddingSpec, ModelSpec
+from .spec import NO_TASK, RERANK, EmbeddingSpec, ModelSpec
 
 DEFAULT_MODEL = "jina-embeddings-v5-text-nano"
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -15,6 +15,7 @@ OVERFLOWS = ("truncate", "error")
 
 _V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
 _V5_PROMPTS = {"query": "Query: ", "document": "Document: "}
+_V3_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching", NO_TASK)
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Published:
     aliases: tuple[str, ...]
     repo: str  # base checkpoint and adapters
     revision: str | None
-    gguf_repo: str  # one repository a task: "{task}" is filled in
-    gguf_file: str  # "{task}" and "{type}" are filled in
+    gguf_repo: str  # "{task}" is filled in where each task has a repository; "": none is published
+    gguf_file: str  # "{task}" (but of a reranker) and "{type}" are filled in
     revisions: Mapping[str, str]  # repository -> pinned commit, beyond `revision`
-    rope_theta: float  # a checkpoint with another base frequency is another model
+    rope_theta: float  # a checkpoint with another base frequency is another model; 0: positions are learned
     bundled: bool = False  # the files are in the package, under the model's name
 
 
@@ -80,6 +81,87 @@ PUBLISHED: tuple[Published, ...] = (
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
     ),
+    # The prompts are those of its code and of the makers' own server; of the last three tasks they are empty. Without
+    # a task it runs without an adapter, although its release post says otherwise.
+    Published(
+        spec=ModelSpec(
+            name="jina-embeddings-v3",
+            architecture="jina-bert-v3",
+            tasks=_V3_TASKS,
+            default_task=None,
+            prompts={
+                **dict.fromkeys(_V3_TASKS, ""),
+                "retrieval.query": "Represent the query for retrieving evidence documents: ",
+                "retrieval.passage": "Represent the document for retrieval: ",
+            },
+            default_prompt=None,
+            pooling="mean",
+            dims=(32, 64, 128, 256, 512, 768, 1024),
+            max_tokens=8192,
+            license="CC BY-NC 4.0",
+            task_words={
+                "retrieval": {
+                    "": "retrieval.passage",
+                    "document": "retrieval.passage",
+                    "passage": "retrieval.passage",
+                    "query": "retrieval.query",
+                },
+                "clustering": {"": "separation"},
+            },
+            late_chunking=True,
+        ),
+        aliases=("v3", "embeddings-v3", "jina-embeddings-v3-hf"),
+        repo="jinaai/jina-embeddings-v3",
+        revision="ab036b023d30b4d1138c4c3bfa9f0c445ab455d6",
+        gguf_repo="",
+        gguf_file="v3-{task}-{type}.gguf",
+        revisions={},
+        rope_theta=20_000.0,
+    ),
+    Published(
+        spec=ModelSpec(
+            name="jina-reranker-v3",
+            architecture="qwen3",
+            tasks=(RERANK,),
+            default_task=RERANK,
+            prompts={},
+            default_prompt=None,
+            pooling="marked",
+            dims=(512,),
+            max_tokens=131072,
+            license="CC BY-NC 4.0",
+            scoring="listwise",
+        ),
+        aliases=("reranker-v3",),
+        repo="jinaai/jina-reranker-v3",
+        revision="10fb694fc21f7a710a563ff1eb977a460f3868e4",
+        gguf_repo="jinaai/jina-reranker-v3-GGUF",
+        gguf_file="jina-reranker-v3-{type}.gguf",
+        revisions={},
+        rope_theta=1_000_000.0,
+    ),
+    Published(
+        spec=ModelSpec(
+            name="jina-reranker-v2-base-multilingual",
+            architecture="bert",
+            tasks=(RERANK,),
+            default_task=RERANK,
+            prompts={},
+            default_prompt=None,
+            pooling="first",
+            dims=(),
+            max_tokens=1024,
+            license="CC BY-NC 4.0",
+            scoring="pairwise",
+        ),
+        aliases=("reranker-v2", "jina-reranker-v2"),
+        repo="jinaai/jina-reranker-v2-base-multilingual",
+        revision="9cfeff2df7d40d1b78e75e5e9cebec92a99813c9",
+        gguf_repo="",
+        gguf_file="jina-reranker-v2-base-multilingual-{type}.gguf",
+        revisions={},
+        rope_theta=0.0,
+    ),
     # Ours: trained for the quick start and the tests (convert/pico, its card lies beside the weights).
     Published(
         spec=ModelSpec(
@@ -125,10 +207,16 @@ def lookup(name: str) -> Published:
 
 def check_tasks(tasks: Iterable[str]) -> None:
     """Raise UsageError for a task that no model has, before any file is looked at."""
-    known = list(dict.fromkeys(task for row in PUBLISHED for task in row.spec.tasks))
+    known = list(dict.fromkeys(word for row in PUBLISHED for word in (*row.spec.tasks, *row.spec.task_words)))
     for task in tasks:
         if task not in known:
             raise UsageError(f"unknown task {task!r}{_near(task, known)}. Known: {', '.join(known)}.")
+
+
+def spelled_out(row: Published, words: Iterable[str]) -> tuple[str, ...]:
+    """The model's own tasks for a caller's words, each once: of v3 "retrieval" is two of them."""
+    tasks = [task for word in words for task in row.spec.task_words.get(word, {"": word}).values()]
+    return tuple(dict.fromkeys(tasks))
 
 
 def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[str]) -> ModelSpec:
@@ -143,7 +231,7 @@ def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[s
         row.spec,
         tasks=held,
         default_task=default,
-        dims=(*(d for d in row.spec.dims if d < hidden), hidden),
+        dims=row.spec.dims if row.spec.scoring else (*(d for d in row.spec.dims if d < hidden), hidden),
         max_tokens=min(row.spec.max_tokens, max_positions),
     )
 
@@ -175,17 +263,9 @@ def resolve(
     overflow: str = "truncate",
 ) -> EmbeddingSpec:
     """Decide one request. Every argument is honoured or refused with UsageError; nothing is guessed."""
-    chosen = task if task is not None else model.default_task
-    if chosen is None:
-        raise UsageError(f"{model.name} needs a task: one of {', '.join(model.tasks)}.")
-    if chosen not in model.tasks:
-        raise UsageError(f"unknown task {chosen!r}{_near(chosen, model.tasks)}. {_holds(model)}")
-    prompt = model.default_prompt if prompt_name is None else prompt_name
-    if prompt not in model.prompts:
-        raise UsageError(
-            f"unknown prompt_name {prompt!r}{_near(prompt, model.prompts)}. "
-            f"{model.name} has: {', '.join(model.prompts)}."
-        )
+    if model.scoring:
+        raise UsageError(f"{model.name} ranks documents and has no vectors for texts. Use rerank, or another model.")
+    chosen, prefix = _task(model, task, prompt_name)
     if precision not in PRECISIONS:
         raise UsageError(
             f"unknown precision {precision!r}{_near(precision, PRECISIONS)}. Possible: {', '.join(PRECISIONS)}."
@@ -200,7 +280,7 @@ def resolve(
     return EmbeddingSpec(
         model=model.name,
         task=chosen,
-        prefix=model.prompts[prompt],
+        prefix=prefix,
         pooling=model.pooling,
         max_tokens=_length(model, max_length),
         overflow=overflow,
@@ -208,6 +288,40 @@ def resolve(
         normalize=normalize,
         precision=precision,
     )
+
+
+def _task(model: ModelSpec, task: str | None, prompt_name: str | None) -> tuple[str, str]:
+    """(task, text put before every input) for the caller's words."""
+    own_prompts = model.default_prompt is None
+    asked = task if task is not None else model.default_task
+    if asked is None and own_prompts and prompt_name is not None:
+        # A prompt that only one word has says which is meant: "query" is retrieval's.
+        asked = next((word for word, by in model.task_words.items() if prompt_name in by), None)
+    if asked is None:
+        without = f" ({NO_TASK!r}: the base without an adapter)" if NO_TASK in model.tasks else ""
+        raise UsageError(f"{model.name} needs a task: one of {', '.join(model.tasks)}{without}.")
+    by_prompt = model.task_words.get(asked)
+    chosen = by_prompt.get(prompt_name or "", "") if by_prompt else asked
+    possible = (*model.tasks, *model.task_words)
+    if asked not in possible or (chosen and chosen not in model.tasks):
+        raise UsageError(f"unknown task {asked!r}{_near(asked, possible)}. {_holds(model)}")
+    if own_prompts:
+        # What says the same twice is harmless: retrieval.query with the prompt "query", or with its own name.
+        fits = {"", chosen} | {name for by in model.task_words.values() for name, to in by.items() if to == chosen}
+        if not chosen or (prompt_name or "") not in fits:
+            names = [name for name in by_prompt if name] if by_prompt else sorted(fits - {""})
+            raise UsageError(
+                f"prompt_name {prompt_name!r} does not go with task {asked!r} of {model.name}, whose prompt follows "
+                f"from the task. Possible: {', '.join(names) or 'none'}."
+            )
+        return chosen, model.prompts[chosen]
+    prompt = prompt_name if prompt_name is not None else str(model.default_prompt)
+    if prompt not in model.prompts:
+        raise UsageError(
+            f"unknown prompt_name {prompt!r}{_near(prompt, model.prompts)}. "
+            f"{model.name} has: {', '.join(model.prompts)}."
+        )
+    return chosen, model.prompts[prompt]
 
 
 def _dim(model: ModelSpec, truncate_dim: int | None, precision: str) -> int:

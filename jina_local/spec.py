@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+RERANK = "rerank"  # the one task of a reranker
+NO_TASK = "none"  # of v3: the base without any adapter and without a prompt, which has to be asked for by name
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a loaded model comes from, what runs it, and why it was chosen."""
@@ -32,16 +36,20 @@ class ModelSpec:
     """What a model is and can do. A registry row, or a row narrowed to the files that were found."""
 
     name: str
-    architecture: str  # "qwen3" | "eurobert"
-    tasks: tuple[str, ...]
+    architecture: str  # as GGUF calls it: "qwen3" | "eurobert" | "jina-bert-v3" | "bert"
+    tasks: tuple[str, ...]  # a reranker has one, RERANK
     default_task: str | None  # None: the caller has to say
     prompts: Mapping[str, str]  # prompt name -> text put before every input
-    default_prompt: str
-    pooling: str  # "last" | "mean" | "first"
+    default_prompt: str | None  # None: each task has the prompt of its own name, and no other
+    pooling: str  # "last" | "mean" | "first"; "marked" where a listwise reranker reads the rows of its marks
     dims: tuple[int, ...]  # Matryoshka widths, ascending; the last one is the full width
     max_tokens: int
     license: str
     origin: Origin | None = None
+    # Other words for tasks: word -> prompt name, "" where none is given -> task.
+    task_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scoring: str | None = None  # of a reranker: "listwise" | "pairwise"; None: an embedding model
+    late_chunking: bool = False  # whether a mean over a part of a text's tokens is a vector for that part
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,8 @@ class Weights:
     # Task -> adapter file, or folder of a published checkpoint; `files` then has the same base for every task and
     # one backend serves them all. Empty: the weights of each task are merged.
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    # Of a listwise reranker: the file that has its projector, or the checkpoint's folder; see projector.py.
+    projector: Path | None = None
 
     @property
     def backend(self) -> str:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jina_local.checkpoint import Adapter, Checkpoint
+from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile
@@ -182,7 +182,7 @@ def test_factors_of_whole_numbers_are_refused_before_they_are_read(copy):
         Checkpoint(copy) as checkpoint,
         pytest.raises(ModelDamaged, match=r"up_proj\.lora_A\.weight is stored as I32; expected F16 or BF16 or F32"),
     ):
-        Adapter(copy / "adapters/retrieval", checkpoint)
+        checkpoint.adapter("retrieval")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model-00001-of-00009.safetensors", "a\\b"])

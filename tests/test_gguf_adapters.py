@@ -14,7 +14,7 @@ import pytest
 from convert import ggml, imatrix, reference, source
 from convert.to_gguf import to_gguf
 from jina_local import architecture, names, weights
-from jina_local.checkpoint import Adapter, Checkpoint
+from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.gguf import read_header
@@ -115,7 +115,7 @@ def test_the_factors_and_the_base_are_those_of_the_checkpoint(separate, tmp_path
     if wide:
         out = tmp_path / "out"
         _convert(src, out, types=types)
-    with Checkpoint(src) as checkpoint, Adapter(src / "adapters" / "clustering", checkpoint) as adapter:
+    with Checkpoint(src) as checkpoint, checkpoint.adapter("clustering") as adapter:
         renamed = names.gguf_names(checkpoint.arch)
         expected = {}
         for name in architecture.projections(checkpoint.arch):

@@ -21,23 +21,25 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "batching": ({"spec"}, set()),
     "architecture": ({"errors"}, set()),
     "names": ({"architecture"}, set()),
+    "projector": ({"checkpoint", "formats", "errors"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
     "tokens": ({"spec", "errors", "formats"}, {"numpy", "tokenizers"}),
     "vocabulary": ({"errors", "formats"}, set()),
     "vectors": ({"spec", "errors"}, {"numpy"}),
-    "checkpoint": ({"architecture", "formats", "errors"}, {"numpy"}),
-    "backends": ({"architecture", "batching", "checkpoint", "formats", "gguf_adapter", "spec", "errors"},
+    "lora": ({"architecture", "formats", "errors"}, {"numpy"}),
+    "checkpoint": ({"architecture", "lora", "formats", "spec", "errors"}, {"numpy"}),
+    "backends": ({"architecture", "batching", "checkpoint", "lora", "formats", "gguf_adapter", "spec", "errors"},
                  {"numpy", "mlx", "llama_cpp"}),
-    "gguf_adapter": ({"architecture", "names", "checkpoint", "formats", "errors"}, {"numpy"}),
-    "gguf_identity": ({"architecture", "names", "registry", "checkpoint", "formats", "gguf_adapter", "spec",
+    "gguf_adapter": ({"architecture", "names", "formats", "errors"}, {"numpy"}),
+    "gguf_identity": ({"architecture", "names", "registry", "formats", "gguf_adapter", "spec",
                        "errors"}, set()),
     "gguf_choice": ({"gguf_identity", "gguf_adapter", "registry", "formats", "errors"}, set()),
-    "hub_cache": ({"registry", "gguf_identity", "checkpoint", "formats", "errors"}, {"huggingface_hub"}),
+    "hub_cache": ({"registry", "gguf_identity", "formats", "errors"}, {"huggingface_hub"}),
     "bundled": ({"registry", "formats", "errors"}, set()),
     "inventory": ({"registry", "bundled", "hub", "hub_cache", "formats", "errors"}, {"huggingface_hub"}),
     "hub": ({"registry", "hub_cache", "gguf_identity", "formats", "spec", "errors"}, {"huggingface_hub", "tqdm"}),
     "layouts": ({"architecture", "backends", "checkpoint", "formats", "gguf_choice", "gguf_identity", "hub",
-                 "hub_cache", "registry", "spec", "errors"}, set()),
+                 "hub_cache", "projector", "registry", "spec", "errors"}, set()),
     "weights": ({"backends", "bundled", "layouts", "gguf_identity", "hub", "hub_cache", "registry", "spec",
                  "errors"}, set()),
     "resident": ({"backends", "spec", "errors"}, set()),
@@ -55,8 +57,8 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
 }  # fmt: skip
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "gguf_adapter", "names", "registry",
-               "spec", "tokens", "vocabulary", "hub", "weights"}  # fmt: skip
+CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "gguf_adapter", "lora", "names",
+               "projector", "registry", "spec", "tokens", "vocabulary", "hub", "weights"}  # fmt: skip
 CONVERT_MORE = {"verify": {"model", "backends"}}
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}

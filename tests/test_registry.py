@@ -84,5 +84,6 @@ def test_narrow_keeps_what_the_files_can_serve():
 
 def test_a_checkpoint_with_another_rope_base_is_another_model():
     assert registry.identify(architecture="qwen3", rope_theta=3.5e6).spec is SMALL
+    assert registry.identify(architecture="qwen3", rope_theta=1e6).spec.name == "jina-reranker-v3"
     with pytest.raises(ModelDamaged, match="text-small has the RoPE base 3.5e"):
-        registry.identify(architecture="qwen3", rope_theta=1e6)
+        registry.identify(architecture="qwen3", rope_theta=2e6)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ..errors import EngineError
-from ..spec import TokenBatch
+from ..spec import NO_TASK, TokenBatch
 
 
 def check(batch: TokenBatch, vocab: int, longest: int) -> None:
@@ -28,7 +28,12 @@ def check(batch: TokenBatch, vocab: int, longest: int) -> None:
 
 
 def check_task(task: str | None, held: Collection[str]) -> None:
-    """Raise EngineError unless `task` is one of the adapters `held`, or None where there are none."""
+    """Raise EngineError unless `task` is one of the adapters `held`, or None where there are none.
+
+    NO_TASK asks by name for the base alone, and every base has that.
+    """
+    if task == NO_TASK and held:
+        return
     if task is None and held:
         raise EngineError(f"this model runs its adapters beside one base; name a task: {', '.join(held)}.")
     if task is not None and task not in held:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ... import architecture
 from ...architecture import Architecture
-from ...checkpoint import Adapter, finite, pair_factors
 from ...errors import ModelDamaged, UsageError
 from ...formats import adapter as format_
+from ...formats.checks import finite
 from ...formats.safetensors import SafetensorsFile
+from ...lora import Adapter, pair_factors
 from .folder import Folder, PlainFolder, evaluated
 from .transformer import Beside, Factors
 
@@ -86,8 +87,8 @@ def _opened(task: str, path: Path, folder: Folder) -> Iterator[Adapter | Adapter
             yield file
         finally:
             file.close()
-    elif isinstance(folder, PlainFolder) and path.absolute().parent.parent == folder.path.absolute():
-        with Adapter(path, folder.checkpoint) as adapter:
+    elif isinstance(folder, PlainFolder) and path.absolute() == folder.checkpoint.adapter_place(task).absolute():
+        with folder.checkpoint.adapter(task) as adapter:
             yield adapter
     else:
         raise UsageError(

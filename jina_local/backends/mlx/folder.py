@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import architecture
-from ...checkpoint import Checkpoint, check_shapes, read_json
+from ...checkpoint import Checkpoint
 from ...errors import ModelDamaged, UsageError
 from ...formats.adapter import BASE
+from ...formats.checks import FLOATS, check_shapes, read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
 from .transformer import Matrix, Packed
 
 _BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
-_FLOATS = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class QuantisedFolder:
         # Engines load by shape: whole numbers in the place of floats would be taken as they are.
         for name, stored in self._stored.items():
             dtype = self._file.tensors[stored].dtype
-            allowed = ("U32",) if name in self._codes else _FLOATS
+            allowed = ("U32",) if name in self._codes else FLOATS
             if dtype not in allowed:
                 raise ModelDamaged(
                     f"{self._file.path}: {stored} is stored as {dtype}; expected {' or '.join(allowed)}."
