@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jina_local import console
+from jina_local import console, registry
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 
@@ -21,6 +21,10 @@ _EXAMPLES = """examples:
   python -m convert mlx ./jina-embeddings-v5-text-small out --task retrieval --bits 8
   python -m convert mlx ./jina-embeddings-v5-text-small out --adapters separate --bits 8
   python -m convert merge ./jina-embeddings-v5-text-small out --task classification
+  python -m convert gguf ./jina-embeddings-v3 out --task retrieval --type Q8_0     # retrieval.query and .passage
+  python -m convert gguf ./jina-embeddings-v3 out --task none --type F16           # the base, without any adapter
+  python -m convert gguf jinaai/jina-reranker-v3 out --type Q8_0
+  python -m convert mlx ./jina-reranker-v2-base-multilingual out --bits 16
   python -m convert verify out --against ./jina-embeddings-v5-text-small
 
 SRC is a checkpoint folder (config.json, safetensors, adapters/) or a name, as `python -m jina_local models list`
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=_RAW
     )
     _common(merge, "one folder, or one below it for each task")
-    merge.add_argument("--task", required=True, help="a task, or all")
+    merge.add_argument("--task", help="a task, or all; a model with one task needs none")
     merge.add_argument("--dtype", choices=("F32", "F16", "BF16"), help="default: the source's")
     merge.set_defaults(run=_merge)
 
@@ -105,7 +109,11 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def _adapters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help="a task, or all; --adapters separate writes all where none is named")
+    parser.add_argument(
+        "--task",
+        help="a task, or all (of jina-embeddings-v3 all but `none`); not needed for a reranker, nor with --adapters "
+        "separate, which writes all where none is named",
+    )
     parser.add_argument(
         "--adapters",
         choices=("merged", "separate"),
@@ -204,15 +212,27 @@ def _open(args: argparse.Namespace) -> tuple[Path, str, str | None, list[str]]:
     from . import source
 
     separate = getattr(args, "adapters", "merged") == "separate"
-    if args.task is None and not separate:
-        raise UsageError("--task is required: give a task, or all. With --adapters separate it may be left out.")
+    asked = separate or args.task is not None
+    if not asked and not args.source.startswith((".", "/", "~")) and not Path(args.source).exists():
+        _require_task(args, registry.lookup(args.source))  # before anything is fetched
     folder, name, revision = source.locate(args.source, revision=args.revision, offline=args.offline)
     with Checkpoint(folder) as checkpoint:
+        if not asked:
+            _require_task(args, source.row_of(checkpoint))
         tasks = source.choose_tasks(checkpoint, [args.task or "all"])
         dropped = checkpoint.dropped
     for tensor, why in dropped.items():
         console.say(f"not carried over: {tensor} ({why})")
     return folder, name, revision, tasks
+
+
+def _require_task(args: argparse.Namespace, row: registry.Published) -> None:
+    """Raise UsageError where the model has several tasks, of which one has to be said."""
+    if len(row.spec.tasks) > 1:
+        apart = " With --adapters separate it may be left out." if hasattr(args, "adapters") else ""
+        raise UsageError(
+            f"--task is required: give a task, or all.{apart} {row.spec.name} has: {', '.join(row.spec.tasks)}."
+        )
 
 
 def _done(args: argparse.Namespace, tasks: Sequence[str]) -> int:

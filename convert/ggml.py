@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jina_local.errors import EngineError, EngineMissing, OutputError
 _ERROR = 4  # enum ggml_log_level in ggml.h; llama_cpp's own comment has it as 3, from an older version
 _BUFFER = 256 << 20  # bytes of rows that llama_model_quantize may hold; the default is 8 GiB
 _KV_INT, _KV_STR = 0, 3  # enum llama_model_kv_override_type
+_F32 = 0  # enum ggml_type
 _STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
@@ -81,12 +82,14 @@ def quantize(
     threads: int,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     notes: Mapping[str, str | int] | None = None,
+    whole: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write `out`, a F32 GGUF in another type (enum llama_ftype); the bytes do not depend on `threads`.
 
     `imatrix`: weight name -> (row length,) importance of each column. `notes`: more keys for the header, texts
-    shorter than 128 bytes. `progress(tensors done, tensors)`. Raises EngineError with the engine's reason.
+    shorter than 128 bytes. `whole`: regular expressions of weights that stay float32 in every type below 16 bits.
+    `progress(tensors done, tensors)`. Raises EngineError with the engine's reason.
     """
     llama = engine()
     params = llama.llama_model_quantize_default_params()
@@ -96,6 +99,8 @@ def quantize(
         params.imatrix = _imatrix(llama, list(imatrix), kept)
     if notes:
         params.kv_overrides = _overrides(llama, notes)
+    if whole:
+        params.tt_overrides = _whole(llama, whole)
 
     def follow(text: str) -> None:
         if progress and (step := _STEP.match(text)):
@@ -135,6 +140,14 @@ def _overrides(llama: Any, notes: Mapping[str, str | int]) -> Any:
             entry.tag, entry.value.val_str = _KV_STR, value.encode()
         else:
             entry.tag, entry.value.val_i64 = _KV_INT, value
+    return entries
+
+
+def _whole(llama: Any, patterns: Sequence[str]) -> Any:
+    """llama_model_tensor_override[] to float32, ended by an entry without a pattern."""
+    entries = (llama.llama_model_tensor_override * (len(patterns) + 1))()
+    for entry, pattern in zip(entries, patterns, strict=False):
+        entry.pattern, entry.type = pattern.encode(), _F32
     return entries
 
 

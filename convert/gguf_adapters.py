@@ -20,6 +20,7 @@ from jina_local.gguf_adapter import BASE_KEY, NAME_KEY, TASK_KEY, Base
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec
 
+_TAGS = ["feature-extraction", "sentence-similarity", "embeddings"]
 _FILE_TYPES = {label: number for number, label in format_.FILE_TYPES.items()}
 
 
@@ -77,10 +78,12 @@ def add_identity(
     """The general.* keys that a model, a base and an adapter have alike. `count`: of parameters."""
     import gguf
 
+    ranks = model.scoring is not None
     writer.add_type(kind)
-    writer.add_name(f"{model.name}-{task or 'base'}")
+    writer.add_name(model.name if ranks else f"{model.name}-{task or 'base'}")
     writer.add_basename(model.name)
-    writer.add_finetune(task or "base")
+    if not ranks:
+        writer.add_finetune(task or "base")
     writer.add_size_label(gguf.size_label(count, count, 0, 0))
     writer.add_license(model.license.lower().replace(" ", "-"))
     writer.add_base_model_count(1)
@@ -90,7 +93,7 @@ def add_identity(
         writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
     if revision:
         writer.add_base_model_version(0, revision)
-    writer.add_tags(["feature-extraction", "sentence-similarity", "embeddings"])
+    writer.add_tags(["text-ranking", "reranker"] if ranks else _TAGS)
 
 
 def add_own(writer: Any, model: ModelSpec, task: str | None) -> None:
@@ -98,6 +101,7 @@ def add_own(writer: Any, model: ModelSpec, task: str | None) -> None:
     writer.add_string("jina_local.model", model.name)
     if task is not None:
         writer.add_string(TASK_KEY, task)
-    writer.add_string("jina_local.prompts", json.dumps(dict(model.prompts), ensure_ascii=False))
+    if model.prompts:
+        writer.add_string("jina_local.prompts", json.dumps(dict(model.prompts), ensure_ascii=False))
     if model.default_prompt is not None:
         writer.add_string("jina_local.default_prompt", model.default_prompt)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jina_local import registry
 from jina_local.errors import EngineError, UsageError
-from jina_local.spec import ModelSpec
+from jina_local.spec import EmbeddingSpec, ModelSpec
 from jina_local.tokens import Tokenizer
 
 from .ggml import Passes, Reader, Tensor
@@ -98,8 +98,15 @@ def read_texts(path: Path) -> list[str]:
 
 
 def encode(texts: list[str], tokenizer: Tokenizer, model: ModelSpec, task: str) -> list[NDArray[np.int32]]:
-    """The ids of each text as `task` would embed it as a document, cut to one pass."""
-    spec = registry.resolve(model, task=task, max_length=min(PASS, model.max_tokens))
+    """The ids of each text as `task` would embed it as a document, cut to one pass.
+
+    A reranker has no text of its own kind: it reads these as they are.
+    """
+    longest = min(PASS, model.max_tokens)
+    if model.scoring:
+        spec = EmbeddingSpec(model.name, task, "", model.pooling, longest, "truncate", 0, False, "float32")
+    else:
+        spec = registry.resolve(model, task=task, max_length=longest)
     return tokenizer.encode(texts, spec).ids
 
 

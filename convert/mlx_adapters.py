@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import architecture
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.formats import adapter as format_
 from jina_local.formats import safetensors
 from jina_local.formats.adapter import Header
 from jina_local.lora import Adapter
-from jina_local.spec import ModelSpec
+from jina_local.spec import NO_TASK, ModelSpec
 from jina_local.tokens import Tokenizer
 
 from . import source
@@ -37,22 +36,19 @@ def write_separate(
 ) -> None:
     """Write `out`/model.safetensors without an adapter, and `out`/adapters/<task>.safetensors for each of `tasks`.
 
-    `dtype`: "F16" or "F32", of the factors. Both sides carry the digest of the published base. Raises UsageError
-    where the source has no adapters, ModelDamaged, OutputError, Locked.
+    `dtype`: "F16" or "F32", of the factors. Both sides carry the digest of the published base, which serves NO_TASK
+    as it is. Raises UsageError where there is no adapter to write, ModelDamaged, OutputError, Locked.
     """
-    if not checkpoint.tasks:
-        raise UsageError(
-            f"{checkpoint.folder} is merged already: there are no adapters to keep beside a base. Convert from the "
-            "published base checkpoint, or leave --adapters separate out."
-        )
+    model = source.row_of(checkpoint).spec
+    _refuse_nothing(checkpoint, model, tasks)
+    tasks = [task for task in tasks if task != NO_TASK]
     record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
     fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
-    model = source.row_of(checkpoint).spec
     base = source.base_digest(checkpoint, record)
     layouts = {task: _layout(checkpoint, task, dtype) for task in tasks}
     with staging(out, force=force, needs=size_of(form.layout) + sum(map(size_of, layouts.values()))) as temp:
         safetensors.write(temp / WEIGHTS, form.layout, form.tensors(BASE), {**form.metadata, format_.BASE: base})
-        form.configs(temp)
+        form.configs(temp, BASE)
         weights: dict[str, tuple[str | None, str | None]] = {WEIGHTS: (None, form.label)}
         (temp / "adapters").mkdir()
         for done, (task, layout) in enumerate(layouts.items(), 1):
@@ -66,20 +62,33 @@ def write_separate(
         write_manifest(temp, form=form.name, model=model.name, source=record, tokenizer=fingerprint, weights=weights)
 
 
+def _refuse_nothing(checkpoint: Checkpoint, model: ModelSpec, tasks: Sequence[str]) -> None:
+    if model.scoring:
+        raise UsageError(f"{model.name} has no adapters to keep beside a base. Leave --adapters separate out.")
+    if not checkpoint.tasks:
+        raise UsageError(
+            f"{checkpoint.folder} is merged already: there are no adapters to keep beside a base. Convert from the "
+            "published base checkpoint, or leave --adapters separate out."
+        )
+    if set(tasks) <= {NO_TASK}:
+        raise UsageError(
+            f"task {NO_TASK!r} is the base without an adapter: with --adapters separate it comes along with any. "
+            f"Name one of {', '.join(checkpoint.tasks)}, or leave --adapters separate out."
+        )
+
+
 def _header(adapter: Adapter, task: str, base: str, model: ModelSpec) -> Header:
     prompt = task if model.default_prompt is None else model.default_prompt
     return Header(task, adapter.rank, adapter.alpha, base, model.prompts, prompt)
 
 
 def _layout(checkpoint: Checkpoint, task: str, dtype: str) -> Layout:
-    shapes = architecture.tensors(checkpoint.arch)
     with checkpoint.adapter(task) as adapter:
-        layout = {}
-        for target in adapter.targets:
-            rows, columns = shapes[target]
-            a, b = _names(target)
-            layout[a], layout[b] = (dtype, (adapter.rank, columns)), (dtype, (rows, adapter.rank))
-        return layout
+        return {
+            name: (dtype, factor.shape)
+            for target in adapter.targets
+            for name, factor in zip(_names(target), adapter.factors(target) or (), strict=True)
+        }
 
 
 def _tensors(adapter: Adapter, dtype: str) -> Iterator[tuple[str, NDArray[np.generic]]]:

@@ -22,6 +22,7 @@ BITS = (4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 _REFIT_UP_TO = 6  # bits; above, a search gains less than the rounding of the vectors' own arithmetic
 _TABLE_BITS = 8  # of the token table, at least: at 4 bits it alone costs as much as all linear layers together
+_TABLES = ("embed_tokens.weight", "embeddings.word_embeddings.weight")
 _PLAIN_CHUNK = 1 << 18  # weights worked on at a time; bounds the memory of a table of any size
 _REFIT_CHUNK = 1 << 16  # smaller: the search passes over them hundreds of times and they should stay in cache
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range: what outliers lose, the others gain
@@ -42,7 +43,8 @@ class Quantised:
 def recipe(name: str, shape: Sequence[int], bits: int, group_size: int) -> tuple[int, int] | None:
     """(bits, group size) for one tensor of the checkpoint, or None where it stays in floating point.
 
-    Norms stay; linear layers get `bits`; the token table never less than 8. 16 and 32 bits are floating point.
+    The linear layers of the blocks get `bits`, the token table never less than 8. All else stays: norms, biases, the
+    tables of positions and token types, a classifier. 16 and 32 bits are floating point.
     Raises UsageError for what the format does not have, and where a row is not a whole number of groups.
     """
     if bits in (16, 32):
@@ -51,14 +53,14 @@ def recipe(name: str, shape: Sequence[int], bits: int, group_size: int) -> tuple
         raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, BITS))}, 16 and 32.")
     if group_size not in GROUP_SIZES:
         raise UsageError(f"group_size {group_size!r}: possible are {', '.join(map(str, GROUP_SIZES))}.")
-    if len(shape) != 2:
+    if len(shape) != 2 or not (name in _TABLES or "layers." in name):
         return None
     if shape[1] % group_size:
         raise UsageError(
             f"{name}: its rows of {shape[1]} weights are not a whole number of groups of {group_size}. "
             "Give a smaller --group-size."
         )
-    return (max(bits, _TABLE_BITS) if name == "embed_tokens.weight" else bits), group_size
+    return (max(bits, _TABLE_BITS) if name in _TABLES else bits), group_size
 
 
 def quantise(weight: Floats, bits: int, group_size: int, *, where: str, refit: bool | None = None) -> Quantised:

@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 
 from jina_local.architecture import Architecture
 
+from . import reference_xlm_roberta
+
 Floats = NDArray[np.float32]
 
 
 def hidden_states(
     arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int] | NDArray[np.int32]
 ) -> Floats:
-    """(n_tokens,) ids -> (n_tokens, hidden) float32, after the final norm.
+    """(n_tokens,) ids -> (n_tokens, hidden) float32, after the final norm; of XLM-R's forms after the last block.
 
     `weights`: every tensor of `architecture.tensors(arch)`, the adapter added.
     """
+    if arch.xlm_roberta:
+        return reference_xlm_roberta.states(arch, weights, np.asarray(ids))
     x = weights["embed_tokens.weight"][np.asarray(ids)].astype(np.float32)
     cos, sin = _angles(arch, len(x))
     for n in range(arch.layers):
@@ -32,6 +36,11 @@ def hidden_states(
         gate = h @ w["mlp.gate_proj"].T
         x = x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
     return _rms(x, weights["norm.weight"], arch.eps)
+
+
+def logits(arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int] | NDArray[np.int32]) -> Floats:
+    """(n_tokens,) ids -> (labels,) float32: what the classifier makes of the first token's state, no sigmoid."""
+    return reference_xlm_roberta.classify(weights, hidden_states(arch, weights, ids)[0])
 
 
 def _attention(arch: Architecture, w: Mapping[str, Floats], x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jina_local import registry
+from jina_local import projector, registry
+from jina_local.architecture import Architecture
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelNotFound, UsageError
-from jina_local.formats import manifest
+from jina_local.formats import manifest, safetensors
 from jina_local.formats.manifest import Source
 from jina_local.registry import Published
+from jina_local.spec import NO_TASK, RERANK
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,9 +24,19 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
-_CLASSES = {"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}
+# Architecture -> (model_type, class) of transformers' own that computes it without remote code.
+_CLASSES = {
+    "qwen3": ("qwen3", "Qwen3Model"),
+    "eurobert": ("eurobert", "EuroBertModel"),
+    "jina-bert-v3": ("jina_embeddings_v3", "JinaEmbeddingsV3Model"),
+    "bert": ("xlm-roberta", "XLMRobertaForSequenceClassification"),
+}
+_LISTWISE = "JinaForRanking"  # what tells a listwise reranker from Qwen3 itself
 # Keys of the published config that mean something to its remote code only, or that are written anew.
-_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "quantization", "quantization_config")
+_FOREIGN = ("auto_map", "task_names", "_name_or_path", "rope_parameters", "quantization", "quantization_config",
+            "lora_adaptations", "lora_rank", "lora_alpha", "lora_dropout_p", "lora_main_params_trainable",
+            "load_trained_adapters", "task_instructions", "rotary_emb_base", "position_embedding_type",
+            "use_flash_attn", "use_reentrant", "emb_pooler", "matryoshka_dimensions", "truncate_dim")  # fmt: skip
 
 
 def locate(wanted: str, *, revision: str | None, offline: bool | None) -> tuple[Path, str, str | None]:
@@ -46,19 +58,35 @@ def row_of(checkpoint: Checkpoint) -> Published:
 
 
 def choose_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> list[str]:
-    """Tasks, or "all". A merged source has the one task that its manifest names. Raises UsageError."""
-    held = [task for task in row_of(checkpoint).spec.tasks if task in checkpoint.tasks] or merged_task(checkpoint)
+    """Tasks, other words for them, or "all": every adapter. Raises UsageError.
+
+    NO_TASK has to be named. A merged source has the one task that its manifest names; a reranker has RERANK, named
+    or not.
+    """
+    row = row_of(checkpoint)
+    if row.spec.scoring:
+        if other := [task for task in wanted if task not in (RERANK, "all")]:
+            raise UsageError(
+                f"unknown task {other[0]!r}: {row.spec.name} ranks, and has {RERANK!r} or nothing to name."
+            )
+        return [RERANK]
+    held = [task for task in row.spec.tasks if task in checkpoint.tasks] or merged_task(checkpoint)
     if not held:
         raise UsageError(
             f"{checkpoint.folder} has no adapters and no manifest that says which task it was merged for. "
             "Convert from the published base checkpoint."
         )
+    bare = [NO_TASK] if checkpoint.tasks and NO_TASK in row.spec.tasks else []
+    named = f"{', '.join([*held, *bare])}, or all{f' but {NO_TASK}' if bare else ''}"
     if not wanted:
-        raise UsageError(f"no task given. {checkpoint.folder} has: {', '.join(held)}, or all.")
-    for task in wanted:
-        if task not in (*held, "all"):
-            raise UsageError(f"unknown task {task!r}; {checkpoint.folder} has: {', '.join(held)}, or all.")
-    return held if "all" in wanted else list(dict.fromkeys(wanted))
+        raise UsageError(f"no task given. {checkpoint.folder} has: {named}.")
+    chosen = registry.spelled_out(row, wanted)
+    for task in chosen:
+        if task not in (*held, *bare, "all"):
+            raise UsageError(f"unknown task {task!r}; {checkpoint.folder} has: {named}.")
+    if "all" in chosen:
+        return held + [task for task in bare if task in chosen]
+    return list(chosen)
 
 
 def merged_task(checkpoint: Checkpoint) -> list[str]:
@@ -81,18 +109,42 @@ def plain_config(checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
     """
     arch = checkpoint.arch
     config = {key: value for key, value in checkpoint.config.items() if key not in _FOREIGN}
-    config |= {
-        "architectures": [_CLASSES[arch.kind]],
-        "model_type": arch.kind,
-        "rope_theta": arch.rope_theta,
-        "head_dim": arch.head_dim,
-        "num_key_value_heads": arch.kv_heads,
-        "torch_dtype": dtype,
-        "dtype": dtype,
-    }
+    model_type, class_ = _CLASSES[arch.kind]
+    if row_of(checkpoint).spec.scoring == "listwise":
+        class_ = _LISTWISE
+    config |= {"architectures": [class_], "model_type": model_type, "torch_dtype": dtype, "dtype": dtype}
+    if arch.rope_theta:
+        config["rope_theta"] = arch.rope_theta
+    if not arch.xlm_roberta:
+        config |= {"head_dim": arch.head_dim, "num_key_value_heads": arch.kv_heads}
+    return config | _own_keys(arch)
+
+
+def _own_keys(arch: Architecture) -> dict[str, object]:
+    """What the class of transformers' needs to be told beyond that."""
     if arch.kind == "eurobert":
-        config["classifier_pooling"] = "mean"  # "late", the class's default, stops llama.cpp's own converter
-    return config
+        return {"classifier_pooling": "mean"}  # "late", the class's default, stops llama.cpp's own converter
+    if arch.kind == "jina-bert-v3":
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": arch.rope_theta}}
+    if arch.kind == "bert":
+        return {"position_embedding_type": "absolute", "num_labels": arch.labels}
+    return {}
+
+
+def projector_file(checkpoint: Checkpoint) -> Path:
+    """Where a listwise reranker's projector is read from: a file beside the weights, else the checkpoint itself."""
+    beside = checkpoint.folder / projector.FILE
+    return beside if beside.exists() else checkpoint.folder
+
+
+def write_projector(checkpoint: Checkpoint, target: Path) -> None:
+    """Write a listwise reranker's projector into the folder `target`, in float32. Nothing for any other model."""
+    if row_of(checkpoint).spec.scoring != "listwise":
+        return
+    found = projector.read(projector_file(checkpoint), checkpoint.arch.hidden)
+    tensors = dict(zip(projector.NAMINGS[0], (found.first, found.second), strict=True))
+    layout = {name: ("F32", data.shape) for name, data in tensors.items()}
+    safetensors.write(target / projector.FILE, layout, tensors.items(), {"format": "pt"})
 
 
 def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Sequence[str]) -> Source:
@@ -100,6 +152,8 @@ def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Seq
     folder = checkpoint.folder
     paths = [folder / "config.json", *(file.path for file in checkpoint.files)]
     paths += [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if row_of(checkpoint).spec.scoring == "listwise" and (beside := projector_file(checkpoint)) != folder:
+        paths.append(beside)
     if checkpoint.tasks:
         for task in tasks:
             paths += checkpoint.adapter_files(task)

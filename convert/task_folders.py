@@ -33,7 +33,7 @@ class Form:
     layout: Layout  # every tensor of the file: name -> dtype, shape
     metadata: Mapping[str, str]
     tensors: Callable[[str], Iterator[tuple[str, NDArray[np.generic]]]]  # task (or BASE) -> them, one at a time
-    configs: Callable[[Path], None]  # everything beside the weights, into the folder given
+    configs: Callable[[Path, str], None]  # everything beside the weights of a task (or BASE), into the folder given
 
 
 def size_of(layout: Layout) -> int:
@@ -64,7 +64,7 @@ def write_folders(
         for task, folder in folders.items():
             folder.mkdir(exist_ok=True)
             safetensors.write(folder / WEIGHTS, form.layout, form.tensors(task), form.metadata)
-            form.configs(folder)
+            form.configs(folder, task)
             if folder != temp:
                 seal(folder, {WEIGHTS: (task, form.label)})
         seal(temp, {(f / WEIGHTS).relative_to(temp).as_posix(): (task, form.label) for task, f in folders.items()})

@@ -1,7 +1,7 @@
 """Published checkpoint -> one plain merged checkpoint a task, for loaders that take no adapters and no remote code.
 
-What is written: the model class's own config (Qwen3Model, EuroBertModel), model.safetensors, the tokenizer, and
-the folders that sentence-transformers reads (last-token pooling, normalisation, prompts, `document` the default).
+What is written: the config of a class of transformers' own (Qwen3Model, EuroBertModel, JinaEmbeddingsV3Model),
+model.safetensors, the tokenizer, and the folders that sentence-transformers reads (pooling, normalisation, prompts).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from jina_local.spec import ModelSpec
 from . import source
 from .task_folders import Form, Progress, write_folders
 
+# Pooling, as ModelSpec has it -> sentence-transformers' mode.
+_POOLING = {"last": "lasttoken", "mean": "mean_tokens"}
+_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -47,43 +50,47 @@ def merge(
     with Checkpoint(folder) as checkpoint:
         kept = dtype or checkpoint.dtype
         model = source.row_of(checkpoint).spec
+        if model.scoring:
+            raise UsageError(
+                f"{model.name} has no adapters to merge: its published checkpoint is what merge would write. "
+                "Convert it for an engine with `mlx` or `gguf`."
+            )
+        prefix = "roberta." if checkpoint.arch.xlm_roberta else ""
+        shapes = architecture.tensors(checkpoint.arch)
         form = Form(
             name="checkpoint",
             label=kept,
-            layout={name: (kept, shape) for name, shape in architecture.tensors(checkpoint.arch).items()},
+            layout={f"{prefix}{name}": (kept, shape) for name, shape in shapes.items()},
             metadata={"format": "pt"},
-            tensors=lambda task: _tensors(checkpoint, task, kept, progress),
-            configs=lambda target: _write_configs(checkpoint, model, target, kept),
+            tensors=lambda task: _tensors(checkpoint, task, kept, prefix, progress),
+            configs=lambda target, task: _write_configs(checkpoint, model, task, target, kept),
         )
         chosen = source.choose_tasks(checkpoint, tasks)
         write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
 
 
 def _tensors(
-    checkpoint: Checkpoint, task: str, dtype: str, progress: Progress | None
+    checkpoint: Checkpoint, task: str, dtype: str, prefix: str, progress: Progress | None
 ) -> Iterator[tuple[str, NDArray[np.generic]]]:
     total = len(architecture.tensors(checkpoint.arch))
     for done, (name, weight) in enumerate(checkpoint.merged(source.adapter_of(checkpoint, task)), 1):
         if dtype == "BF16":
-            yield name, safetensors.to_bf16(weight)
+            yield f"{prefix}{name}", safetensors.to_bf16(weight)
         elif dtype == "F16":
-            yield name, safetensors.to_f16(weight, name)
+            yield f"{prefix}{name}", safetensors.to_f16(weight, name)
         else:
-            yield name, weight
+            yield f"{prefix}{name}", weight
         if progress:
             progress(f"merge {task}", done, total)
 
 
-def _write_configs(checkpoint: Checkpoint, model: ModelSpec, target: Path, dtype: str) -> None:
+def _write_configs(checkpoint: Checkpoint, model: ModelSpec, task: str, target: Path, dtype: str) -> None:
     arch = checkpoint.arch
     _json(target / "config.json", source.plain_config(checkpoint, DTYPES[dtype]))
+    prompts, default = _prompts(model, task)
     _json(
         target / "config_sentence_transformers.json",
-        {
-            "prompts": dict(model.prompts),
-            "default_prompt_name": model.default_prompt,
-            "similarity_fn_name": "cosine",
-        },
+        {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": "cosine"},
     )
     longest = min(model.max_tokens, arch.max_positions)
     _json(target / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
@@ -95,13 +102,23 @@ def _write_configs(checkpoint: Checkpoint, model: ModelSpec, target: Path, dtype
     _json(target / "modules.json", modules)
     (target / "1_Pooling").mkdir(exist_ok=True)
     (target / "2_Normalize").mkdir(exist_ok=True)
-    pooling = {f"pooling_mode_{m}": False for m in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")}
-    pooling |= {"pooling_mode_weightedmean_tokens": False, "pooling_mode_lasttoken": True, "include_prompt": True}
+    pooling = {f"pooling_mode_{mode}": mode == _POOLING[model.pooling] for mode in _MODES}
+    pooling["include_prompt"] = True
     _json(target / "1_Pooling" / "config.json", {"word_embedding_dimension": arch.hidden, **pooling})
     _json(target / "2_Normalize" / "config.json", {})
     for name in source.TOKENIZER_FILES:
         if (checkpoint.folder / name).exists():
             shutil.copyfile(checkpoint.folder / name, target / name)
+
+
+def _prompts(model: ModelSpec, task: str) -> tuple[dict[str, str], str]:
+    """The prompts that go with the weights of one task, and the name of the default one."""
+    if model.default_prompt is not None:
+        return dict(model.prompts), model.default_prompt
+    # Its own alone, the others belong to other adapters. Also under the names that encode_query and encode_document
+    # look for: they take an empty prompt where theirs is missing, not the default one.
+    other = [name for words in model.task_words.values() for name, to in words.items() if name and to == task]
+    return dict.fromkeys([task, *other], model.prompts[task]), task
 
 
 def _json(path: Path, body: object) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import architecture, names, registry
+from jina_local import architecture, names, projector, registry
+from jina_local.architecture import POSITION_OFFSET
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
@@ -44,7 +45,11 @@ NEEDS_IMATRIX = (
 # Bits a weight of the linear layers, rounded up: llama.cpp mixes types within a file. For the estimate of space.
 _BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5": 6.1, "Q4": 5.2, "IQ4": 4.8, "Q3": 4.4}
 _TABLE_BITS = 6.6  # the token table is Q6_K in every smaller type
-_POOLING = {"mean": 1, "first": 2, "last": 3}  # enum llama_pooling_type
+# enum llama_pooling_type; what the pairwise reranker reads at the first token goes through its head, RANK.
+_POOLING = {"marked": 0, "mean": 1, "last": 3, "first": 4}
+_LABELS = ["relevance"]  # one score a text
+_POSITIONS = "position_embd.weight"
+_WHOLE = (r"^cls\.",)  # the classifier is small, and all of a score passes through it
 _LARGEST_F16 = 65504.0
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
@@ -82,10 +87,10 @@ def to_gguf(
 ) -> None:
     """Write `out`: a GGUF for each of `tasks` and `types` ("F16", "Q4_K_M", ...), tokenizer, config and manifest.
 
-    `imatrix`: a text file, one text a line, whose importance matrix every type but F32, F16 and BF16 is made with.
-    `separate`: a base of each type that has no adapter in it, and an adapter of each task in F16, or F32 where that
-    is one of `types`. The importance matrix is then the base's own: what passes through it without any adapter for
-    these texts, each with the default prompt.
+    Of the listwise reranker its projector too. `imatrix`: a text file, one text a line, whose importance matrix every
+    type but F32, F16 and BF16 is made with. `separate`: a base of each type that has no adapter in it, and an adapter
+    of each task in F16, or F32 where that is one of `types`. The importance matrix is then the base's own: what
+    passes through it without any adapter for these texts, each with the default prompt.
     `progress(what, done, of)`. The same input gives the same bytes, whatever `threads` is. Peak memory beside what
     the system caches of files: about twice the largest tensor in float32 (the token table) and 0.1 GB of vocabulary,
     or 256 MiB where that is more. On disk the F32 file of one task stands there for a while.
@@ -101,8 +106,7 @@ def to_gguf(
         words = vocabulary.read(tokenizer, raw, checkpoint.arch, _config(checkpoint))
         tell = progress or (lambda what, done, of: None)
         row = source.row_of(checkpoint)
-        if separate:
-            _require_adapters(checkpoint)
+        _require_parts(checkpoint, row, separate)
         record = source.describe(checkpoint, source_name or folder.resolve().name, revision, chosen_tasks)
         base = source.base_digest(checkpoint, record) if separate else ""
         job = _Job(
@@ -112,6 +116,7 @@ def to_gguf(
             weights = _write_all(job, chosen_tasks, temp)
             for name in ("tokenizer.json", "config.json"):
                 shutil.copyfile(folder / name, temp / name)
+            source.write_projector(checkpoint, temp)
             name, fingerprint = row.spec.name, words.fingerprint
             write_manifest(temp, form="gguf", model=name, source=record, tokenizer=fingerprint, weights=weights)
 
@@ -142,8 +147,20 @@ def choose_types(types: Sequence[str], with_imatrix: bool) -> list[str]:
     return chosen
 
 
-def _require_adapters(checkpoint: Checkpoint) -> None:
-    """Raise UsageError where the checkpoint's adapters are merged already."""
+def _require_parts(checkpoint: Checkpoint, row: Published, separate: bool) -> None:
+    """Raise ModelDamaged where a projector is missing, UsageError where no adapters can stay separate."""
+    if row.spec.scoring == "listwise":
+        projector.read(source.projector_file(checkpoint), checkpoint.arch.hidden)
+    if not separate:
+        return
+    if row.spec.scoring:
+        raise UsageError(f"{row.spec.name} has no adapters to keep beside a base. Leave --adapters separate out.")
+    if checkpoint.arch.kind == "jina-bert-v3":
+        raise UsageError(
+            f"--adapters separate is not for {row.spec.name} in GGUF: its adapters change the token types too, and "
+            "llama.cpp leaves that part out without a word. Leave it out, and each task is merged; or keep adapters "
+            "separate with `python -m convert mlx`."
+        )
     if not checkpoint.tasks:
         raise UsageError(
             f"{checkpoint.folder}: its adapter is merged already, so that none can stay separate. Convert from the "
@@ -192,6 +209,7 @@ def _write_model(job: _Job, task: str | None, folder: Path) -> dict[str, str]:
             threads=job.threads,
             imatrix=None if plain else importance,
             notes=None if plain else notes,
+            whole=_WHOLE,
             progress=lambda done, of, label=label: job.progress(f"{called} {label}", done, of),  # type: ignore[misc]
         )
         _verify(folder / name, label, job)
@@ -205,7 +223,7 @@ def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> Non
     import gguf
 
     arch = job.checkpoint.arch
-    shapes, renamed = architecture.tensors(arch), names.gguf_names(arch)
+    shapes, renamed = names.gguf_shapes(arch), names.gguf_names(arch)
     writer = gguf.GGUFWriter(path, arch.kind)
     try:
         add_keys(writer, job.checkpoint, job.row, model, task, job.revision)
@@ -213,14 +231,15 @@ def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> Non
             writer.add_string(BASE_KEY, job.base)
         job.vocabulary.write(writer)
         for name, shape in shapes.items():
-            writer.add_tensor_info(renamed[name], shape, np.dtype(np.float32), 4 * math.prod(shape))
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * math.prod(shape))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         merged = job.checkpoint.merged(None if task is None else source.adapter_of(job.checkpoint, task))
         for done, (name, data) in enumerate(merged, 1):
             _check_range(name, data, task, job)
-            writer.write_tensor_data(np.ascontiguousarray(data))
+            stored = data[POSITION_OFFSET:] if renamed[name] == _POSITIONS else data
+            writer.write_tensor_data(np.ascontiguousarray(stored))
             job.progress(f"{task or 'base'} F32", done, len(shapes))
         writer.flush()
     finally:
@@ -252,27 +271,33 @@ def add_keys(
     import gguf
 
     arch = checkpoint.arch
-    count = sum(math.prod(shape) for shape in architecture.tensors(arch).values())
+    count = sum(math.prod(shape) for shape in names.gguf_shapes(arch).values())
     gguf_adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
     writer.add_file_type(0)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_block_count(arch.layers)
-    writer.add_context_length(model.max_tokens)
+    # llama.cpp takes it for the number of learned positions.
+    writer.add_context_length(arch.max_positions if arch.kind == "bert" else model.max_tokens)
     writer.add_embedding_length(arch.hidden)
     writer.add_feed_forward_length(arch.intermediate)
     writer.add_head_count(arch.heads)
     writer.add_head_count_kv(arch.kv_heads)
     writer.add_key_length(arch.head_dim)
     writer.add_value_length(arch.head_dim)
-    writer.add_layer_norm_rms_eps(arch.eps)
-    writer.add_rope_freq_base(arch.rope_theta)
+    (writer.add_layer_norm_eps if arch.xlm_roberta else writer.add_layer_norm_rms_eps)(arch.eps)
+    if arch.rope_theta:
+        writer.add_rope_freq_base(arch.rope_theta)
     writer.add_vocab_size(arch.vocab)
     if not arch.causal:
         writer.add_causal_attention(False)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        if arch.rope_theta:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     writer.add_uint32(f"{arch.kind}.pooling_type", _POOLING[model.pooling])
+    if arch.labels:
+        writer.add_classifier_output_labels(_LABELS)
     gguf_adapters.add_own(writer, model, task)
-    writer.add_array("jina_local.matryoshka_dims", list(model.dims))
+    if not model.scoring:
+        writer.add_array("jina_local.matryoshka_dims", list(model.dims))
 
 
 def narrowed(checkpoint: Checkpoint, row: Published, tasks: Sequence[str]) -> ModelSpec:
@@ -292,10 +317,8 @@ def _verify(path: Path, label: str, job: _Job) -> format_.Header:
         raise OutputError(
             f"{path.name}: was not written to the end; the disk is full, or a quota is met ({error})."
         ) from error
-    expected = {
-        names.gguf_names(job.checkpoint.arch)[n]: s for n, s in architecture.tensors(job.checkpoint.arch).items()
-    }
-    if header.weights != label or {n: t.shape for n, t in header.tensors.items()} != expected:
+    expected = {name: format_.plain(shape) for name, shape in names.gguf_shapes(job.checkpoint.arch).items()}
+    if header.weights != label or {n: format_.plain(t.shape) for n, t in header.tensors.items()} != expected:
         raise OutputError(f"{path.name}: llama.cpp wrote {header.weights} with other tensors than it was given.")
     return header
 
@@ -313,7 +336,7 @@ def _needs(job: _Job, tasks: Sequence[str]) -> int:
     """Bytes on disk at the fullest moment, rounded up."""
     checkpoint, types = job.checkpoint, job.types
     shapes = architecture.tensors(checkpoint.arch)
-    table = math.prod(shapes["embed_tokens.weight"])
+    table = math.prod(shapes[checkpoint.arch.table])
     rest = sum(map(math.prod, shapes.values())) - table
     vocabulary_bytes = 4 * (checkpoint.folder / "tokenizer.json").stat().st_size
 
@@ -328,12 +351,12 @@ def _needs(job: _Job, tasks: Sequence[str]) -> int:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, object]:
-    """config.json, and the pad_token that only tokenizer_config.json names in v5-text-small."""
+    """config.json, and the tokens that only tokenizer_config.json names: v5-text-small's padding, XLM-R's mask."""
     config = dict(checkpoint.config)
     path = checkpoint.folder / "tokenizer_config.json"
-    if path.exists():
-        token = read_json(path).get("pad_token")
-        config["pad_token"] = token.get("content") if isinstance(token, dict) else token
+    for name in ("pad_token", *(["mask_token"] if checkpoint.arch.xlm_roberta else [])):
+        token = read_json(path).get(name) if path.exists() else None
+        config[name] = token.get("content") if isinstance(token, dict) else token
     return config
 
 

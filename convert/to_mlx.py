@@ -1,7 +1,7 @@
 """Published checkpoint -> MLX folders in mlx-lm's layout: merged in float32 or kept apart, rounded or quantised.
 
-Names carry `model.` and the config says what mlx-lm expects, so that it loads the Qwen3 folders as they are;
-our own engine reads them with the prefix or without.
+Names carry `model.`, or of XLM-R `roberta.`, as published, and the config says what mlx-lm expects, so that it loads
+the Qwen3 folders as they are; our own engine reads them with the prefix or without.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def to_mlx(
             layout=_layout(checkpoint.arch, bits, group_size),
             metadata={"format": "mlx"},
             tensors=lambda what: _tensors(checkpoint, what, bits, group_size, progress),
-            configs=lambda target: _write_configs(checkpoint, target, bits, group_size),
+            configs=lambda target, _: _write_configs(checkpoint, target, bits, group_size),
         )
         if not separate:
             write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
@@ -93,15 +93,22 @@ def _layout(arch: Architecture, bits: int, group_size: int) -> dict[str, tuple[s
     """Every tensor of the file: name -> dtype, shape."""
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in architecture.tensors(arch).items():
-        code = recipe(name, shape, bits, group_size)
+        code, stored = recipe(name, shape, bits, group_size), _stored(arch, name)
         if code is None:
-            layout[f"model.{name}"] = (_PLAIN.get(bits, "F16"), shape)
+            layout[stored] = (_PLAIN.get(bits, "F16"), shape)
             continue
         rows, columns = shape
-        layout[f"model.{name}"] = ("U32", (rows, columns * code[0] // 32))
+        layout[stored] = ("U32", (rows, columns * code[0] // 32))
         for part in ("scales", "biases"):
-            layout[f"model.{name.removesuffix('weight')}{part}"] = ("F16", (rows, columns // code[1]))
+            layout[f"{stored.removesuffix('weight')}{part}"] = ("F16", (rows, columns // code[1]))
     return layout
+
+
+def _stored(arch: Architecture, name: str) -> str:
+    """A tensor's name in the file."""
+    if not arch.xlm_roberta:
+        return f"model.{name}"
+    return name if name.startswith("classifier.") else f"roberta.{name}"
 
 
 def _tensors(
@@ -111,16 +118,16 @@ def _tensors(
     total = len(architecture.tensors(checkpoint.arch))
     adapter = None if what == BASE else source.adapter_of(checkpoint, what)
     for done, (name, weight) in enumerate(checkpoint.merged(adapter), 1):
-        code = recipe(name, weight.shape, bits, group_size)
+        code, stored = recipe(name, weight.shape, bits, group_size), _stored(checkpoint.arch, name)
         if code is not None:
             # From float32: rounding to float16 first would add its error to that of the codes.
             matrix = quantise(weight, *code, where=name)
-            stem = f"model.{name.removesuffix('weight')}"
+            stem = stored.removesuffix("weight")
             yield f"{stem}weight", matrix.codes
             yield f"{stem}scales", matrix.scales
             yield f"{stem}biases", matrix.biases
         else:
-            yield f"model.{name}", weight if bits == 32 else safetensors.to_f16(weight, name)
+            yield stored, weight if bits == 32 else safetensors.to_f16(weight, name)
         if progress:
             progress(f"mlx {what} {bits}bit", done, total)
 
@@ -137,6 +144,7 @@ def _write_configs(checkpoint: Checkpoint, target: Path, bits: int, group_size: 
     for name in (*source.TOKENIZER_FILES, _PROMPTS):
         if (checkpoint.folder / name).exists():
             shutil.copyfile(checkpoint.folder / name, target / name)
+    source.write_projector(checkpoint, target)
 
 
 def _quantization(arch: Architecture, bits: int, group_size: int) -> dict[str, object]:
@@ -145,6 +153,6 @@ def _quantization(arch: Architecture, bits: int, group_size: int) -> dict[str, o
     for name, shape in architecture.tensors(arch).items():
         code = recipe(name, shape, bits, group_size)
         if code is not None and code != (bits, group_size):
-            module = f"model.{name.removesuffix('.weight')}"
+            module = _stored(arch, name).removesuffix(".weight")
             entries[module] = {"bits": code[0], "group_size": code[1], "mode": "affine"}
     return entries

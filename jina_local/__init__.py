@@ -1,4 +1,4 @@
-"""Jina's text models on one machine, offline: `load(name_or_path).encode(texts, task=...)`."""
+"""Jina's text models on one machine, offline: `load(name_or_path)`, then `.encode(texts, task=...)` or `.rerank`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from .errors import JinaError
 
 if TYPE_CHECKING:
     from .model import Embedder, load
+    from .reranker import Ranked, Reranker
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "JinaError", "__version__", "load"]
+__all__ = ["Embedder", "JinaError", "Ranked", "Reranker", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> object:
         from . import model
 
         return getattr(model, name)
+    if name in ("Ranked", "Reranker"):
+        from . import reranker
+
+        return getattr(reranker, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

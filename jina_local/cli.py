@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from . import __version__, console
-from .commands import doctor, embed, models
+from .commands import doctor, embed, models, rerank
 from .errors import UsageError
 
 
@@ -23,7 +23,7 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS: dict[str, _Command] = {"embed": embed, "models": models, "doctor": doctor}
+_COMMANDS: dict[str, _Command] = {"embed": embed, "rerank": rerank, "models": models, "doctor": doctor}
 _PROG = "jina-local"
 
 

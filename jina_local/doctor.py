@@ -82,6 +82,7 @@ def checks() -> list[Check]:
         _network(),
         *_places(),
         _model(),
+        _reranker(),
     ]
 
 
@@ -277,18 +278,37 @@ def _places() -> list[Check]:
 
 
 def _model() -> Check:
+    """What `embed` would load."""
+    return _found("model", "MODEL", "WEIGHTS", registry.DEFAULT_MODEL)
+
+
+def _reranker() -> Check:
+    """What `rerank` would load; that none is here is worth a remark only where one was chosen."""
+    check = _found("reranker", "RERANK_MODEL", "RERANK_WEIGHTS", registry.DEFAULT_RERANKER)
+    if check.ok is not None or os.environ.get("JINA_LOCAL_RERANK_MODEL"):
+        return check
+    return Check("reranker", True, f"none is here; `rerank` would fetch {registry.DEFAULT_RERANKER}")
+
+
+def _found(name: str, variable: str, label_variable: str, default: str) -> Check:
     from . import weights
 
-    wanted = os.environ.get("JINA_LOCAL_MODEL") or registry.DEFAULT_MODEL
+    wanted = os.environ.get(f"JINA_LOCAL_{variable}") or default
     backend = os.environ.get("JINA_LOCAL_BACKEND") or "auto"
-    label = os.environ.get("JINA_LOCAL_WEIGHTS") or None
+    label = os.environ.get(f"JINA_LOCAL_{label_variable}") or None
     try:
         found = weights.find(wanted, backend=backend, weights=label, revision=None, offline=True)
     except ModelNotFound as error:
-        return Check("model", None, str(error), f"jina-local models pull {wanted}")
+        return Check(name, None, str(error), f"jina-local models pull {wanted}")
     except JinaError as error:
-        return Check("model", False, str(error), "jina-local models verify, or choose another with JINA_LOCAL_MODEL.")
+        step = f"jina-local models verify, or choose another with JINA_LOCAL_{variable}."
+        return Check(name, False, str(error), step)
+    ranks = registry.lookup(default).spec.scoring is not None
+    if (found.model.scoring is not None) != ranks:
+        what = "embeds texts and ranks none" if ranks else "ranks documents and has no vectors"
+        step = f"Choose another with JINA_LOCAL_{variable}."
+        return Check(name, False, f"{found.model.name} in {wanted} {what}", step)
     where = ", ".join(sorted({str(path) for path in found.files.values()}))
     return Check(
-        "model", True, f"{found.model.name}, {found.label} on {found.backend}: {where}. {' '.join(found.reasons)}"
+        name, True, f"{found.model.name}, {found.label} on {found.backend}: {where}. {' '.join(found.reasons)}"
     )

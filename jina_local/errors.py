@@ -58,11 +58,19 @@ class EngineMissing(EngineError):
 class NonFiniteError(JinaError):
     """The model returned NaN, infinity or a zero vector. `indices` are the texts' places in the call."""
 
-    def __init__(self, indices: Sequence[int], total: int) -> None:
+    def __init__(
+        self,
+        indices: Sequence[int],
+        total: int,
+        *,
+        what: str = "vector",
+        of: str = "texts",
+        company: str = "also when run alone. The other texts are not affected.",
+    ) -> None:
         shown = ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
         super().__init__(
-            f"no usable vector for {len(indices)} of {total} texts (index {shown}): the model returned NaN, "
-            "infinity or zero for them, also when run alone. The other texts are not affected. "
+            f"no usable {what} for {len(indices)} of {total} {of} (index {shown}): the model returned NaN, "
+            f"infinity or zero for them, {company} "
             "If this happens on ordinary text, check the files with `python -m jina_local models verify`."
         )
         self.indices = tuple(indices)

@@ -5,6 +5,7 @@ Three kinds: the merged weights of one task, a base that tasks share, and a task
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from .formats.gguf import FILE_TYPES, Header
 from .formats.manifest import Entry
 from .gguf_adapter import BASE_KEY, TASK_KEY
 from .registry import Published
-from .spec import ModelSpec
+from .spec import RERANK, ModelSpec
 
 # Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
 # arithmetic, then what loses less and takes more room, then downwards by loss.
@@ -27,9 +28,15 @@ ORDER = (
     "IQ4_NL", "IQ4_XS", "Q4_0", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K",
     "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
-_LAST = 3  # enum llama_pooling_type
-_PRE = {"qwen3": ("qwen2",), "eurobert": ("jina-v5-nano", "llama-bpe")}
-_SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "separator", "padding", "mask", "cls")
+_POOLING = {"marked": 0, "mean": 1, "last": 3, "first": 4}  # enum llama_pooling_type; the first token has the head
+_TOKENIZERS = {
+    "qwen3": ("gpt2", ("qwen2",)),
+    "eurobert": ("gpt2", ("jina-v5-nano", "llama-bpe")),
+    "jina-bert-v3": ("t5", ("default",)),
+    "bert": ("t5", ("default",)),
+}
+_SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "separator", "padding", "mask", "cls")
+_MARKS = (b"<|embed_token|>", b"<|rerank_token|>")  # what tells the listwise reranker from Qwen3 itself
 SEPARATE = "`python -m convert gguf SRC OUT --task all --adapters separate`"
 
 
@@ -67,10 +74,12 @@ def own_name(path: Path) -> tuple[Published, str, str] | None:
     """As `published_name`; of our own names the task of a base is "base", the label of an adapter "ADAPTER"."""
     for row in registry.PUBLISHED:
         tasks = "|".join(map(re.escape, (*row.spec.tasks, "base")))
-        pattern = re.escape(row.gguf_file)
-        pattern = pattern.replace(re.escape("{task}"), f"({tasks})").replace(re.escape("{type}"), r"([A-Za-z0-9_]+)")
+        pattern = re.escape(row.gguf_file).replace(re.escape("{task}"), f"(?P<task>{tasks})")
+        pattern = pattern.replace(re.escape("{type}"), r"(?P<type>[A-Za-z0-9_]+)")
         if match := re.fullmatch(pattern, path.name):
-            return row, match[1], match[2].upper()
+            task, label = match.groupdict().get("task", RERANK), match["type"].upper()
+            if not (row.spec.scoring and label == "ADAPTER"):
+                return row, task, label
     return None
 
 
@@ -101,19 +110,20 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
     if table is None or len(table.shape) != 2:
         raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
     arch = architecture.from_gguf(header.keys, table.shape[0], str(path))
-    _check_keys(header, arch)
+    row = row_of(arch, path)
+    _check_keys(header, arch, row)
     _check_tensors(header, arch)
     _check_vocabulary(header, arch)
-    row = row_of(arch, path)
+    _check_marks(header, row)
     digest = _base(header, row, entry)
     task = _task(header, row, entry) if digest is None else None
     return Identity(path, row, arch, task, _label(header, entry), digest)
 
 
-def _check_keys(header: Header, arch: Architecture) -> None:
+def _check_keys(header: Header, arch: Architecture, row: Published) -> None:
     """Keys that change the arithmetic silently have to be absent, or what the model computes."""
     expected: dict[str, tuple[object, ...]] = {
-        f"{arch.kind}.pooling_type": (_LAST,),
+        f"{arch.kind}.pooling_type": (_POOLING[row.spec.pooling],),
         f"{arch.kind}.attention.causal": (arch.causal,),
         f"{arch.kind}.attention.value_length": (arch.head_dim,),
         f"{arch.kind}.rope.dimension_count": (arch.head_dim,),
@@ -128,32 +138,56 @@ def _check_keys(header: Header, arch: Architecture) -> None:
 def _check_tensors(header: Header, arch: Architecture) -> None:
     if "output.weight" in header.tensors:
         raise ModelDamaged(
-            f"{header.path}: holds output.weight, the head of a language model; the embedding models have none. "
+            f"{header.path}: holds output.weight, the head of a language model; the models known here have none. "
             "It is another model, or was converted from one."
         )
-    renamed = names.gguf_names(arch)
-    expected = {renamed[name]: shape for name, shape in architecture.tensors(arch).items()}
-    check_shapes({name: t.shape for name, t in header.tensors.items()}, expected, str(header.path))
+    expected = {name: gguf.plain(shape) for name, shape in names.gguf_shapes(arch).items()}
+    check_shapes({name: gguf.plain(t.shape) for name, t in header.tensors.items()}, expected, str(header.path))
 
 
 def _check_vocabulary(header: Header, arch: Architecture) -> None:
     """llama.cpp aborts on some of these instead of returning an error."""
     keys, path = header.keys, header.path
     model, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in _PRE[arch.kind]:
+    right, known = _TOKENIZERS[arch.kind]
+    if model != right or pre not in known:
         raise ModelDamaged(
             f"{path}: has the tokenizer {model!r} with the pre-tokenizer {pre!r}; {arch.kind} is read with "
-            f"'gpt2' and {' or '.join(map(repr, _PRE[arch.kind]))}."
+            f"{right!r} and {' or '.join(map(repr, known))}."
         )
     tokens = keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or len(tokens) != arch.vocab or len(set(tokens)) != arch.vocab:
         different = len(set(tokens)) if isinstance(tokens, list) else 0
         raise ModelDamaged(f"{path}: lists {different} different tokens for a table of {arch.vocab} rows.")
+    if right == "t5":
+        _check_pieces(header, arch)
     for which in _SPECIAL:
         key = f"tokenizer.ggml.{which}_token_id"
         number = keys.get(key, 0)
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < arch.vocab:
             raise ModelDamaged(f"{path}: {key} is {number!r}, outside the {arch.vocab} tokens of the vocabulary.")
+
+
+def _check_pieces(header: Header, arch: Architecture) -> None:
+    """What a Unigram vocabulary has beside its tokens."""
+    keys, path = header.keys, header.path
+    scores = keys.get("tokenizer.ggml.scores")
+    numbers = isinstance(scores, list) and all(isinstance(score, float) and math.isfinite(score) for score in scores)
+    if not numbers or len(scores) != arch.vocab:  # type: ignore[arg-type]
+        raise ModelDamaged(f"{path}: tokenizer.ggml.scores is not one number for each of {arch.vocab} tokens.")
+    count = keys.get("tokenizer.ggml.token_type_count")
+    if count != 1:
+        raise ModelDamaged(f"{path}: tokenizer.ggml.token_type_count is {count!r}; for this model it is 1.")
+
+
+def _check_marks(header: Header, row: Published) -> None:
+    """Qwen3's own models have the listwise reranker's shape, and not the tokens that its states are read at."""
+    tokens = header.keys["tokenizer.ggml.tokens"]
+    if row.spec.scoring == "listwise" and not set(_MARKS) <= set(tokens):  # type: ignore[call-overload]
+        raise ModelDamaged(
+            f"{header.path}: has the shape of {row.spec.name}, and its vocabulary has no "
+            f"{' or '.join(mark.decode() for mark in _MARKS)}. It is another model of the Qwen3 family."
+        )
 
 
 def _task(header: Header, row: Published, entry: Entry | None) -> str:
@@ -162,6 +196,7 @@ def _task(header: Header, row: Published, entry: Entry | None) -> str:
         "its manifest": entry.task if entry else None,
         f"its key {TASK_KEY}": header.text(TASK_KEY),
         "its name": name[1] if name else None,
+        "its architecture": RERANK if row.spec.scoring else None,
     }
     found = {where: task for where, task in said.items() if task is not None}
     if name and name[0] is not row:

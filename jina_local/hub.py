@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import registry
 from .errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
 from .formats import manifest
 from .formats.manifest import Manifest
@@ -25,6 +26,7 @@ from .hub_cache import (
     NEEDED,
     SHARD,
     Held,
+    beside,
     cache_folder,
     checked,
     commit_of,
@@ -121,36 +123,40 @@ def pull(
 ) -> Held:
     """Fetch a model into the cache and compare every file with the hub's size and digest, those already there too.
 
-    kind: "llama" takes one GGUF of type `weights` (Q8_0) for each task, by default the model's default task;
-    "mlx" takes the base checkpoint and the adapters of `tasks`, by default all. `revision` replaces the pinned
-    commit. progress: bars on stderr. What is not as the hub says is removed. A cut connection is taken up
-    where it broke. Raises ModelNotFound (no such thing, or no network), ModelDamaged, OutputError, UsageError.
+    kind: "llama" takes one GGUF of type `weights` (Q8_0) for each task, by default the model's default task, and
+    what belongs beside it; "mlx" takes the base checkpoint and the adapters of `tasks`, by default all. `revision`
+    replaces the pinned commit. progress: bars on stderr. What is not as the hub says is removed. A cut connection
+    is taken up where it broke. Raises ModelNotFound (no such thing, or no network), ModelDamaged, OutputError,
+    UsageError.
     """
     if kind not in ("llama", "mlx"):
         raise UsageError(f"unknown kind {kind!r}. Possible: llama, mlx.")
-    chosen = tuple(tasks or ((row.spec.default_task or row.spec.tasks[0],) if kind == "llama" else row.spec.tasks))
+    default = (row.spec.default_task or row.spec.tasks[0],) if kind == "llama" else row.spec.tasks
+    chosen = registry.spelled_out(row, tasks) if tasks else default
     if unknown := [task for task in chosen if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
     if row.bundled:
         raise UsageError(f"{row.spec.name} comes with the package: there is nothing to fetch, and `load` opens it.")
+    by_task = repos(row, kind, chosen)
+    if not by_task:
+        raise ModelNotFound(f"{row.spec.name}: {unpublished(row)}")
     label = (weights or GGUF_DEFAULT).upper() if kind == "llama" else None
     files: dict[str, Path] = {}
     notes: list[str] = []
-    by_task = repos(row, kind, chosen)
     for repo in dict.fromkeys(by_task.values()):
         served = [task for task in chosen if by_task[task] == repo]
         asked = checked(revision) or pinned(row, repo) or "main"
         with _client(repo, asked, progress):
             commit, remote = _ask(repo, asked)
             if kind == "llama":
-                wanted = [row.gguf_file.format(task=task, type=label) for task in served]
+                names = [row.gguf_file.format(task=task, type=label) for task in served]
+                wanted = [*names, *beside(row)]
             else:
-                wanted = _checkpoint_files(remote, served)
+                names = ["."] * len(served)
+                wanted = _checkpoint_files(remote, served if row.adapter_folders else ())
             _require(repo, commit, wanted, remote)
             folder = _download(repo, commit, [remote[name] for name in wanted])
-        files |= (
-            {t: folder / n for t, n in zip(served, wanted, strict=True)} if label else dict.fromkeys(served, folder)
-        )
+        files |= {task: folder / name for task, name in zip(served, names, strict=True)}
         if revision is None and pinned(row, repo) is None:
             notes.append(f"no commit is pinned for {repo}: took main, which is {commit}")
     return Held(kind, files, label, str(commit_of(files[chosen[0]])), tuple(notes))
@@ -158,9 +164,20 @@ def pull(
 
 def ways_out(name: str) -> str:
     """How to get a model that is not here."""
+    row = registry.lookup(name)
+    text = f"Fetch it with `python -m jina_local models pull {name}`, or give the path of a folder or a .gguf file"
+    if row.spec.scoring is None:
+        text += "; or take the small model that comes with the package: --model pico"
+    return f"{text}." if row.gguf_repo or row.bundled else f"{text}. For llama.cpp, {unpublished(row)}"
+
+
+def unpublished(row: Published) -> str:
+    """What to do where llama.cpp is to run a model of which no GGUF files are published."""
+    tasks = " --task all" if len(row.spec.tasks) > 1 else ""
     return (
-        f"Fetch it with `python -m jina_local models pull {name}`, or give the path of a folder or a .gguf file; "
-        "or take the small model that comes with the package: --model pico."
+        "no GGUF files are published. Convert the checkpoint, to where it will be found by its name: `python -m "
+        f'convert gguf {row.spec.name} "{local_store() / row.spec.name}"{tasks}` (it fetches what is not here; '
+        "pip install 'jina_local[convert]' brings what it needs). MLX runs the checkpoint as it is."
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from . import gguf_identity
+from . import gguf_identity, projector
 from .errors import UsageError
 from .formats.checks import read_json
 from .formats.safetensors import open_regular
@@ -56,15 +56,20 @@ def cache_folder() -> Path:
 
 
 def repos(row: Published, kind: str, tasks: Iterable[str]) -> dict[str, str]:
-    """task -> the repository that has its files."""
-    if row.bundled:
-        return {}
-    return {task: row.gguf_repo.format(task=task) if kind == "llama" else row.repo for task in tasks}
+    """task -> the repository that has its files; empty where none are published in the form that an engine reads."""
+    name = row.gguf_repo if kind == "llama" else row.repo
+    return {task: name.format(task=task) for task in tasks} if name else {}
 
 
 def all_repos(row: Published) -> list[str]:
     """Every repository that has files of a model."""
-    return [] if row.bundled else [row.repo, *repos(row, "llama", row.spec.tasks).values()]
+    found = [repo for kind in ("mlx", "llama") for repo in repos(row, kind, row.spec.tasks).values()]
+    return list(dict.fromkeys(found))
+
+
+def beside(row: Published) -> tuple[str, ...]:
+    """Files that a repository of GGUF files has and without which they are of no use."""
+    return (projector.FILE,) if row.spec.scoring == "listwise" else ()
 
 
 def pinned(row: Published, repo: str) -> str | None:
@@ -100,6 +105,8 @@ def held(
     found: dict[str, dict[str, Path]] = {}  # label -> task -> file
     for task, repo in repos(row, kind, row.spec.tasks).items():
         for snapshot in reversed(snapshots(repo, revision, pinned(row, repo))):
+            if not all((snapshot / name).exists() for name in beside(row)):
+                continue
             for path in snapshot.glob("*.gguf"):
                 name = gguf_identity.published_name(path)
                 if name and name[:2] == (row, task) and path.exists():
@@ -120,7 +127,9 @@ def held(
 
 def _held_checkpoint(row: Published, tasks: Sequence[str], revision: str | None) -> Held | None:
     for folder in snapshots(row.repo, revision, row.revision):
-        there = tuple(t for t in row.spec.tasks if all((folder / "adapters" / t / n).exists() for n in ADAPTER))
+        there = row.spec.tasks
+        if row.adapter_folders:
+            there = tuple(t for t in there if all((folder / "adapters" / t / n).exists() for n in ADAPTER))
         weights = weight_files(folder)
         complete = weights and all((folder / name).exists() for name in (*NEEDED, *weights))
         if complete and there and set(tasks) <= set(there):
@@ -199,11 +208,14 @@ def discard(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def contents(snapshot: Path) -> tuple[str, ...]:
-    """What a snapshot folder has that can be opened: "retrieval Q8_0", "clustering adapter"."""
+def contents(row: Published, snapshot: Path) -> tuple[str, ...]:
+    """What a snapshot folder has that can be opened: "retrieval Q8_0", "clustering adapter", "checkpoint"."""
     names = [n for p in snapshot.glob("*.gguf") if (n := gguf_identity.published_name(p)) and p.exists()]
     adapters = [p.parent.name for p in snapshot.glob(f"adapters/*/{ADAPTER[1]}") if p.exists()]
-    return tuple(sorted([*(f"{task} {label}" for _, task, label in names), *(f"{t} adapter" for t in adapters)]))
+    whole = ["checkpoint"] if not row.adapter_folders and (snapshot / "config.json").exists() else []
+    lacks = [f"without {name}" for name in beside(row) if names and not (snapshot / name).exists()]
+    held = [*(f"{task} {label}" for _, task, label in names), *(f"{task} adapter" for task in adapters)]
+    return (*sorted(held), *whole, *lacks)
 
 
 def size_on_disk(repo: str) -> int:

@@ -44,17 +44,29 @@ class Listed:
     aliases: tuple[str, ...]
     license: str
     tasks: tuple[str, ...]
-    dims: tuple[int, ...]
+    dims: tuple[int, ...]  # of vectors; of a listwise reranker, of those that it compares
     max_tokens: int
+    scoring: str | None  # of a reranker: "listwise" | "pairwise"
+    late_chunking: bool
     places: tuple[Place, ...]
 
 
 def listing() -> list[Listed]:
     """Every model of the registry with what is on this machine. Opens no socket."""
-    folders, rows = hub.stored(), [(row, row.spec) for row in registry.PUBLISHED]
+    folders = hub.stored()
     return [
-        Listed(s.name, row.aliases, s.license, s.tasks, s.dims, s.max_tokens, tuple(_places(row, folders)))
-        for row, s in rows
+        Listed(
+            name=row.spec.name,
+            aliases=row.aliases,
+            license=row.spec.license,
+            tasks=row.spec.tasks,
+            dims=row.spec.dims,
+            max_tokens=row.spec.max_tokens,
+            scoring=row.spec.scoring,
+            late_chunking=row.spec.late_chunking,
+            places=tuple(_places(row, folders)),
+        )
+        for row in registry.PUBLISHED
     ]
 
 
@@ -143,4 +155,4 @@ def _places(row: Published, folders: Sequence[Stored]) -> Iterator[Place]:
             yield Place("local store", one.path, holds, sum(e.bytes for e in entries))
     for repo in all_repos(row):
         for best in snapshots(repo, None, pinned(row, repo))[:1]:
-            yield Place("hub cache", best, contents(best), size_on_disk(repo))
+            yield Place("hub cache", best, contents(row, best), size_on_disk(repo))

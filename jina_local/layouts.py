@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Asked:
 
     backend: str  # "auto" | "mlx" | "llama"
     label: str | None
-    tasks: tuple[str, ...]  # all of these have to be there; empty: any
+    tasks: tuple[str, ...]  # words for tasks; all that they stand for have to be there; empty: any
     reasons: tuple[str, ...] = ()
 
 
@@ -62,7 +63,8 @@ def open_path(path: Path, asked: Asked) -> Weights:
     refuse_other(asked, "llama", f"{path} is a GGUF file")
     held = hub.read_manifest(path.parent) if os.path.lexists(path.parent / manifest.NAME) else None
     entries = held.files if held else {}
-    found = of_ggufs({path: entries.get(path.name), **gguf_choice.beside(path, entries)}, path, asked)
+    row = _named(held.model) if held else None
+    found = of_ggufs({path: entries.get(path.name), **gguf_choice.beside(path, entries)}, path, asked, row)
     return replace(found, revision=held.source.revision) if held else found
 
 
@@ -105,7 +107,8 @@ def _converted(folder: Path, asked: Asked) -> Weights:
     refuse_other(asked, engine, f"{folder} has {held.form} weights", held.source.name)
     if held.form == "gguf":
         named = {**entries, **held.adapters}
-        found = of_ggufs({folder / name: entry for name, entry in named.items()}, folder, asked)
+        files = {folder / name: entry for name, entry in named.items()}
+        found = of_ggufs(files, folder, asked, _named(held.model))
         if found.model.name != held.model:
             raise ModelDamaged(f"{folder}: its manifest says {held.model}, its files are {found.model.name}.")
         return replace(found, revision=held.source.revision)
@@ -126,10 +129,10 @@ def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
     for path in (folder / "model.safetensors", *adapters.values()):
         SafetensorsFile(path).close()
     row = _row(arch, held, folder)
-    if unknown := adapters.keys() - set(row.spec.tasks):
+    if unknown := adapters.keys() - (set(row.spec.tasks) - {NO_TASK}):
         raise ModelDamaged(f"{folder}: has adapters for {', '.join(sorted(unknown))}, which {row.spec.name} has not.")
     served = [task for task in row.spec.tasks if task in adapters or task == NO_TASK]
-    _serves(served, asked, folder)
+    _serves(row, served, asked, folder)
     return Weights(
         model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=served),
         form=held.form,
@@ -159,7 +162,7 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
         raise ModelDamaged(f"{folder}: its tasks have configs of different models.")
     arch = shapes.pop()
     row = _row(arch, held, folder)
-    _serves(files, asked, folder)
+    _serves(row, files, asked, folder)
     home = next(iter(files.values()))
     return Weights(
         model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=files),
@@ -193,8 +196,10 @@ def _ggufs(folder: Path, asked: Asked) -> Weights:
     return of_ggufs(dict.fromkeys(sorted(folder.glob("*.gguf"))), folder, asked)
 
 
-def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked) -> Weights:
-    """GGUF files, each with what a manifest says of it; `where` is what the caller gave."""
+def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked, row: Published | None = None) -> Weights:
+    """GGUF files, each with what a manifest says of it; `where` is what the caller gave, `row` the model if known."""
+    if asked.tasks and (known := row or _model_of(files)):
+        asked = replace(asked, tasks=registry.spelled_out(known, asked.tasks))
     choice = gguf_choice.choose(files, str(where), label=asked.label, tasks=asked.tasks)
     first = next(iter(choice.files.values()))
     tokenizer, why = _gguf_tokenizer(first.path.parent, first.row)
@@ -209,6 +214,21 @@ def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked) -> W
         adapters=choice.adapters,
         projector=_projector(first.row, first.path.parent, None),
     )
+
+
+def _named(model: str) -> Published | None:
+    """The row of a model by the name that a manifest has; None where it is none of them."""
+    return next((row for row in registry.PUBLISHED if row.spec.name == model), None)
+
+
+def _model_of(files: Mapping[Path, Entry | None]) -> Published | None:
+    """The model that files are of, by the first one's name that says it, else by the first header that does."""
+    if name := next((name for path in files if (name := gguf_identity.own_name(path))), None):
+        return name[0]
+    for path, entry in files.items():
+        with suppress(ModelDamaged, UsageError):  # what is wrong with a file is said where files are chosen
+            return gguf_identity.identify(path, entry).row
+    return None
 
 
 def of_published(folder: Path, asked: Asked) -> Weights:
@@ -229,7 +249,7 @@ def of_published(folder: Path, asked: Asked) -> Weights:
         for task in adapters:
             with base.adapter(task):
                 pass
-        _serves(tasks, asked, folder)
+        _serves(row, tasks, asked, folder)
         return Weights(
             model=registry.narrow(row, hidden=base.arch.hidden, max_positions=base.arch.max_positions, tasks=tasks),
             form="checkpoint",
@@ -318,9 +338,9 @@ def _same_label(asked: str | None, there: str, folder: Path) -> None:
         raise UsageError(f"{folder}: has no weights {asked!r}. There: {there}.")
 
 
-def _serves(there: Iterable[str], asked: Asked, folder: Path) -> None:
+def _serves(row: Published, there: Iterable[str], asked: Asked, folder: Path) -> None:
     held = list(there)
-    if missing := [task for task in asked.tasks if task not in held]:
+    if missing := [task for task in registry.spelled_out(row, asked.tasks) if task not in held]:
         raise UsageError(f"{folder}: has no weights for {', '.join(missing)}. There: {', '.join(held)}.")
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +32,7 @@ class Item(NamedTuple):
 
     number: int
     text: str
+    record: dict[str, Any] | None = None  # what else stood with it, the text included; only where it was asked for
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def arguments(texts: list[str]) -> Source:
     return Source("the command line", "text", (Item(i, t) for i, t in enumerate(texts, 1)), len(texts))
 
 
-def open_source(path: str, *, input_format: str | None, field: str) -> Source:
+def open_source(path: str, *, input_format: str | None, field: str, records: bool = False) -> Source:
     """Open a file, or standard input for `-`, in the format given or, without one, that of its suffix.
 
-    Standard input is txt unless said otherwise. Raises UsageError where it cannot be opened or understood;
+    Standard input is txt unless said otherwise. records: each item has the whole object, row or line that its text
+    stands in, except where that is a text and no more. Raises UsageError where it cannot be opened or understood;
     faults further down are raised while reading.
     """
     chosen = input_format or ("txt" if path == "-" else _by_suffix(path))
@@ -67,19 +69,19 @@ def open_source(path: str, *, input_format: str | None, field: str) -> Source:
             raise UsageError("parquet cannot be read from standard input: give --input FILE.")
         if sys.stdin is None:
             raise UsageError("standard input is closed: give texts, or --input FILE.")
-        return Source("standard input", "line", _texts(sys.stdin.buffer, "standard input", chosen, field))
+        return Source("standard input", "line", _texts(sys.stdin.buffer, "standard input", chosen, field, records))
     try:
         file = open(path, "rb")  # noqa: SIM115 (the Source closes it)
     except OSError as error:
         raise UsageError(f"--input {path}: cannot be opened ({error.strerror}).") from error
     if chosen == "parquet":
         try:
-            rows, items = _parquet(file, path, field)
+            rows, items = _parquet(file, path, field, records)
         except BaseException:
             file.close()
             raise
         return Source(path, "row", items, rows, file)
-    return Source(path, "line", _texts(file, path, chosen, field), None, file)
+    return Source(path, "line", _texts(file, path, chosen, field, records), None, file)
 
 
 def blocks(items: Iterable[Item], *, first: int, most: int, chars: int) -> Iterator[list[Item]]:
@@ -109,13 +111,13 @@ def _by_suffix(path: str) -> str:
     )
 
 
-def _texts(file: BinaryIO, name: str, chosen: str, field: str) -> Iterator[Item]:
+def _texts(file: BinaryIO, name: str, chosen: str, field: str, records: bool) -> Iterator[Item]:
     lines = _lines(file, name)
     if chosen == "txt":
         return (Item(number, _chomp(line)) for number, line in lines)
     if chosen == "jsonl":
-        return _jsonl(lines, name, field)
-    return _table(lines, name, field, "\t" if chosen == "tsv" else ",")
+        return _jsonl(lines, name, field, records)
+    return _table(lines, name, field, "\t" if chosen == "tsv" else ",", records)
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -146,7 +148,7 @@ def _chomp(line: str) -> str:
     return line
 
 
-def _jsonl(lines: Iterable[tuple[int, str]], name: str, field: str) -> Iterator[Item]:
+def _jsonl(lines: Iterable[tuple[int, str]], name: str, field: str, records: bool) -> Iterator[Item]:
     for number, line in lines:
         if not line.strip():
             continue
@@ -160,15 +162,16 @@ def _jsonl(lines: Iterable[tuple[int, str]], name: str, field: str) -> Iterator[
         if isinstance(value, dict):
             if field not in value:
                 raise UsageError(f"{where}: has no {field!r}. It has: {_listed(value)}. Give --field NAME.")
-            yield Item(number, _string(value[field], f"{where}: {field!r}"))
+            yield Item(number, _string(value[field], f"{where}: {field!r}"), value if records else None)
         else:
             yield Item(number, _string(value, f"{where}: the record", " or an object with one"))
 
 
-def _table(lines: Iterable[tuple[int, str]], name: str, field: str, delimiter: str) -> Iterator[Item]:
+def _table(lines: Iterable[tuple[int, str]], name: str, field: str, delimiter: str, records: bool) -> Iterator[Item]:
     csv.field_size_limit(MAX_LINE)
     rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
     column = None
+    header: list[str] = []
     first = 1  # csv counts the lines it has taken; a record may span several
     while True:
         try:
@@ -178,14 +181,27 @@ def _table(lines: Iterable[tuple[int, str]], name: str, field: str, delimiter: s
         if row is None:
             break
         if column is None:
-            column = _column(row, name, field)
+            column, header = _column(row, name, field), row
         elif row:
             if len(row) <= column:
                 raise UsageError(f"{name} line {first}: has {len(row)} fields; {field!r} is number {column + 1}.")
-            yield Item(first, row[column])
+            yield Item(first, row[column], _record(header, row) if records else None)
         first = rows.line_num + 1
     if column is None:
         raise UsageError(f"{name}: is empty; expected a header line with a column {field!r}.")
+
+
+def _record(header: Sequence[str], row: Sequence[str]) -> dict[str, Any]:
+    """The cells of a row by their columns' names; a column without a name of its own goes by its number."""
+    named: dict[str, Any] = {}
+    for n, cell in enumerate(row):
+        key = header[n] if n < len(header) else ""
+        if not key or key in named:
+            if n >= len(header) and not cell:
+                continue  # a delimiter at the end of the line
+            key = f"column {n + 1}"
+        named[key] = cell
+    return named
 
 
 def _column(header: list[str], name: str, field: str) -> int:
@@ -195,7 +211,7 @@ def _column(header: list[str], name: str, field: str) -> int:
     return header.index(field)
 
 
-def _parquet(file: BinaryIO, name: str, field: str) -> tuple[int, Iterator[Item]]:
+def _parquet(file: BinaryIO, name: str, field: str, records: bool) -> tuple[int, Iterator[Item]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -214,10 +230,11 @@ def _parquet(file: BinaryIO, name: str, field: str) -> tuple[int, Iterator[Item]
     def items() -> Iterator[Item]:
         number = 0
         try:
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(batch_size=1024, columns=None if records else [field]):
+                whole = batch.to_pylist() if records else [None] * len(batch)
+                for value, record in zip(batch.column(field).to_pylist(), whole, strict=True):
                     number += 1
-                    yield Item(number, _string(value, f"{name} row {number}: {field!r}"))
+                    yield Item(number, _string(value, f"{name} row {number}: {field!r}"), record)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{name}: damaged after row {number} ({error}).") from error
 

@@ -10,6 +10,7 @@ from .errors import ModelDamaged, UsageError
 from .spec import NO_TASK, RERANK, EmbeddingSpec, ModelSpec
 
 DEFAULT_MODEL = "jina-embeddings-v5-text-nano"
+DEFAULT_RERANKER = "jina-reranker-v3"
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 OVERFLOWS = ("truncate", "error")
 
@@ -34,6 +35,7 @@ class Published:
     revisions: Mapping[str, str]  # repository -> pinned commit, beyond `revision`
     rope_theta: float  # a checkpoint with another base frequency is another model; 0: positions are learned
     bundled: bool = False  # the files are in the package, under the model's name
+    adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
 
 
 # Sources: the model cards, the v5 report (arXiv 2602.15547, table 1 for the RoPE base) and the review of
@@ -117,6 +119,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v3-{task}-{type}.gguf",
         revisions={},
         rope_theta=20_000.0,
+        adapter_folders=False,
     ),
     Published(
         spec=ModelSpec(
@@ -139,6 +142,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="jina-reranker-v3-{type}.gguf",
         revisions={},
         rope_theta=1_000_000.0,
+        adapter_folders=False,
     ),
     Published(
         spec=ModelSpec(
@@ -161,6 +165,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="jina-reranker-v2-base-multilingual-{type}.gguf",
         revisions={},
         rope_theta=0.0,
+        adapter_folders=False,
     ),
     # Ours: trained for the quick start and the tests (convert/pico, its card lies beside the weights).
     Published(

@@ -1,4 +1,4 @@
-"""The open backends of one model: one for all tasks where adapters run beside a base, else one for each task."""
+"""What is open of a model: its tokenizer, and one backend for all tasks, or without adapters one for each task."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from . import backends
 from .backends import Backend
-from .errors import EngineError
-from .spec import Weights
+from .errors import EngineError, ModelDamaged
+from .formats import gguf
+from .spec import NO_TASK, Origin, Weights
+from .tokens import Tokenizer
+from .vocabulary import tokenizer_json
 
 _RESIDENT = 2  # merged tasks whose weights stay open; a third closes the one used longest ago
 
@@ -19,14 +23,14 @@ class Resident:
     """Opens a task's backend on first use and lends it out; at most _RESIDENT stay open while none is in use."""
 
     def __init__(
-        self, found: Weights, *, merge: bool = False, device: str | None = None, threads: int | None = None
+        self, found: Weights, *, merge: str | None = None, device: str | None = None, threads: int | None = None
     ) -> None:
-        """`merge`: adapters of a published checkpoint are merged at load, one task at a time, not run beside it.
-
-        So is the only adapter of one: there is nothing to share.
+        """`merge`: the task to open first, where the adapters of a published checkpoint are to be merged at load, one
+        task at a time, and not to run beside it. The only task of one is merged anyway: there is nothing to share.
         """
         self._found, self._device, self._threads = found, device, threads
-        self._merges = merges(found) and (merge or len(found.adapters) == 1)
+        self._merge = merge
+        self._merges = merges(found) and (merge is not None or len(found.files) == 1)
         self.shared = bool(found.adapters) and not self._merges
         self._backends: OrderedDict[str, Backend] = OrderedDict()
         self._users: dict[str, int] = {}
@@ -38,10 +42,12 @@ class Resident:
         """How the adapters are applied and why, in one sentence; empty where the files are merged."""
         tasks = ", ".join(self._found.adapters)
         if self.shared:
-            why = "no task was given" if merges(self._found) else "the files are a base and adapters"
+            why = "no single task was given" if merges(self._found) else "the files are a base and adapters"
             return (f"one base serves {tasks}, its adapters beside it at a cost per token, as {why}",)
         if self._merges:
-            one = "a task was given; other tasks reload it" if len(self._found.adapters) > 1 else "there is no other"
+            one = "a task was given; other tasks reload it" if len(self._found.files) > 1 else "there is no other"
+            if self._merge == NO_TASK:
+                return (f"the base is run without an adapter, as {one}",)
             return (f"the adapter is merged into the base at load, as {one}",)
         return ()
 
@@ -93,3 +99,35 @@ class Resident:
 def merges(found: Weights) -> bool:
     """Whether adapters can be merged at load: a published checkpoint is float, a converted base may be codes."""
     return found.form == "checkpoint" and bool(found.adapters)
+
+
+def open_tokenizer(found: Weights) -> Tokenizer:
+    """The tokenizer of the files, or the one rebuilt from a GGUF's own vocabulary."""
+    if found.tokenizer is not None:
+        return Tokenizer.from_file(found.tokenizer)
+    path = next(iter(found.files.values()))
+    return Tokenizer(tokenizer_json(gguf.read_header(path)), f"the vocabulary in {path}")
+
+
+def check_vocabulary(tokenizer: Tokenizer, engine: Backend) -> None:
+    """Raise ModelDamaged where the tokenizer has ids that the model's table has no rows for."""
+    if tokenizer.vocab_size > engine.vocab:
+        raise ModelDamaged(
+            f"{tokenizer.where} has {tokenizer.vocab_size} tokens, the model's table {engine.vocab} rows: the "
+            "tokenizer is another model's."
+        )
+
+
+def origin(found: Weights, task: str, engine: Backend, adapters: tuple[str, ...]) -> Origin:
+    """What was opened and why; `adapters`: Resident.reasons."""
+    return Origin(
+        path=Path(found.files[task]),
+        form=found.form,
+        backend=found.backend,
+        weights=found.label,
+        device=engine.device,
+        dtype=engine.dtype,
+        threads=engine.threads,
+        revision=found.revision,
+        reasons=(*found.reasons, *adapters, *engine.reasons),
+    )

@@ -48,6 +48,20 @@ class Encoded:
         return np.fromiter((len(i) for i in self.ids), np.int32, len(self.ids))
 
 
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special tokens around two texts: opening, first, between, second, closing."""
+
+    opening: list[int]
+    between: list[int]
+    closing: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """How many of them there are."""
+        return len(self.opening) + len(self.between) + len(self.closing)
+
+
 class Tokenizer:
     """A tokenizer.json with what its template puts around a text. Safe to share between threads."""
 
@@ -98,7 +112,7 @@ class Tokenizer:
         ids: list[NDArray[np.int32]] = []
         truncated = np.zeros(len(texts), np.bool_)
         for start in range(0, len(texts), _AT_ONCE):
-            prompted = [spec.prefix + _checked(start + i, t) for i, t in enumerate(texts[start : start + _AT_ONCE])]
+            prompted = [spec.prefix + checked(start + i, t) for i, t in enumerate(texts[start : start + _AT_ONCE])]
             for i, body in enumerate(self._bodies(prompted, room), start):
                 if len(body) > room:
                     truncated[i] = True
@@ -108,6 +122,53 @@ class Tokenizer:
                 if not len(ids[-1]):
                     raise TextError(i, "gives no tokens, and this model adds none; it cannot be embedded.")
         return Encoded(ids, truncated)
+
+    def plain(self, texts: Sequence[str], room: int | None = None) -> list[list[int]]:
+        """The ids of each text with nothing put around it; special tokens that are spelled out in it are recognised.
+
+        room: of a very long text only the front is tokenised: its result is cut, with at least room + 1 ids.
+        """
+        out: list[list[int]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            if room is None:
+                out.extend(e.ids for e in self._tokenizer.encode_batch_fast(list(some), add_special_tokens=False))
+            else:
+                out.extend(self._bodies(some, room))
+        return out
+
+    def located(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """(n,) the ids of a text with nothing put around it, and (n,) the character that each begins at, ascending.
+
+        A token that brings the space before a word along begins where the word does.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        starts = np.empty(len(encoding), np.int64)
+        for n, (start, end) in enumerate(encoding.offsets):
+            piece = text[start:end]
+            starts[n] = start + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
+        return np.array(encoding.ids, np.int32), np.maximum.accumulate(starts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out; half a character at the cut comes out as U+FFFD."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its exact name; None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def pair(self) -> PairTemplate:
+        """What the template puts around two texts that are read together. Raises ModelDamaged."""
+        first, second = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "b"))
+        whole = self._tokenizer.encode("a", "b", add_special_tokens=True).ids
+        # Special tokens are in neither text, so the first place that fits is the place.
+        starts = [_find(whole, first, 0)]
+        starts.append(_find(whole, second, starts[0] + len(first)) if starts[0] >= 0 else -1)
+        if min(starts) < 0:
+            raise ModelDamaged(f"{self.where}: its template does not put special tokens around a pair of texts.")
+        ends = [starts[0] + len(first), starts[1] + len(second)]
+        return PairTemplate(whole[: starts[0]], whole[ends[0] : starts[1]], whole[ends[1] :])
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text as it stands, special tokens included, uncut."""
@@ -154,7 +215,14 @@ def pack(encoded: Encoded, group: Sequence[int], pooling: str) -> TokenBatch:
     return TokenBatch(np.concatenate([encoded.ids[i] for i in group]), starts, rows, owner)
 
 
-def _checked(index: int, text: object) -> str:
+def _find(whole: list[int], part: list[int], start: int) -> int:
+    """Where `part` first lies in `whole` at or after `start`; -1 where it does not."""
+    places = range(start, len(whole) - len(part) + 1)
+    return next((i for i in places if whole[i : i + len(part)] == part), -1)
+
+
+def checked(index: int, text: object) -> str:
+    """The text, if it is one; TextError that names its place in the call if not."""
     if not isinstance(text, str):
         raise TextError(index, f"is {type(text).__name__}, expected str.")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,14 +19,28 @@ RANGE = 4.0
 def pool(rows: NDArray[np.float32], owner: NDArray[np.int32], n_texts: int, pooling: str) -> NDArray[np.float32]:
     """(n_rows, hidden) float32 -> (n_texts, hidden) float32. Each text needs at least one row.
 
-    `last` and `first` have one row a text already; `mean` is taken in float32 over all its rows.
+    `last` and `first` have one row a text already; `mean` takes all of a text's rows, which follow each other.
     """
     if pooling == "mean":
-        sums = np.zeros((n_texts, rows.shape[1]), np.float32)
-        np.add.at(sums, owner, rows)
-        return sums / np.bincount(owner, minlength=n_texts).astype(np.float32)[:, None]
+        bounds = np.searchsorted(owner, np.arange(n_texts + 1))
+        means = sums(rows, bounds[:-1], bounds[1:]) / np.diff(bounds)[:, None]
+        return np.asarray(means, np.float32)
     out = np.empty((n_texts, rows.shape[1]), np.float32)
     out[owner] = rows
+    return out
+
+
+def sums(
+    rows: NDArray[np.float32], starts: NDArray[np.integer[Any]], ends: NDArray[np.integer[Any]]
+) -> NDArray[np.float64]:
+    """The sum of rows[start:end] for each span: (n_spans, hidden) float64. Spans may overlap.
+
+    In float64, as thousands of float32 rows added in turn lose two digits. A sum a span is the fastest way there is
+    in numpy: add.at and add.reduceat take ten times as long over rows of this width.
+    """
+    out = np.empty((len(starts), rows.shape[1]), np.float64)
+    for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        rows[start:end].sum(axis=0, dtype=np.float64, out=out[n])
     return out
 
 

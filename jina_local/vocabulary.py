@@ -1,11 +1,13 @@
 """A GGUF's own vocabulary -> the tokenizer.json that it was made from, as far as the ids are concerned.
 
-Used where a .gguf file has no tokenizer.json beside it. Byte-level BPE only (tokenizer.ggml.model "gpt2"); the
-split pattern and the normaliser are not in the file and follow from the name in tokenizer.ggml.pre.
+Used where a .gguf file has no tokenizer.json beside it. Byte-level BPE (tokenizer.ggml.model "gpt2"), whose split
+pattern and normaliser are not in the file and follow from the name in tokenizer.ggml.pre; and XLM-R's Unigram ("t5"),
+whose normaliser is in the file, and which always splits at white space.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from .formats.gguf import Header
 # tokenizer.ggml.token_type (llama.h, enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
+CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 # JSON object, id -> what an added token has beyond its text; absent where no token has anything.
 FLAGS_KEY = "jina_local.tokenizer.added_token_flags"
 PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
+_BESIDE = "Put the model's tokenizer.json beside the file."
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,16 +54,22 @@ def tokenizer_json(header: Header) -> str:
     """Rebuild a tokenizer.json whose ids are those of the original. Raises ModelDamaged, naming the file."""
     model, name = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
     pre = PRE_TOKENIZERS.get(name or "")
-    if model != "gpt2" or pre is None:
+    if model == "t5":
+        body = _unigram(header)
+    elif model == "gpt2" and pre is not None:
+        body = _byte_level_bpe(header, pre)
+    else:
         raise ModelDamaged(
             f"{header.path}: has the tokenizer {model!r} with the pre-tokenizer {name!r}; read here is 'gpt2' with "
-            f"{', '.join(PRE_TOKENIZERS)}. Put the model's tokenizer.json beside the file."
+            f"{', '.join(PRE_TOKENIZERS)}, and 't5'. {_BESIDE}"
         )
+    plain = {"version": "1.0", "truncation": None, "padding": None}
+    return json.dumps(plain | body, ensure_ascii=False, separators=(",", ":"))
+
+
+def _byte_level_bpe(header: Header, pre: PreTokenizer) -> dict[str, object]:
     vocab, added = _vocabulary(header)
-    body = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+    return {
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre.nfc else None,
         "pre_tokenizer": {
@@ -84,32 +94,116 @@ def tokenizer_json(header: Header) -> str:
             "merges": _texts(header, "tokenizer.ggml.merges"),
         },
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def _unigram(header: Header) -> dict[str, object]:
+    """XLM-R's: pieces with scores, after the normaliser's table and a split at white space.
+
+    Its marks stand around every text. A file that does not say so was made without a tokenizer.json, and its own
+    vocabulary gives other ids than the model was trained with.
+    """
+    tokens, types = _tokens(header)
+    scores = header.keys.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise ModelDamaged(f"{header.path}: tokenizer.ggml.scores does not have one score for each token.")
+    for key in ("add_bos_token", "add_eos_token", "add_space_prefix"):
+        if not _switch(header, key, False):
+            raise ModelDamaged(
+                f"{header.path}: tokenizer.ggml.{key} is missing or false, without which XLM-R's tokenizer gives "
+                f"other ids. {_BESIDE}"
+            )
+    used = 1 + max((number for number, kind in enumerate(types) if kind != UNUSED), default=-1)
+    if odd := [n for n in range(used) if types[n] not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED)]:
+        raise ModelDamaged(
+            f"{header.path}: token {odd[0]} has the type {types[odd[0]]!r}; not one of this tokenizer's."
+        )
+    marks = [n for n in range(used) if types[n] != NORMAL]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    return {
+        "added_tokens": _added(header, tokens, types, marks),
+        "normalizer": _charsmap(header),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, space]},
+        "post_processor": _around_pairs(header),
+        "decoder": space,
+        "model": {
+            "type": "Unigram",
+            "unk_id": _special(header, "unknown")[0],
+            "vocab": [[tokens[n], scores[n]] for n in range(used)],
+            "byte_fallback": False,
+        },
+    }
+
+
+def _charsmap(header: Header) -> dict[str, object] | None:
+    """The normaliser, whose table is an array of bytes in the file."""
+    values = header.keys.get(CHARSMAP_KEY)
+    if values is None:
+        return None
+    try:
+        raw = bytes(value & 255 for value in values)  # type: ignore[attr-defined]
+    except TypeError as error:
+        raise ModelDamaged(f"{header.path}: {CHARSMAP_KEY} is not an array of bytes.") from error
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()}
+
+
+def _around_pairs(header: Header) -> dict[str, object]:
+    """<s> A </s>, and <s> A </s></s> B </s>, or with one mark between where the file says no add_sep_token."""
+    marks = _special(header, "bos"), _special(header, "eos")
+    (_, opening), (_, closing) = marks
+    between = 2 if _switch(header, "add_sep_token", False) else 1
+
+    def template(*names: str) -> list[dict[str, object]]:
+        kind = {"A": "Sequence", "B": "Sequence"}
+        return [{kind.get(name, "SpecialToken"): {"id": name, "type_id": 0}} for name in names]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": template(opening, "A", closing),
+        "pair": template(opening, "A", *[closing] * between, "B", closing),
+        "special_tokens": {text: {"id": text, "ids": [n], "tokens": [text]} for n, text in marks},
+    }
 
 
 def _vocabulary(header: Header) -> tuple[dict[str, int], list[dict[str, object]]]:
     """(token -> id of the model, added tokens): rows of the type UNUSED are in neither."""
+    tokens, types = _tokens(header)
+    _only(header, types, (NORMAL, CONTROL, USER_DEFINED, UNUSED))
+    vocab = {token: number for number, token in enumerate(tokens) if types[number] == NORMAL}
+    marks = [number for number, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
+    return vocab, _added(header, tokens, types, marks)
+
+
+def _tokens(header: Header) -> tuple[list[str], list[int]]:
+    """The text and the type of each row."""
     tokens = _texts(header, "tokenizer.ggml.tokens")
     types = header.keys.get("tokenizer.ggml.token_type")
     if not isinstance(types, list) or len(types) != len(tokens):
         raise ModelDamaged(f"{header.path}: tokenizer.ggml.token_type does not have one type for each token.")
     if len(set(tokens)) != len(tokens):
         raise ModelDamaged(f"{header.path}: tokenizer.ggml.tokens has the same text twice.")
-    flags = _flags(header)
-    vocab: dict[str, int] = {}
-    added: list[dict[str, object]] = []
-    for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind == NORMAL:
-            vocab[token] = number
-        elif kind in (CONTROL, USER_DEFINED):
-            plain = {"id": number, "content": token, **PLAIN_FLAGS, "special": kind == CONTROL}
-            added.append({**plain, **flags.get(str(number), {})})
-        elif kind != UNUSED:
+    return tokens, types
+
+
+def _only(header: Header, types: list[int], known: tuple[int, ...]) -> None:
+    for number, kind in enumerate(types):
+        if kind not in known:
             raise ModelDamaged(f"{header.path}: token {number} has the type {kind!r}; not one of this tokenizer's.")
-    return vocab, added
+
+
+def _added(header: Header, tokens: list[str], types: list[int], marks: list[int]) -> list[dict[str, object]]:
+    """The entries of added_tokens for the rows `marks`."""
+    flags = _flags(header)
+    return [
+        {"id": n, "content": tokens[n], **PLAIN_FLAGS, "special": types[n] != USER_DEFINED, **flags.get(str(n), {})}
+        for n in marks
+    ]
 
 
 def _flags(header: Header) -> dict[str, dict[str, bool]]:
+    if header.text(FLAGS_KEY) is None and header.text("tokenizer.ggml.model") == "t5":
+        # Files of llama.cpp's own converter: XLM-R's mask takes the white space before it, and llama.cpp knows that.
+        mask = header.keys.get("tokenizer.ggml.mask_token_id")
+        return {str(mask): {"lstrip": True}}
     try:
         flags = json.loads(header.text(FLAGS_KEY) or "{}")
         if all(PLAIN_FLAGS.keys() >= set(entry) for entry in flags.values()):
@@ -154,7 +248,7 @@ def _special(header: Header, which: str) -> tuple[int, str]:
     tokens = header.keys["tokenizer.ggml.tokens"]
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(tokens):  # type: ignore[arg-type]
         raise ModelDamaged(
-            f"{header.path}: adds a token {which!r} around texts, and tokenizer.ggml.{which}_token_id is {number!r}."
+            f"{header.path}: needs a token {which!r}, and tokenizer.ggml.{which}_token_id is {number!r}."
         )
     return number, tokens[number].decode()  # type: ignore[index]
 

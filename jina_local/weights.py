@@ -17,7 +17,7 @@ from .errors import ModelDamaged, ModelNotFound, UsageError
 from .hub_cache import Held
 from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
 from .registry import Published
-from .spec import Weights
+from .spec import NO_TASK, Weights
 
 _FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
 _LABELS = {label.casefold(): label for label in (*gguf_identity.ORDER, *MLX_ORDER)}
@@ -39,8 +39,9 @@ def find(
 
     name_or_path: a folder, a .gguf file, or a name: "v5-nano", "owner/name", "owner/name:Q4_K_M". weights: a label
     in any case. revision: for names, a commit of the hub instead of the pinned one. offline: None follows
-    JINA_LOCAL_OFFLINE and HF_HUB_OFFLINE. tasks: all have to be served; without, what is there is taken, and the
-    default task is fetched. source: only the published checkpoint with its adapters will do, no conversion.
+    JINA_LOCAL_OFFLINE and HF_HUB_OFFLINE. tasks: all have to be served, and of a word that stands for several each;
+    without, what is there is taken, and the default task is fetched. source: only the published checkpoint with its
+    adapters will do, no conversion.
     Raises ModelNotFound, ModelDamaged, UsageError, EngineMissing, OutputError.
     """
     wanted = os.fspath(name_or_path)
@@ -67,28 +68,31 @@ def find(
 
 def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, progress: bool, source: bool) -> Weights:
     row, asked = _lookup(wanted, asked)
+    asked = replace(asked, tasks=registry.spelled_out(row, asked.tasks))
     if unknown := [task for task in asked.tasks if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
     kinds = ("mlx",) if source else engines_for(asked.label, asked.backend)
     if row.bundled and (carried := _bundled(row, asked, kinds, revision)):
         return carried
-    default = row.spec.tasks if source else (row.spec.default_task or row.spec.tasks[0],)
-    tries = [asked.tasks or default, *([()] if offline and not asked.tasks else [])]
+    # A model without a default task has none to insist on.
+    default = row.spec.tasks if source else (row.spec.default_task,) if row.spec.default_task else ()
+    tries = [asked.tasks or default, *([()] if offline and default and not asked.tasks else [])]
     # Weights named by their bits come from our converter alone, and so do all others of a model that the package
-    # carries: no hub has them.
+    # carries: no hub has them. Of some models the hub has no GGUF files.
     ours = row.bundled or (asked.label is not None and asked.label.endswith("bit"))
+    on_hub = [kind for kind in kinds if hub_cache.repos(row, kind, row.spec.tasks) and not ours]
     broken = [f"not usable: {one.fault}" for one in hub.stored() if one.fault]
     for tasks in tries:
         for kind in () if source else kinds:
             if stored := _in_store(row, replace(asked, backend=kind, tasks=tuple(tasks)), revision):
                 return stored
-        for kind in () if ours else kinds:
+        for kind in on_hub:
             if held := hub_cache.held(row, kind, tasks=tasks, weights=asked.label, revision=revision):
                 return _of_held(row, held, asked, [f"found in the hub cache, commit {held.commit}", *broken])
-    if ours or offline:
+    if not on_hub or offline:
         raise ModelNotFound(" ".join([_absent(row, kinds, asked, revision), *broken]))
     held = hub.pull(
-        row, kinds[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress
+        row, on_hub[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress
     )
     return _of_held(row, held, asked, [f"fetched from {hub.endpoint()}, commit {held.commit}", *broken])
 
@@ -126,8 +130,8 @@ def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
 
 
 def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | None:
-    """The best of the converted folders that have what was asked for."""
-    fit: list[tuple[int, Path, str]] = []
+    """The best of the converted folders that have what was asked for; where any task will do, one that has most."""
+    fit: list[tuple[int, int, Path, str]] = []
     for one in hub.stored():
         held = one.manifest
         if held is None or held.model != row.spec.name or held.form not in _FORMS[asked.backend]:
@@ -135,12 +139,15 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
         if revision not in (None, held.source.revision):
             continue
         for label, tasks in held.serves.items():
+            if held.adapters and NO_TASK in row.spec.tasks:
+                tasks = {*tasks, NO_TASK}  # a base without any of its adapters
             if asked.label in (None, label) and set(asked.tasks) <= tasks:
                 order = gguf_identity.ORDER if held.form == "gguf" else MLX_ORDER
-                fit.append((order.index(label) if label in order else len(order), one.path, label))
+                place = order.index(label) if label in order else len(order)
+                fit.append((0 if asked.tasks else -len(tasks), place, one.path, label))
     if not fit:
         return None
-    _, path, label = min(fit)
+    *_, path, label = min(fit)
     why = (
         f"{label} in {path}: the first choice of {len(fit)} in the local store"
         if len(fit) > 1
@@ -165,18 +172,26 @@ def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -
 def _absent(row: Published, kinds: Sequence[str], asked: Asked, revision: str | None) -> str:
     tasks = asked.tasks or (row.spec.default_task or row.spec.tasks[0],)
     label = asked.label or hub.GGUF_DEFAULT
+    store = f"in the local store {hub.local_store()}"
     if row.bundled or label.endswith("bit"):
         return (
-            f"{row.spec.name}: no {label} weights in the local store {hub.local_store()}, and none are published. "
+            f"{row.spec.name}: no {label} weights {store}, and none are published. "
             f"{how_to_convert(label, row.spec.name)}"
         )
+    served = f" for {', '.join(asked.tasks)}" if asked.tasks else ""
+    if kinds == ("llama",) and not row.gguf_repo:
+        return (
+            f"{row.spec.name}: no {asked.label or 'GGUF'} weights{served} {store}, and {hub.unpublished(row)} Or "
+            f"fetch the checkpoint first: `python -m jina_local models pull {row.spec.name}`."
+        )
+    adapters = ", adapters/" if row.adapter_folders else ""
     wanted = {
-        "llama": ", ".join(row.gguf_file.format(task=task, type=label) for task in tasks),
-        "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json, adapters/)",
+        "llama": ", ".join(dict.fromkeys(row.gguf_file.format(task=task, type=label) for task in tasks)),
+        "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json{adapters})",
     }
     at = f" at revision {revision}" if revision else ""
     return (
         f"{row.spec.name}: not on this machine, and it may not be fetched (offline). Looked for "
-        f"{' or '.join(wanted[kind] for kind in kinds)}{at} in the local store {hub.local_store()} and in the hub "
-        f"cache {hub_cache.cache_folder()}. {hub.ways_out(row.spec.name)}"
+        f"{' or '.join(wanted[kind] for kind in kinds)}{at} {store} and in the hub cache "
+        f"{hub_cache.cache_folder()}. {hub.ways_out(row.spec.name)}"
     )

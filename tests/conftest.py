@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import registry, vectors
+from jina_local import ranking, registry, vectors
 from jina_local.backends.passes import check_task
 from jina_local.errors import EngineError, TextError
-from jina_local.spec import Budget, Embedded, ModelSpec, Origin, TokenBatch
+from jina_local.reranker import Ranked, Reranking
+from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, TokenBatch
 
 _NEEDS = {
     "mlx": (("mlx.core",), "pip install 'jina_local[mlx]'"),
@@ -46,7 +47,8 @@ def _there(name: str) -> bool:
 class FakeBackend:
     """A Backend whose rows depend on the task, the ids up to and including their own place, and on nothing else.
 
-    Ids in `poison` make the rows of their text NaN. `batches` and `asked` keep the passes and their tasks.
+    `looks_ahead`: on all ids of their text, as an encoder's do. Ids in `poison` make the rows of their text NaN.
+    `batches` and `asked` keep the passes and their tasks.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class FakeBackend:
         lanes: int = 1,
         budget: Budget | None = None,
         adapters: Sequence[str] = (),
+        looks_ahead: bool = False,
     ) -> None:
-        self.hidden, self.vocab, self.lanes = hidden, vocab, lanes
+        self.hidden, self.vocab, self.lanes, self.looks_ahead = hidden, vocab, lanes, looks_ahead
         self.budget = budget or Budget(tokens=64, texts=8, padded=False)
         self.device, self.dtype, self.threads = "cpu", "float32", 1
         self.reasons: tuple[str, ...] = ("it is a fake",)
@@ -80,7 +83,7 @@ class FakeBackend:
             text = batch.ids[batch.starts[owner] : batch.starts[owner + 1]]
             if text.min(initial=0) < 0 or text.max(initial=0) >= self.vocab:
                 raise EngineError(f"a token id is outside 0 to {self.vocab - 1}")
-            seen = batch.ids[batch.starts[owner] : row + 1]
+            seen = text if self.looks_ahead else batch.ids[batch.starts[owner] : row + 1]
             out[n] = (
                 np.nan
                 if self.poison & set(text.tolist())
@@ -157,6 +160,82 @@ class FakeEmbedder:
         self.close()
 
 
+class FakeReranker:
+    """What `load` returns for a reranker, without weights: a score is a hash of query and document.
+
+    Requests are checked by the real rules. Documents and queries of more than `LONG` characters count as cut, and
+    documents that hold `BROKEN` have no score. `asked` has what the last call asked for.
+    """
+
+    BROKEN = "\x00broken"
+    LONG = 100
+
+    def __init__(self, name: str = registry.DEFAULT_RERANKER, **loaded: object) -> None:
+        self.spec = replace(
+            registry.narrow(registry.lookup(name), hidden=64, max_positions=9000, tasks=[RERANK]),
+            origin=Origin(Path("/fake"), "mlx", "mlx", "32bit", "cpu", "float32", 1, None, ("it is a fake",)),
+        )
+        self.loaded = loaded
+        self.asked: dict[str, object] = {}
+        self.closed = False
+
+    def rerank_result(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+        max_doc_length: int | None = None,
+        max_query_length: int | None = None,
+        return_embeddings: bool = False,
+        block_size: int | None = None,
+        max_length: int | None = None,
+        overlap_tokens: int | None = None,
+        window: bool | None = None,
+        show_progress: bool | None = None,
+        deterministic: bool = False,
+    ) -> Reranking:
+        """As Reranker.rerank_result."""
+        self.asked = {
+            "query": query, "documents": list(documents), "top_n": top_n, "instruction": instruction,
+            "max_doc_length": max_doc_length, "max_query_length": max_query_length,
+            "return_embeddings": return_embeddings, "block_size": block_size, "max_length": max_length,
+            "overlap_tokens": overlap_tokens, "window": window, "show_progress": show_progress,
+            "deterministic": deterministic,
+        }  # fmt: skip
+        request = ranking.resolve(
+            self.spec, query, documents, top_n=top_n, instruction=instruction, max_doc_length=max_doc_length,
+            max_query_length=max_query_length, return_embeddings=return_embeddings, block_size=block_size,
+            max_length=max_length, overlap_tokens=overlap_tokens, window=window,
+        )  # fmt: skip
+        failed = tuple(i for i, document in enumerate(documents) if self.BROKEN in document)
+        vector = noise(query.encode(), 4) if return_embeddings else None
+        ranked = [
+            Ranked(i, self.score(query, document), document, vector)
+            for i, document in enumerate(documents)
+            if i not in failed
+        ]
+        ranked.sort(key=lambda one: -one.score)
+        cut = tuple(i for i, document in enumerate(documents) if len(document) > self.LONG)
+        return Reranking(tuple(ranked[: request.top_n]), cut, len(query) > self.LONG, 0, failed)
+
+    @staticmethod
+    def score(query: str, document: str) -> float:
+        """-1 to 1."""
+        return float(noise(f"{query}\0{document}".encode(), 1)[0])
+
+    def close(self) -> None:
+        """Remembered, so that tests can ask."""
+        self.closed = True
+
+    def __enter__(self) -> FakeReranker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 def noise(seed: bytes, width: int) -> np.ndarray:
     """(width,) float32 from -1 to 1, a function of the seed alone."""
     raw = hashlib.shake_256(seed).digest(2 * width)
@@ -182,6 +261,21 @@ def fake_embedder(monkeypatch: pytest.MonkeyPatch) -> FakeEmbedder:
 
     monkeypatch.setattr(model, "load", load)
     return embedder
+
+
+@pytest.fixture
+def fake_reranker(monkeypatch: pytest.MonkeyPatch) -> FakeReranker:
+    """As `fake_embedder`, for a listwise reranker."""
+    from jina_local import model
+
+    reranker = FakeReranker()
+
+    def load(name_or_path: object = registry.DEFAULT_MODEL, **settings: object) -> FakeReranker:
+        reranker.loaded = {"name_or_path": name_or_path, **settings}
+        return reranker
+
+    monkeypatch.setattr(model, "load", load)
+    return reranker
 
 
 @pytest.fixture

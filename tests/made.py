@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests import tiny
+from tests import tiny, tiny_family
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 
@@ -71,3 +71,35 @@ def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
     """One file of `gguf` or `gguf_all`."""
     folder = gguf(kind) if task == "retrieval" else gguf_all(kind)
     return folder / f"v5-{kind}-{task}-{label}.gguf"
+
+
+@functools.cache
+def reranker(kind: str, form: str | int) -> Path:
+    """A reranker: "checkpoint" as published, a GGUF folder of a type ("F32"), or an MLX folder of so many bits."""
+    from convert.to_gguf import to_gguf
+    from convert.to_mlx import to_mlx
+
+    if form == "checkpoint":
+        return checkpoint(kind)
+    out = _root() / f"{kind}-{form}"
+    if isinstance(form, int):
+        to_mlx(checkpoint(kind), out, tasks=["rerank"], bits=form, source_name=kind)
+    else:
+        to_gguf(checkpoint(kind), out, tasks=["rerank"], types=[form], source_name=kind)
+    return out
+
+
+@functools.cache
+def v3(kind: str, form: str | int) -> Path:
+    """jina-embeddings-v3 with all tasks and "none": as published, GGUF of a type, or MLX of so many bits."""
+    from convert.to_gguf import to_gguf
+    from convert.to_mlx import to_mlx
+
+    if form == "checkpoint":
+        return checkpoint(kind)
+    out, tasks = _root() / f"{kind}-{form}", [*tiny_family.V3_TASKS, "none"]
+    if isinstance(form, int):
+        to_mlx(checkpoint(kind), out, tasks=tasks, bits=form, source_name=kind)
+    else:
+        to_gguf(checkpoint(kind), out, tasks=tasks, types=[form], source_name=kind)
+    return out

@@ -40,10 +40,10 @@ def piped(monkeypatch, data):
 def test_help_and_version(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("embed", "models", "doctor", "examples:"))
+    assert all(word in out for word in ("embed", "rerank", "models", "doctor", "examples:"))
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"jina-local {__version__}\n"
-    for command in ("embed", "models", "doctor"):
+    for command in ("embed", "rerank", "models", "doctor"):
         assert cli.main([command, "--help"]) == 0
         out = capsys.readouterr().out
         assert "examples:" in out
@@ -53,7 +53,7 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: embed, models, doctor"),
+        (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: embed, rerank, models, "),
         (["zzz"], r"unknown command 'zzz'\. Commands"),
         ([], r"no command was given\.\n\nusage: jina-local"),
         (["--bogus"], r"unrecognized arguments: --bogus.*--help"),

@@ -47,7 +47,7 @@ def test_models_list_shows_what_is_here(store, capfd):
     assert "768 dimensions, 8192 tokens, CC BY-NC 4.0; retrieval, " in out
     assert re.search(rf"local store +0\.0 MB  retrieval 8bit\n +{re.escape(str(store))}\n", out)
     assert cli.main(["models", "list", "--json"]) == 0
-    small, nano, _ = json.loads(capfd.readouterr().out)
+    small, nano, *_ = json.loads(capfd.readouterr().out)
     assert small["places"] == []
     assert nano["places"] == [
         {"where": "local store", "path": str(store), "holds": ["retrieval 8bit"], "size": 11}

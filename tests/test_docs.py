@@ -45,7 +45,7 @@ def options(*command):
     return done.stdout
 
 
-@pytest.mark.parametrize("command", ["embed", "models", "doctor"])
+@pytest.mark.parametrize("command", ["embed", "rerank", "models", "doctor"])
 def test_the_runtimes_commands_are_named(command):
     assert command in options("jina_local")
     assert f"python -m jina_local {command}" in README
@@ -60,9 +60,8 @@ def test_the_converters_commands_are_named(command):
 
 
 def test_every_option_in_the_readme_exists():
-    helped = options("jina_local", "embed") + "".join(
-        options("convert", c) for c in ("merge", "mlx", "gguf", "verify")
-    )
+    helped = "".join(options("jina_local", c) for c in ("embed", "rerank"))
+    helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
     for option in set(re.findall(r"(?<=\s)--[a-z][a-z-]+", shell)):
@@ -71,7 +70,7 @@ def test_every_option_in_the_readme_exists():
 
 def test_the_environment_variables_are_named_on_both_sides():
     code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "jina_local").rglob("*.py"))
-    for name in set(re.findall(r"JINA_LOCAL_[A-Z]+", README)):
+    for name in set(re.findall(r"JINA_LOCAL_[A-Z_]*[A-Z]", README)):
         suffix = name.removeprefix("JINA_LOCAL_")
         assert name in code or f'"{suffix}"' in code, name
 

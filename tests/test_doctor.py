@@ -189,6 +189,31 @@ def test_the_model_that_would_be_loaded_is_named(tmp_path, monkeypatch):
     assert "unknown model 'v6'" in doctor._model().detail
 
 
+def test_a_reranker_is_looked_for_apart_from_the_embedding_model(tmp_path, monkeypatch):
+    nano, ranker = tiny.write(tmp_path / "nano", "nano"), tiny.write(tmp_path / "ranker", "reranker-v2")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("JINA_LOCAL_MODEL", str(nano))
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "mlx")
+    # Nobody has to have one, until it was asked for.
+    assert doctor._reranker() == Check("reranker", True, "none is here; `rerank` would fetch jina-reranker-v3")
+    monkeypatch.setenv("JINA_LOCAL_RERANK_MODEL", "reranker-v2")
+    found = doctor._reranker()
+    assert (found.ok, found.next_step) == (None, "jina-local models pull reranker-v2")
+    monkeypatch.setenv("JINA_LOCAL_RERANK_MODEL", str(ranker))
+    assert doctor._reranker().ok is True
+    assert "jina-reranker-v2-base-multilingual, BF16 on mlx" in doctor._reranker().detail
+    for check, variable, folder, said in (
+        (doctor._model, "JINA_LOCAL_MODEL", ranker, "ranks documents and has no vectors"),
+        (doctor._reranker, "JINA_LOCAL_RERANK_MODEL", nano, "embeds texts and ranks none"),
+    ):
+        monkeypatch.setenv(variable, str(folder))
+        found = check()
+        assert found.ok is False
+        assert said in found.detail
+        assert variable in found.next_step
+
+
 def test_places_and_network_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path))

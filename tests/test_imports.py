@@ -34,7 +34,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "gguf_identity": ({"architecture", "names", "registry", "formats", "gguf_adapter", "spec",
                        "errors"}, set()),
     "gguf_choice": ({"gguf_identity", "gguf_adapter", "registry", "formats", "errors"}, set()),
-    "hub_cache": ({"registry", "gguf_identity", "formats", "errors"}, {"huggingface_hub"}),
+    "hub_cache": ({"registry", "gguf_identity", "projector", "formats", "errors"}, {"huggingface_hub"}),
     "bundled": ({"registry", "formats", "errors"}, set()),
     "inventory": ({"registry", "bundled", "hub", "hub_cache", "formats", "errors"}, {"huggingface_hub"}),
     "hub": ({"registry", "hub_cache", "gguf_identity", "formats", "spec", "errors"}, {"huggingface_hub", "tqdm"}),
@@ -42,24 +42,35 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
                  "hub_cache", "projector", "registry", "spec", "errors"}, set()),
     "weights": ({"backends", "bundled", "layouts", "gguf_identity", "hub", "hub_cache", "registry", "spec",
                  "errors"}, set()),
-    "resident": ({"backends", "spec", "errors"}, set()),
-    "model": ({"resident", "backends", "batching", "registry", "tokens", "vectors", "weights", "vocabulary",
-               "formats", "spec", "errors"}, {"numpy", "tqdm"}),
+    "resident": ({"backends", "tokens", "vocabulary", "formats", "spec", "errors"}, set()),
+    "scoring": (set(), {"numpy"}),
+    "listwise": ({"tokens", "spec", "errors"}, {"numpy"}),
+    "pairwise": ({"tokens", "spec", "errors"}, {"numpy"}),
+    "ranking": ({"tokens", "spec", "errors"}, set()),
+    "reranker": ({"resident", "backends", "lanes", "listwise", "pairwise", "projector", "ranking", "scoring", "spec",
+                  "errors"}, {"numpy"}),
+    "lanes": ({"backends", "batching"}, {"tqdm"}),
+    "chunks": ({"errors"}, set()),
+    "late_chunking": ({"chunks", "backends", "lanes", "registry", "tokens", "vectors", "spec", "errors"}, {"numpy"}),
+    "embedder": ({"resident", "backends", "lanes", "chunks", "late_chunking", "registry", "tokens", "vectors", "spec",
+                  "errors"}, {"numpy"}),
+    "model": ({"embedder", "reranker", "registry", "weights"}, set()),
     "doctor": ({"registry", "weights", "hub", "inventory", "hub_cache", "backends", "spec", "errors"},
                {"numpy", "mlx", "llama_cpp"}),
     "console": ({"errors"}, {"tqdm"}),
+    "terminal": (set(), set()),
     "readers": ({"errors"}, {"pyarrow"}),
     "writers": ({"spec", "errors", "formats"}, {"numpy", "pyarrow"}),
-    "commands": ({"backends", "model", "registry", "readers", "writers", "console", "hub", "hub_cache", "inventory",
-                  "doctor", "spec", "errors"}, {"numpy"}),
+    "commands": ({"backends", "late_chunking", "model", "reranker", "registry", "readers", "writers", "console",
+                  "terminal", "hub", "hub_cache", "inventory", "doctor", "spec", "errors"}, {"numpy"}),
     "cli": ({"commands", "console", "registry", "errors"}, set()),
-    "__init__": ({"errors", "model"}, set()),
+    "__init__": ({"errors", "model", "reranker"}, set()),
     "__main__": ({"cli"}, set()),
 }  # fmt: skip
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"architecture", "checkpoint", "console", "errors", "formats", "gguf_adapter", "lora", "names",
                "projector", "registry", "spec", "tokens", "vocabulary", "hub", "weights"}  # fmt: skip
-CONVERT_MORE = {"verify": {"model", "backends"}}
+CONVERT_MORE = {"verify": {"model", "backends", "resident"}, "cases": {"listwise", "pairwise", "scoring", "vectors"}}
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 

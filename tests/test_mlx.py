@@ -156,7 +156,7 @@ def test_ids_inside_a_text_that_equal_the_pad_id_are_text(source, engine):
 
 @pytest.mark.parametrize("wanted", ["last", "all", "many"])
 def test_query_blocks_change_nothing(engine, monkeypatch, wanted):
-    from jina_local.backends.mlx import transformer
+    from jina_local.backends.mlx import layers
 
     rng = np.random.default_rng(6)
     texts = [rng.integers(0, engine.vocab, n) for n in (65, 33, 50)]
@@ -164,7 +164,7 @@ def test_query_blocks_change_nothing(engine, monkeypatch, wanted):
     whole = engine.forward(b)
     for limit, value in (("QUERY_BLOCK", 16), ("_MOST_SCORES", 3 * 2 * 72 * 10)):
         with monkeypatch.context() as patch:
-            patch.setattr(transformer, limit, value)
+            patch.setattr(layers, limit, value)
             np.testing.assert_allclose(engine.forward(b), whole, atol=2e-6)
 
 
@@ -181,7 +181,8 @@ def test_widened_at_load_equals_quantised_products(source, texts, bits, tmp_path
     import mlx.core as mx
 
     from jina_local.backends.mlx.folder import open_folder
-    from jina_local.backends.mlx.transformer import Packed, Transformer
+    from jina_local.backends.mlx.layers import Packed
+    from jina_local.backends.mlx.transformer import Transformer
 
     to_mlx(source, tmp_path / "out", tasks=["retrieval"], bits=bits)
     backend = backends.open_backend("mlx", tmp_path / "out", task=None, device="cpu")

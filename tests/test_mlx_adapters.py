@@ -240,7 +240,7 @@ def test_float16_as_on_metal(separate, texts, bits):
     loaded = adapters.load({"clustering": files_of(separate(bits))["clustering"]}, folder, mx.float16)["clustering"]
     model = Transformer(folder.arch, dict(folder.weights(mx.float16, keep_packed=True)), fused=False)
     folder.close()
-    assert {f.dtype for block in loaded for pair in block.values() for f in (pair.a, pair.b)} == {mx.float16}
+    assert {f.dtype for block in loaded.blocks for pair in block.values() for f in (pair.a, pair.b)} == {mx.float16}
     short = [t[:12] for t in texts]
     mine = np.array(model(padding.pad(batch(short), 8), loaded))
     weights = with_adapter(separate(bits), "clustering")

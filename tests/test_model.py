@@ -117,7 +117,7 @@ def test_a_published_checkpoint_runs_its_adapters_beside_the_base_where_no_task_
     with Embedder(shared("checkpoint")) as embedder:
         embedder.encode("x", task="classification")
         assert (fakes[0][0].asked, len(fakes)) == (["classification"], 1)
-        assert embedder.spec.origin.reasons[1].endswith("at a cost per token, as no task was given")
+        assert embedder.spec.origin.reasons[1].endswith("at a cost per token, as no single task was given")
 
 
 def test_a_published_checkpoint_merges_the_task_that_is_given_or_the_only_one(fakes, shared):

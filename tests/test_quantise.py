@@ -117,6 +117,11 @@ def test_recipe_keeps_norms_and_never_starves_the_token_table():
         assert recipe("layers.0.self_attn.q_norm.weight", (128,), bits, 64) is None
         assert recipe("embed_tokens.weight", (1000, 768), bits, 64) == (8, 64)
         assert recipe("layers.3.mlp.up_proj.weight", (3072, 768), bits, 32) == (bits, 32)
+        assert recipe("embeddings.word_embeddings.weight", (1000, 768), bits, 64) == (8, 64)
+        assert recipe("encoder.layers.3.mixer.Wqkv.weight", (2304, 768), bits, 64) == (bits, 64)
+        for kept in ("embeddings.token_type_embeddings", "embeddings.position_embeddings", "classifier.dense"):
+            assert recipe(f"{kept}.weight", (768, 768), bits, 64) is None
+        assert recipe("encoder.layers.3.mixer.Wqkv.bias", (2304,), bits, 64) is None
     for bits in (16, 32):
         assert recipe("layers.3.mlp.up_proj.weight", (3072, 768), bits, 64) is None
 

@@ -14,13 +14,24 @@ from jina_local import readers
 from jina_local.errors import EngineMissing, UsageError
 
 
-def read(path, input_format=None, field="text"):
-    with contextlib.closing(readers.open_source(str(path), input_format=input_format, field=field)) as source:
+def items(path, input_format=None, field="text", **more):
+    with contextlib.closing(readers.open_source(str(path), input_format=input_format, field=field, **more)) as source:
         return list(source.items)
 
 
+def read(*args, **kwargs):
+    """(number, text) of each item, none of which has its record with it."""
+    found = items(*args, **kwargs)
+    assert all(item.record is None for item in found)
+    return [item[:2] for item in found]
+
+
 def texts(*args, **kwargs):
-    return [item.text for item in read(*args, **kwargs)]
+    return [text for _, text in read(*args, **kwargs)]
+
+
+def records(*args, **kwargs):
+    return [item.record for item in items(*args, records=True, **kwargs)]
 
 
 def put(tmp_path, name, data):
@@ -48,9 +59,7 @@ def put(tmp_path, name, data):
     ],
 )
 def test_txt_has_one_text_a_line(tmp_path, raw, expected):
-    items = read(put(tmp_path, "in.txt", raw))
-    assert [item.text for item in items] == expected
-    assert [item.number for item in items] == list(range(1, len(expected) + 1))
+    assert read(put(tmp_path, "in.txt", raw)) == list(enumerate(expected, 1))
 
 
 def test_bytes_that_are_not_utf8_are_named_by_line_and_offset(tmp_path):
@@ -148,7 +157,7 @@ def test_parquet_takes_a_string_column(tmp_path):
     rows = [f"text {i}" for i in range(2500)]
     path = parquet(tmp_path, id=list(range(2500)), text=rows)
     assert texts(path) == rows
-    assert read(path)[-1].number == 2500
+    assert read(path)[-1][0] == 2500
     with contextlib.closing(readers.open_source(str(path), input_format=None, field="text")) as source:
         assert source.total == 2500
         assert source.unit == "row"
@@ -211,6 +220,31 @@ def test_a_fifo_is_read_like_a_pipe(tmp_path):
     writer.start()
     assert texts(fifo) == ["one", "two"]
     writer.join()
+
+
+def test_the_whole_record_comes_along_where_it_is_asked_for(tmp_path):
+    assert records(put(tmp_path, "in.txt", b"one\ntwo\n")) == [None, None]
+    raw = b'"bare"\n{"body": "b", "id": 7, "at": {"line": [1, 2]}}\n'
+    path = put(tmp_path, "in.jsonl", raw)
+    assert records(path, field="body") == [None, {"body": "b", "id": 7, "at": {"line": [1, 2]}}]
+    assert [item.text for item in items(path, field="body", records=True)] == ["bare", "b"]
+
+
+def test_a_column_without_a_name_of_its_own_goes_by_its_number(tmp_path):
+    raw = b"id,text,id,\n1,a,2,3\n4,b\n5,c,6,7,8\n9,d,10,11,\n"
+    assert records(put(tmp_path, "in.csv", raw)) == [
+        {"id": "1", "text": "a", "column 3": "2", "column 4": "3"},
+        {"id": "4", "text": "b"},
+        {"id": "5", "text": "c", "column 3": "6", "column 4": "7", "column 5": "8"},
+        {"id": "9", "text": "d", "column 3": "10", "column 4": "11"},
+    ]
+    assert records(put(tmp_path, "in.tsv", b"text\tn\na,b\t1\n")) == [{"text": "a,b", "n": "1"}]
+
+
+def test_the_whole_row_of_parquet(tmp_path):
+    path = parquet(tmp_path, id=[1, None], text=["a", "b"], tags=[["x"], []])
+    assert records(path) == [{"id": 1, "text": "a", "tags": ["x"]}, {"id": None, "text": "b", "tags": []}]
+    assert read(path) == [(1, "a"), (2, "b")]
 
 
 def test_blocks_grow_keep_the_order_and_end_at_their_characters():

@@ -87,3 +87,117 @@ def test_a_checkpoint_with_another_rope_base_is_another_model():
     assert registry.identify(architecture="qwen3", rope_theta=1e6).spec.name == "jina-reranker-v3"
     with pytest.raises(ModelDamaged, match="text-small has the RoPE base 3.5e"):
         registry.identify(architecture="qwen3", rope_theta=2e6)
+
+
+V3 = registry.lookup("v3").spec
+QUERY_TEXT = "Represent the query for retrieving evidence documents: "
+PASSAGE_TEXT = "Represent the document for retrieval: "
+
+
+def test_published_facts_of_the_family():
+    assert (V3.dims, V3.max_tokens, V3.pooling) == ((32, 64, 128, 256, 512, 768, 1024), 8192, "mean")
+    assert (V3.default_task, V3.default_prompt, V3.late_chunking, V3.scoring) == (None, None, True, None)
+    listwise, pairwise = (registry.lookup(name).spec for name in ("reranker-v3", "reranker-v2"))
+    assert (listwise.scoring, listwise.tasks, listwise.dims, listwise.max_tokens) == (
+        "listwise",
+        ("rerank",),
+        (512,),
+        131072,
+    )
+    assert (pairwise.scoring, pairwise.tasks, pairwise.max_tokens) == ("pairwise", ("rerank",), 1024)
+    assert not any(row.spec.late_chunking for row in registry.PUBLISHED if row.spec is not V3)
+    assert {row.spec.license for row in registry.PUBLISHED if not row.bundled} == {"CC BY-NC 4.0"}
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "chosen", "prefix"),
+    [
+        ("retrieval.query", None, "retrieval.query", QUERY_TEXT),
+        ("retrieval.passage", None, "retrieval.passage", PASSAGE_TEXT),
+        ("separation", None, "separation", ""),
+        ("classification", None, "classification", ""),
+        ("text-matching", None, "text-matching", ""),
+        ("none", None, "none", ""),
+        # The same said in the words of other models
+        ("retrieval", None, "retrieval.passage", PASSAGE_TEXT),
+        ("retrieval", "query", "retrieval.query", QUERY_TEXT),
+        ("retrieval", "document", "retrieval.passage", PASSAGE_TEXT),
+        ("retrieval", "passage", "retrieval.passage", PASSAGE_TEXT),
+        ("clustering", None, "separation", ""),
+        (None, "query", "retrieval.query", QUERY_TEXT),
+        (None, "document", "retrieval.passage", PASSAGE_TEXT),
+        # The same said twice
+        ("retrieval.query", "query", "retrieval.query", QUERY_TEXT),
+        ("retrieval.query", "retrieval.query", "retrieval.query", QUERY_TEXT),
+        ("retrieval.passage", "document", "retrieval.passage", PASSAGE_TEXT),
+    ],
+)
+def test_v3s_words(task, prompt, chosen, prefix):
+    found = registry.resolve(V3, task=task, prompt_name=prompt)
+    assert (found.task, found.prefix, found.pooling, found.dim) == (chosen, prefix, "mean", 1024)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"needs a task: one of retrieval.query, .* \('none': the base without an adapter\)"),
+        ({"prompt_name": "text"}, "needs a task"),
+        (
+            {"task": "retrieval", "prompt_name": "text"},
+            "does not go with task 'retrieval'.* document, passage, query",
+        ),
+        ({"task": "retrieval.query", "prompt_name": "document"}, "prompt_name 'document' does not go with task"),
+        ({"task": "separation", "prompt_name": "query"}, "does not go with task 'separation'"),
+        ({"task": "clustering", "prompt_name": "query"}, "does not go with task 'clustering'"),
+        ({"task": "none", "prompt_name": "query"}, "does not go with task 'none'"),
+        ({"task": "retrieval.qeury"}, r"unknown task 'retrieval.qeury' \(did you mean 'retrieval.query'\?\)"),
+        ({"task": "rerank"}, "unknown task 'rerank'"),
+        ({"task": "text-matching", "truncate_dim": 100}, "truncate_dim 100 is not a trained width"),
+    ],
+)
+def test_refusals_of_v3(options, message):
+    with pytest.raises(UsageError, match=message):
+        registry.resolve(V3, **options)
+
+
+def test_a_word_for_a_task_that_the_files_lack_is_refused():
+    some = registry.narrow(
+        registry.lookup("v3"), hidden=1024, max_positions=8194, tasks=["separation", "retrieval.query"]
+    )
+    assert (some.tasks, some.default_task, some.max_tokens) == (("retrieval.query", "separation"), None, 8192)
+    assert registry.resolve(some, task="clustering").task == "separation"
+    assert registry.resolve(some, task="retrieval", prompt_name="query").task == "retrieval.query"
+    with pytest.raises(UsageError, match="unknown task 'retrieval'"):
+        registry.resolve(some, task="retrieval")
+    with pytest.raises(UsageError, match="unknown task 'none'"):
+        registry.resolve(some, task="none")
+    one = registry.narrow(registry.lookup("v3"), hidden=1024, max_positions=8194, tasks=["separation"])
+    assert registry.resolve(one).task == "separation"
+
+
+def test_words_are_spelled_out_as_the_models_own_tasks():
+    v3, nano = registry.lookup("v3"), registry.lookup("v5-nano")
+    assert set(registry.spelled_out(v3, ["retrieval"])) == {"retrieval.query", "retrieval.passage"}
+    assert registry.spelled_out(v3, ["clustering", "separation", "none"]) == ("separation", "none")
+    assert registry.spelled_out(nano, ["clustering", "retrieval"]) == ("clustering", "retrieval")
+    registry.check_tasks(["clustering", "retrieval", "retrieval.query", "none", "rerank"])
+    with pytest.raises(UsageError, match=r"unknown task 'seperation' \(did you mean 'separation'\?\)"):
+        registry.check_tasks(["seperation"])
+
+
+@pytest.mark.parametrize("name", ["reranker-v3", "reranker-v2"])
+def test_a_reranker_has_no_vectors(name):
+    with pytest.raises(UsageError, match="ranks documents and has no vectors for texts. Use rerank"):
+        registry.resolve(registry.lookup(name).spec)
+
+
+def test_every_row_is_known_by_its_architecture_and_rope_base():
+    for row in registry.PUBLISHED:
+        assert registry.identify(architecture=row.spec.architecture, rope_theta=row.rope_theta) is row
+    with pytest.raises(ModelDamaged, match="jina-embeddings-v3 has the RoPE base 20000, not 10000"):
+        registry.identify(architecture="jina-bert-v3", rope_theta=10_000.0)
+
+
+def test_narrowing_a_reranker_leaves_its_vectors_alone():
+    spec = registry.narrow(registry.lookup("reranker-v3"), hidden=256, max_positions=8192, tasks=["rerank"])
+    assert (spec.dims, spec.max_tokens, spec.tasks, spec.default_task) == ((512,), 8192, ("rerank",), "rerank")

@@ -222,3 +222,27 @@ def test_pack(pooling, rows, owner):
     assert batch.starts.tolist() == [0, 3, 4, 8]
     assert (batch.rows.tolist(), batch.owner.tolist()) == (rows, owner)
     assert {a.dtype for a in vars(batch).values()} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("kind", ["v3", "nano"])
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=200).filter(valid))
+def test_located_tokens_are_the_librarys_and_begin_within_the_text_in_order(kind, text):
+    ours, theirs = both(kind)
+    ids, starts = ours.located(text)
+    assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
+    assert (np.diff(starts) >= 0).all()
+    assert ((starts >= 0) & (starts <= len(text))).all()
+
+
+def test_a_token_that_brings_its_space_along_begins_at_the_word():
+    tok = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([("<unk>", 0.0), ("\u2581ab", -1.0), ("\u2581", -1.0)], 0, False)
+    )
+    tok.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tok.post_processor = tokenizers.processors.TemplateProcessing("$A", "$A $B", [])
+    text = "ab  ab "
+    assert [text[a:b] for a, b in tok.encode(text).offsets] == ["ab", " ", " ab", " "]
+    ids, starts = Tokenizer(tok.to_str(), "x").located(text)
+    assert ids.tolist() == [1, 2, 1, 2]
+    assert starts.tolist() == [0, 2, 4, 6], "white space alone begins where it stands"

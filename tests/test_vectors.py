@@ -119,3 +119,22 @@ def test_pool(pooling):
     else:
         out = vectors.pool(rows[:2], np.array([1, 0], np.int32), 2, pooling)
         np.testing.assert_array_equal(out, [[2, 3], [0, 1]])
+
+
+def test_a_mean_over_thousands_of_rows_is_exact_to_the_last_digits():
+    rng = np.random.default_rng(1)
+    # Rows that share a large part, as the states of real models do: there a running float32 sum is at its worst.
+    rows = (rng.standard_normal((8192 + 3 + 900, 64)) + 8 * rng.standard_normal(64)).astype(np.float32)
+    lengths = [8192, 3, 900]
+    out = vectors.pool(rows, np.repeat(np.arange(3, dtype=np.int32), lengths), 3, "mean")
+    ends = np.cumsum(lengths)
+    exact = np.array([rows[e - n : e].astype(np.float64).mean(axis=0) for e, n in zip(ends, lengths, strict=True)])
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, exact, rtol=1e-6)
+
+
+def test_sums_are_taken_over_spans_that_may_overlap():
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    out = vectors.sums(rows, np.array([0, 1, 5]), np.array([6, 3, 6]))
+    assert out.dtype == np.float64
+    np.testing.assert_array_equal(out, [[30, 36], [6, 8], [10, 11]])

@@ -150,7 +150,7 @@ def test_wrong_files_end_with_a_table_and_code_three(tmp_path):
             3,
             "not on this machine, and it may not be fetched",
         ),
-        (["merge", "SRC", "OUT"], 2, "required: --task"),
+        (["merge", "SRC", "OUT"], 2, "--task is required: give a task, or all"),
         (
             ["mlx", "SRC", "OUT"],
             2,

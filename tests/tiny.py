@@ -1,6 +1,7 @@
 """Random checkpoints in the layout that the v5 models are published in, at test size or at full size.
 
-`python -m tests.tiny nano OUT` writes a small one (its vectors mean nothing), `--full` one of the true size.
+`python -m tests.tiny nano OUT` writes a small one (its vectors mean nothing), `--full` one of the true size; the rest
+of the family (tiny_family.py) is written by the same call.
 Weights are drawn so that every part matters: linear layers keep the size of what passes through them, norms
 stay near one but not at it, and every adapter changes the result visibly.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from jina_local.formats import safetensors
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TASKS = ("retrieval", "text-matching", "clustering", "classification")
 RANK = 32
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # name -> type, shape
+Produce = Callable[[str], NDArray[np.generic]]
 
 SIZES = {
     "small": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -62,6 +65,10 @@ _TRAINING = [
 
 def tokenizer(kind: str) -> tokenizers.Tokenizer:
     """A byte-level BPE of about 600 tokens with the kind's own split, normaliser, special tokens and template."""
+    if kind not in SIZES:
+        from tests import tiny_family
+
+        return tiny_family.tokenizer(kind)
     from tokenizers import (
         AddedToken,
         Regex,
@@ -111,6 +118,10 @@ def tokenizer(kind: str) -> tokenizers.Tokenizer:
 
 def real_tokenizer(kind: str) -> str:
     """tokenizer.json of the real vocabulary, with the template that the published model has."""
+    if kind not in SIZES:
+        from tests import tiny_family
+
+        return tiny_family.real_tokenizer(kind)
     folder = SHARED / "tokenizers" / {"small": "qwen3", "nano": "llama3"}[kind]
     with lzma.open(folder / "tokenizer.json.xz", "rt", encoding="utf-8") as file:
         body = json.load(file)
@@ -132,10 +143,20 @@ def write(
     dtype: str | None = None,
     shards: int = 1,
     seed: int = 0,
-    tasks: tuple[str, ...] = TASKS,
+    tasks: tuple[str, ...] | None = None,
     config: dict[str, object] | None = None,
 ) -> Path:
-    """Write one checkpoint. `real` (default: where full) takes the real tokenizer; `config` overrides keys."""
+    """Write one checkpoint: "small", "nano", "v3", "v3-native", "reranker-v3" or "reranker-v2".
+
+    `real` (default: where full) takes the real tokenizer; `tasks` are the adapters (default: all that the model has);
+    `config` overrides keys.
+    """
+    if kind not in SIZES:
+        from tests import tiny_family
+
+        return tiny_family.write(
+            folder, kind, full=full, real=real, dtype=dtype, shards=shards, seed=seed, tasks=tasks, config=config
+        )
     folder.mkdir(parents=True, exist_ok=True)
     real = full if real is None else real
     text = real_tokenizer(kind) if real else tokenizer(kind).to_str()
@@ -157,8 +178,8 @@ def write(
     (folder / "modules.json").write_text(json.dumps(modules))
     _tokenizer_config(folder, kind)
     arch = architecture.from_config(body)
-    _weights(folder, architecture.tensors(arch), dtype, shards, seed)
-    for number, task in enumerate(tasks):
+    save_sharded(folder, *_drawn(architecture.tensors(arch), dtype, seed), shards)
+    for number, task in enumerate(TASKS if tasks is None else tasks):
         _adapter(folder / "adapters" / task, arch, dtype, seed + 1000 * (number + 1))
     return folder
 
@@ -188,34 +209,42 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]
     return out
 
 
-def _cast(data: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
+def cast(data: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
+    """To "BF16" (as its 16 bits), "F16" or "F32"."""
     if dtype == "BF16":
         return safetensors.to_bf16(data)
     return data.astype({"F32": np.float32, "F16": np.float16}[dtype])
 
 
-def _save(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> None:
-    def produce() -> Iterator[tuple[str, NDArray[np.generic]]]:
-        for name, shape in shapes.items():
-            yield name, _cast(_random(name, shape, seed), dtype)
+def save(path: Path, shapes: Shapes, produce: Produce) -> None:
+    """Write one file, one tensor in memory at a time."""
+
+    def each() -> Iterator[tuple[str, NDArray[np.generic]]]:
+        for name in shapes:
+            yield name, produce(name)
 
     path.unlink(missing_ok=True)
-    safetensors.write(path, {n: (dtype, s) for n, s in shapes.items()}, produce(), {"format": "pt"})
+    safetensors.write(path, shapes, each(), {"format": "pt"})
 
 
-def _weights(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: str, shards: int, seed: int) -> None:
+def save_sharded(folder: Path, shapes: Shapes, produce: Produce, shards: int) -> None:
+    """Write model.safetensors, or that many shards and their index."""
     if shards == 1:
-        _save(folder / "model.safetensors", shapes, dtype, seed)
+        save(folder / "model.safetensors", shapes, produce)
         return
     listed = sorted(shapes)
     weight_map = {}
     for n in range(shards):
         name = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
         part = listed[n::shards]
-        _save(folder / name, {k: shapes[k] for k in part}, dtype, seed)
+        save(folder / name, {k: shapes[k] for k in part}, produce)
         weight_map.update(dict.fromkeys(part, name))
     body = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(body))
+
+
+def _drawn(shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> tuple[Shapes, Produce]:
+    return {n: (dtype, s) for n, s in shapes.items()}, lambda name: cast(_random(name, shapes[name], seed), dtype)
 
 
 def _adapter(folder: Path, arch: Architecture, dtype: str, seed: int) -> None:
@@ -226,7 +255,7 @@ def _adapter(folder: Path, arch: Architecture, dtype: str, seed: int) -> None:
         stem = "base_model.model." + name.removesuffix(".weight")
         shapes[f"{stem}.lora_A.weight"] = (RANK, inner)
         shapes[f"{stem}.lora_B.weight"] = (out, RANK)
-    _save(folder / "adapter_model.safetensors", shapes, dtype, seed)
+    save(folder / "adapter_model.safetensors", *_drawn(shapes, dtype, seed))
     body = {
         "peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "use_rslora": False, "use_dora": False, "bias": "none",
         "modules_to_save": None, "task_type": "FEATURE_EXTRACTION", "lora_dropout": 0.1, "fan_in_fan_out": False,
@@ -238,8 +267,10 @@ def _adapter(folder: Path, arch: Architecture, dtype: str, seed: int) -> None:
 
 def main() -> None:
     """Write one checkpoint from the command line."""
+    from tests import tiny_family
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=sorted(SIZES))
+    parser.add_argument("kind", choices=sorted((*SIZES, *tiny_family.KINDS)))
     parser.add_argument("out", type=Path)
     parser.add_argument("--full", action="store_true", help="the true size, with the real tokenizer")
     parser.add_argument("--seed", type=int, default=0)

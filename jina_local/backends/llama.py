@@ -3,7 +3,8 @@
 What is unusual about this engine:
 - Qwen3 in embedding mode computes the vocabulary head for every token. Here the context runs without
   embeddings, flags only the wanted tokens, and a callback copies `result_norm` and stops before the head.
-- Encoders (EuroBERT) take the whole pass as one ubatch: more tokens than n_ubatch is an abort, not an error.
+- Encoders (EuroBERT, XLM-R) take the whole pass as one ubatch: more tokens than n_ubatch is an abort, not an
+  error. All their tokens are outputs, wanted or not; a classifier's logits are the engine's own RANK pooling.
 - Attention covers the whole pass. About 256 tokens are best on a CPU, and one context a core beats
   one context on all cores.
 - NaN stays in cells of the cache that a later text may look at; only clearing them with data removes it.
@@ -13,7 +14,6 @@ What is unusual about this engine:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import threading
 import weakref
@@ -31,19 +31,24 @@ from ..errors import EngineError, ModelDamaged, UsageError
 from ..formats import gguf
 from ..spec import Budget, TokenBatch
 from . import llama_adapters
+from . import llama_tableless as tableless
 from .extra_buffers import use_extra_buffers
+from .llama_lane import Lane, Loaded
 from .llama_library import Library, forget_words, last_words, library
-from .machine import available_memory, give_back, physical_cores
-from .passes import check, check_task
+from .machine import physical_cores
+from .passes import check, check_classified, check_task
 
 # What a lane holds, and what the one context for longer passes holds; a pass beyond that, or a second one beside
 # it, gets a context of its own, freed after it.
 _TOKENS, _LONG_TOKENS = 512, 2048
 _TEXTS = 32
+_LONG_ROWS = 128  # of the context for longer passes: a listwise reranker wants a row of each of 64 documents
+# Bytes of room for logits that nobody reads. An encoder's context that would take more runs on a copy of the weights
+# without their token table, made when first needed: for 250,002 rows any pass that is too long for a lane.
+_MOST_LOGITS = 1 << 30
 _BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
 _MOST_LANES = 4  # each lane has a cache and buffers of its own
-_UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
-_F32, _F16 = 0, 1  # ggml types of the KV cache
+_CLASSIFIER = ("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias")
 
 
 class LlamaBackend:
@@ -66,7 +71,10 @@ class LlamaBackend:
         if "token_embd.weight" not in header.tensors:
             raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
         self.arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(path))
-        self.hidden, self.vocab = self.arch.hidden, self.arch.vocab
+        if self.arch.labels and (absent := [name for name in _CLASSIFIER if name not in header.tensors]):
+            # llama.cpp would leave the step out, or give back states for logits.
+            raise ModelDamaged(f"{path}: its classifier is incomplete; it has no {', '.join(absent)}.")
+        self.hidden, self.vocab = self.arch.width, self.arch.vocab
         adapters = adapters or {}
         llama_adapters.check(adapters, header, self.arch)
         self._lib = library()
@@ -84,26 +92,32 @@ class LlamaBackend:
         else:
             why = f"the caller set extra_buffers={extra_buffers}"
         self.reasons: tuple[str, ...] = (why,)
-        # A 16-bit cache and 16-bit steps in attention hide behind 16-bit weights, not beside 32-bit ones.
-        self._exact = header.weights == "F32"
+        self._path, self._extra_buffers, self._adapter_files = path, extra_buffers, dict(adapters)
         model = _load(self._lib, path, self.arch, self.device, extra_buffers)
-        self._model = model
-        self._free_lanes: list[_Lane] = []  # the one given back last is at the end
+        self._free_lanes: list[Lane] = []  # the one given back last is at the end
         self._returned, self._lanes_made = threading.Condition(), 0
-        self._opened: list[_Lane] = []
+        self._opened: list[Lane] = []
         self._long = threading.Lock()
-        self._long_lane: _Lane | None = None
-        self._finalizer = weakref.finalize(self, _free, self._lib, model, self._opened)
+        self._long_lane: Lane | None = None
+        self._copying = threading.Lock()
+        self._tableless: Loaded | None = None
+        self._models = [model]
+        self._finalizer = weakref.finalize(self, _free, self._lib, self._models, self._opened)
         try:
-            self._adapters = llama_adapters.Adapters(self._lib, model, adapters)
+            beside = llama_adapters.Adapters(self._lib, model, adapters)
         except ModelDamaged:
             self.close()
             raise
+        # A 16-bit cache and 16-bit steps in attention hide behind 16-bit weights, not beside 32-bit ones.
+        exact = header.weights == "F32"
+        self._loaded = Loaded(self._lib, model, self.arch, beside, exact, self.threads)
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; budget says what is fast."""
         check(batch, self.vocab, self.arch.max_positions)
-        check_task(task, self._adapters.tasks)
+        check_task(task, self._loaded.adapters.tasks)
+        if self.arch.labels:
+            check_classified(batch)
         threads = max(1, self.threads // max(1, min(sharers, self.lanes)))
         with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows), task) as lane:
             return lane.run(batch, threads, task)
@@ -113,11 +127,11 @@ class LlamaBackend:
         self._finalizer()
 
     @contextlib.contextmanager
-    def _lane(self, tokens: int, texts: int, rows: int, task: str | None) -> Iterator[_Lane]:
+    def _lane(self, tokens: int, texts: int, rows: int, task: str | None) -> Iterator[Lane]:
         if not self._finalizer.alive:
             raise EngineError("this model is closed.")
-        few = max(texts, rows) <= _TEXTS
-        if few and tokens <= _TOKENS:
+        rows = max(rows, texts) if self.arch.causal else texts  # an encoder's tokens are all outputs in any case
+        if max(texts, rows) <= _TEXTS and tokens <= _TOKENS:
             lane = self._take(task)
             try:
                 yield lane
@@ -125,22 +139,38 @@ class LlamaBackend:
                 with self._returned:
                     self._free_lanes.append(lane)
                     self._returned.notify()
-        elif few and tokens <= _LONG_TOKENS and self._long.acquire(blocking=False):
+        elif texts <= _TEXTS and rows <= _LONG_ROWS and tokens <= _LONG_TOKENS and self._long.acquire(blocking=False):
             try:
                 if self._long_lane is None:
-                    self._long_lane = _Lane(self, _LONG_TOKENS, _TEXTS, _TEXTS)
+                    self._long_lane = Lane(self._weights_for(_LONG_TOKENS), _LONG_TOKENS, _TEXTS, _LONG_ROWS)
                     self._opened.append(self._long_lane)
                 yield self._long_lane
             finally:
                 self._long.release()
         else:
-            lane = _Lane(self, max(tokens, texts), texts, rows)
+            lane = Lane(self._weights_for(tokens), max(tokens, texts), texts, rows)
             try:
                 yield lane
             finally:
                 lane.free()
 
-    def _take(self, task: str | None) -> _Lane:
+    def _weights_for(self, tokens: int) -> Loaded:
+        """What a context for so many tokens runs on: the weights, or of an encoder a copy without its token table."""
+        if self.arch.causal or 4 * self.vocab * tokens <= _MOST_LOGITS:
+            return self._loaded
+        with self._copying:
+            if self._tableless is None:
+                header = gguf.read_header(self._path)
+                table = tableless.Table(self._lib, header)
+                with tableless.copied(header) as copy:
+                    one_row = replace(self.arch, vocab=1)
+                    model = _load(self._lib, copy, one_row, self.device, self._extra_buffers, mapped=False)
+                self._models.append(model)
+                beside = llama_adapters.Adapters(self._lib, model, self._adapter_files)
+                self._tableless = replace(self._loaded, model=model, adapters=beside, embeddings=table.rows)
+            return self._tableless
+
+    def _take(self, task: str | None) -> Lane:
         """A free lane that has the task's adapter; else a new one while there may be more; else the longest idle.
 
         For nano a switch costs its next pass a little over 1 ms, and a lane takes about 40 MB.
@@ -157,7 +187,7 @@ class LlamaBackend:
                     break
                 self._returned.wait()
         try:
-            lane = _Lane(self, _TOKENS, _TEXTS, _TEXTS)
+            lane = Lane(self._loaded, _TOKENS, _TEXTS, _TEXTS)
         except BaseException:
             with self._returned:
                 self._lanes_made -= 1
@@ -165,146 +195,6 @@ class LlamaBackend:
             raise
         self._opened.append(lane)
         return lane
-
-
-class _Lane:
-    """One llama context and the buffer that its rows are copied to."""
-
-    def __init__(self, owner: LlamaBackend, tokens: int, texts: int, rows: int) -> None:
-        api = owner._lib.api
-        self._lib, self._hidden, self._causal = owner._lib, owner.hidden, owner.arch.causal
-        self._adapters = owner._adapters
-        self.task: str | None = None  # whose adapter it has
-        capacity = -(-tokens // 256) * 256
-        _check_room(owner, capacity)
-        params = api.llama_context_default_params()
-        params.n_ctx = params.n_batch = capacity
-        # An encoder needs the whole pass in one ubatch; n_ubatch below n_seq_max aborts with some poolings.
-        params.n_ubatch = min(capacity, _UBATCH) if self._causal else capacity
-        params.n_seq_max = texts
-        params.n_outputs_max = max(rows, texts) if self._causal else capacity
-        params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
-        # Flash attention works in 16 bits on short texts; without it the scores of long ones fill the memory.
-        plain = owner._exact and capacity <= _TOKENS
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED if plain else api.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = _F32 if owner._exact else _F16
-        params.kv_unified = True
-        params.embeddings = not self._causal
-        params.n_threads = params.n_threads_batch = owner.threads
-        self._callback = api.ggml_backend_sched_eval_callback(self._watch)
-        if self._causal:
-            params.cb_eval = self._callback
-        forget_words()
-        self._ctx = api.llama_init_from_model(owner._model, params)
-        if not self._ctx:
-            raise EngineError(
-                f"llama.cpp made no context for {capacity} tokens: {last_words()}. If memory is short, lower "
-                "max_length or use smaller weights."
-            )
-        self._memory = api.llama_get_memory(self._ctx)
-        self._caught: list[NDArray[np.float32]] = []
-        self._threads = owner.threads
-        self._vocab, self._given_back = owner.vocab, 0
-
-    def run(self, batch: TokenBatch, threads: int, task: str | None) -> NDArray[np.float32]:
-        """One pass: (n_rows, hidden) float32."""
-        api = self._lib.api
-        if task != self.task:
-            self._adapters.put_on(self._ctx, task)
-            self.task = task
-        if threads != self._threads:
-            api.llama_set_n_threads(self._ctx, threads, threads)
-            self._threads = threads
-        if self._memory:
-            api.llama_memory_clear(self._memory, False)
-        native, _keep = _native(api, batch, all_rows=not self._causal)
-        self._caught.clear()
-        code = api.llama_decode(self._ctx, native)
-        if code:
-            raise EngineError(f"llama.cpp refused a pass of {len(batch.ids)} tokens (code {code}): {last_words()}.")
-        rows = np.concatenate(self._caught) if self._causal else self._read(batch.rows)
-        if rows.shape != (len(batch.rows), self._hidden):
-            raise EngineError(f"llama.cpp returned {rows.shape[0]} rows where {len(batch.rows)} were asked for.")
-        if self._memory and not np.isfinite(rows).all():
-            api.llama_memory_clear(self._memory, True)
-        if not self._causal and len(batch.ids) > self._given_back:
-            self._give_back_logits(len(batch.ids))
-        return rows
-
-    def _give_back_logits(self, tokens: int) -> None:
-        """Return the pages of a buffer that an encoder never uses to the system.
-
-        llama.cpp keeps, and clears, room for the vocabulary's logits of every output, and an encoder's outputs are
-        all its tokens: 0.5 MB each for nano. The pages stay mapped and read as the zeros they hold now.
-        """
-        start = ctypes.cast(self._lib.api.llama_get_logits(self._ctx), ctypes.c_void_p).value
-        if start:
-            give_back(start, 4 * self._vocab * tokens)
-        self._given_back = tokens
-
-    def free(self) -> None:
-        """Free the context; harmless when it is gone already."""
-        if self._ctx:
-            self._lib.api.llama_free(self._ctx)
-            self._ctx = None
-
-    def _watch(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        """Called by the engine for every node: wants `result_norm` alone, and stops the graph after it."""
-        if ask:
-            return bool(self._lib.get_name(tensor) == b"result_norm")
-        rows = np.empty((self._lib.nbytes(tensor) // 4 // self._hidden, self._hidden), np.float32)
-        self._lib.tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
-        self._caught.append(rows)
-        return False
-
-    def _read(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
-        out = np.empty((len(rows), self._hidden), np.float32)
-        for i, row in enumerate(rows):
-            pointer = self._lib.api.llama_get_embeddings_ith(self._ctx, int(row))
-            if not pointer:
-                raise EngineError(f"llama.cpp has no state for token {row} of the pass: {last_words()}.")
-            out[i] = np.ctypeslib.as_array(pointer, (self._hidden,))
-        return out
-
-
-def _native(api: Any, batch: TokenBatch, *, all_rows: bool) -> tuple[Any, list[NDArray[np.generic]]]:
-    """The batch as the C struct, and the arrays that it points into, which have to outlive the call."""
-    n = len(batch.ids)
-    lengths = np.diff(batch.starts)
-    ids = np.ascontiguousarray(batch.ids, np.int32)
-    positions = (np.arange(n) - np.repeat(batch.starts[:-1], lengths)).astype(np.int32)
-    ones = np.ones(n, np.int32)
-    texts = np.arange(len(lengths), dtype=np.int32)
-    owners = (texts.ctypes.data + 4 * np.repeat(texts.astype(np.uint64), lengths)).astype(np.uint64)
-    wanted = np.full(n, all_rows, np.int8)
-    wanted[batch.rows] = 1
-    int32, int8 = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int8)
-    native = api.llama_batch(
-        n_tokens=n,
-        token=ids.ctypes.data_as(int32),
-        embd=None,
-        pos=positions.ctypes.data_as(int32),
-        n_seq_id=ones.ctypes.data_as(int32),
-        seq_id=owners.ctypes.data_as(ctypes.POINTER(int32)),
-        logits=wanted.ctypes.data_as(int8),
-    )
-    return native, [ids, positions, ones, texts, owners, wanted]
-
-
-def _check_room(owner: LlamaBackend, tokens: int) -> None:
-    """Raise EngineError where a context for so many tokens cannot fit; the system would kill the process."""
-    arch = owner.arch
-    if arch.causal:
-        cell = arch.layers * 2 * arch.kv_heads * arch.head_dim * (4 if owner._exact else 2)
-    else:
-        cell = 4 * arch.vocab  # see _give_back_logits
-    needed = tokens * (cell + 4 * (6 * arch.hidden + 3 * arch.intermediate))
-    free = available_memory()
-    if free is not None and needed > free:
-        raise EngineError(
-            f"a pass of {tokens} tokens takes llama.cpp about {needed / 1e9:.1f} GB beside the weights, and "
-            f"{free / 1e9:.1f} GB are free. Lower max_length, or use the mlx backend."
-        )
 
 
 def _device(lib: Library, asked: str | None) -> str:
@@ -316,11 +206,13 @@ def _device(lib: Library, asked: str | None) -> str:
     return "metal" if offload and asked != "cpu" else "cpu"
 
 
-def _load(lib: Library, path: Path, arch: Architecture, device: str, extra: bool) -> Any:
+def _load(lib: Library, path: Path, arch: Architecture, device: str, extra: bool, *, mapped: bool = True) -> Any:
     api = lib.api
     params = api.llama_model_default_params()
     params.n_gpu_layers = -1 if device == "metal" else 0
     params.use_extra_bufts = extra
+    if not mapped:
+        params.load_mode = api.LLAMA_LOAD_MODE_NONE
     params.check_tensors = True  # NaN and infinity in the weights are refused here, not met in a vector
     # Ids are ours, so the file's vocabulary is never parsed: 0.15 s and 40 MB less, and no text code to crash.
     overrides = (api.llama_model_kv_override * 3)()  # ended by an entry without a key
@@ -336,7 +228,8 @@ def _load(lib: Library, path: Path, arch: Architecture, device: str, extra: bool
     return model
 
 
-def _free(lib: Library, model: Any, lanes: list[_Lane]) -> None:
+def _free(lib: Library, models: list[Any], lanes: list[Lane]) -> None:
     for lane in lanes:
         lane.free()
-    lib.api.llama_model_free(model)
+    for model in models:
+        lib.api.llama_model_free(model)

@@ -13,11 +13,17 @@ from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged
 from ..formats import gguf
 from ..formats.gguf import Header
+from ..spec import NO_TASK
 from .llama_library import Library, forget_words, last_words
 
 
 def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
     """Hold every adapter file against its base, values included. Raises ModelDamaged."""
+    if files and arch.xlm_roberta:
+        raise ModelDamaged(
+            f"{base.path}: llama.cpp leaves out what an adapter changes in the table of token types, so {arch.kind} "
+            "runs merged on it. Convert again without separate adapters, or use the mlx backend."
+        )
     digest = base.text(gguf_adapter.BASE_KEY)
     if files and digest is None:
         raise ModelDamaged(
@@ -49,9 +55,12 @@ class Adapters:
         return tuple(self._loaded)
 
     def put_on(self, context: Any, task: str | None) -> None:
-        """Let a context run a task's adapter alone, or none, from its next pass on. Weights are not changed."""
+        """Let a context run a task's adapter alone, from its next pass on; None and NO_TASK: the base alone.
+
+        Weights are not changed.
+        """
         kind = self._api.llama_adapter_lora_p_ctypes
-        chosen = [] if task is None else [ctypes.cast(self._loaded[task], kind)]
+        chosen = [] if task in (None, NO_TASK) else [ctypes.cast(self._loaded[task], kind)]
         # 1: what is multiplied with alpha / rank, which llama.cpp takes from the file.
         scales = (ctypes.c_float * 1)(1.0)
         forget_words()

@@ -18,11 +18,11 @@ _log_lock = threading.Lock()
 
 
 class Library:
-    """`api`: the llama_cpp module. The rest: three functions of libggml-base that read a tensor."""
+    """`api`: the llama_cpp module. The rest: functions of libggml-base that read a tensor."""
 
     def __init__(self, api: Any) -> None:
         self.api = api
-        base = _ggml_base(Path(api.__file__).parent)
+        base = self._base = _ggml_base(Path(api.__file__).parent)
         self.get_name = base.ggml_get_name
         self.get_name.argtypes, self.get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
         self.nbytes = base.ggml_nbytes
@@ -33,6 +33,12 @@ class Library:
         self._log = api.llama_log_callback(_remember)
         api.llama_log_set(self._log, ctypes.c_void_p(0))
         api.llama_backend_init()
+
+    def unpack(self, kind: str, source: int, target: int, count: int) -> None:
+        """Weights of a quantised type, as "Q6_K", at one address -> `count` float32 at the other."""
+        function = self._base[f"dequantize_row_{kind.lower().replace('_k', '_K')}"]
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+        function(source, target, count)
 
     def system_info(self) -> str:
         """llama.cpp's own list of build features, `NAME = 0 or 1` parted by `|`."""

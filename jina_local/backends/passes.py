@@ -27,6 +27,12 @@ def check(batch: TokenBatch, vocab: int, longest: int) -> None:
         raise EngineError("a wanted row lies outside the text that it is said to belong to.")
 
 
+def check_classified(batch: TokenBatch) -> None:
+    """Raise EngineError unless the wanted rows are the ones that a classifier reads: the first of each text."""
+    if not np.array_equal(batch.rows, batch.starts[:-1]):
+        raise EngineError("a classifier reads the first token of every text; the wanted rows have to be those.")
+
+
 def check_task(task: str | None, held: Collection[str]) -> None:
     """Raise EngineError unless `task` is one of the adapters `held`, or None where there are none.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from .. import backends, console, readers, registry, writers
+from .. import console, readers, registry, writers
 from ..errors import TextError, UsageError
 from ..readers import Item, Source
 from ..writers import Block
+from . import inputs, loading
 
 if TYPE_CHECKING:
     from ..model import Embedder
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   jina-local embed --input notes.txt --output notes.npy
   jina-local embed --input docs.jsonl --field body --truncate-dim 256 --output docs.parquet
   sort words.txt | jina-local embed --task text-matching --precision ubinary > words.jsonl
+  grep . chapter.txt | jina-local embed --model v3 --late-chunking > chunks.jsonl
 """
 
 _EPILOG = f"""{EXAMPLES}
@@ -36,6 +38,13 @@ input: .txt has one text a line, empty lines included; .jsonl strings, or object
 output: jsonl has {{"index": 0, "embedding": [...]}} a line, with "truncated": true where a text was cut and
   {{"index": 0, "error": "..."}} where the model gave no vector. Such a row is null in json and parquet, empty
   in csv, zero in npy and safetensors.
+--late-chunking: the texts, lines or records are the pieces of one document, in their order: it is read as a whole and
+  each piece gets the mean over its own tokens, in the light of the others. All together have to fit into the model's
+  tokens (or --max-length); a piece without a token, as an empty line, is refused. Without --task they are embedded as
+  documents to be retrieved. Only models that take a mean over tokens have it, not v5, which reads the last one.
+tasks: v5 and pico: retrieval (the default), text-matching, clustering, classification. jina-embeddings-v3 has no
+  default: retrieval.query, retrieval.passage, separation, classification, text-matching, or none for its base
+  without an adapter; clustering means separation, and retrieval with --prompt-name query the first, else the second.
 environment: JINA_LOCAL_MODEL, JINA_LOCAL_WEIGHTS, JINA_LOCAL_BACKEND, JINA_LOCAL_DEVICE and JINA_LOCAL_THREADS
   stand in for the options of that name.
 exit codes: 0 done, 1 some texts have no vector, 2 bad input or options, 3 the model, 69 no engine,
@@ -47,26 +56,19 @@ def parser(add: Any) -> argparse.ArgumentParser:
     """The options of `embed`; `add` makes the parser."""
     p: argparse.ArgumentParser = add("embed", SUMMARY, _EPILOG)
     p.add_argument("texts", nargs="*", metavar="TEXT", help="texts to embed; without any, and without --input, stdin")
-    g = p.add_argument_group("model")
-    g.add_argument("--model", metavar="NAME", help=f"name, folder or .gguf file (default: {registry.DEFAULT_MODEL})")
-    g.add_argument("--weights", metavar="LABEL", help="for example Q8_0 or 8bit (default: the best there is)")
-    g.add_argument("--backend", choices=("auto", *backends.BACKENDS), help="engine (default: auto)")
-    g.add_argument("--device", choices=("cpu", "metal"), help="default: the engine's best")
-    g.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
-    g.add_argument("--offline", action="store_true", help="open no socket, even if the model is not here")
+    loading.add_options(p, registry.DEFAULT_MODEL)
     g = p.add_argument_group("vectors")
-    g.add_argument("--task", metavar="TASK", help="retrieval, text-matching, clustering or classification")
+    g.add_argument("--task", metavar="TASK", help="what the vectors are for; each model has its own, see below")
     g.add_argument("--prompt-name", metavar="NAME", help="query or document (default: document)")
+    g.add_argument("--late-chunking", action="store_true", help="the texts are the pieces of one document, see below")
     g.add_argument("--truncate-dim", type=int, metavar="N", help="cut to a trained width, then normalise")
     g.add_argument("--max-length", type=int, metavar="TOKENS", help="default: all that the model takes")
     g.add_argument("--precision", choices=registry.PRECISIONS, default="float32")
     g.add_argument("--no-normalize", action="store_true", help="leave the length of the vectors as it comes")
-    g.add_argument("--overflow", choices=registry.OVERFLOWS, default="truncate", help="a text that is too long")
+    g.add_argument("--overflow", choices=registry.OVERFLOWS, help="a text that is too long (default: truncate)")
     g.add_argument("--deterministic", action="store_true", help="one text a pass: the same bits in any company")
     g = p.add_argument_group("input and output")
-    g.add_argument("--input", metavar="FILE", help="read texts from a file, or from stdin for -")
-    g.add_argument("--input-format", choices=readers.FORMATS, help="default: by suffix")
-    g.add_argument("--field", metavar="NAME", default="text", help="key or column that holds the text")
+    inputs.add_options(g)
     g.add_argument("--output", metavar="FILE", help="default: stdout")
     g.add_argument("--format", choices=writers.FORMATS, help="default: by suffix of --output, else jsonl")
     g.add_argument("--progress", action=argparse.BooleanOptionalAction, help="default: on a terminal")
@@ -87,21 +89,42 @@ class _Tally:
 
 def run(args: argparse.Namespace) -> int:
     """Embed; 1 where some texts have no vector."""
-    settings = _settings(args)
+    settings = {**loading.settings(args, registry.DEFAULT_MODEL), "task": args.task}
+    loading.check_name(settings["name_or_path"], rank=False)
+    if args.late_chunking:
+        _check_late(settings["name_or_path"], args)
     chosen = writers.format_of(args.output, args.format)
     writers.check_target(args.output, chosen)
-    with closing(_source(args)) as source, console.quiet_stdout() as stdout:
+    with closing(inputs.source(args, args.texts, EXAMPLES)) as source, console.quiet_stdout() as stdout:
         if args.output in (None, "-") and chosen in writers.BINARY and stdout.isatty():
             raise UsageError(f"{chosen} is binary and stdout is a terminal: give --output FILE, or redirect.")
         from .. import model
 
-        with model.load(**settings) as embedder:
+        with cast("Embedder", model.load(**settings)) as embedder:
+            loading.check_kind(embedder.spec, rank=False)
             tally = _stream(embedder, args, source, chosen, stdout)
     _report(tally, source)
     return console.SOME_FAILED if tally.failed else console.OK
 
 
+def _check_late(name: str, args: argparse.Namespace) -> None:
+    """What can be refused of --late-chunking before a model is looked for."""
+    from .. import late_chunking
+
+    if args.overflow == "truncate":
+        raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
+    if os.path.lexists(name):
+        return
+    try:
+        row = registry.lookup(name.partition(":")[0])
+    except UsageError:  # no model's name; `load` says what is wrong with it
+        return
+    late_chunking.check(row.spec)
+
+
 def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen: str, stdout: BinaryIO) -> _Tally:
+    from .. import late_chunking
+
     request: dict[str, Any] = {
         "task": args.task,
         "prompt_name": args.prompt_name,
@@ -109,9 +132,15 @@ def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen
         "max_length": args.max_length,
         "normalize": not args.no_normalize,
         "precision": args.precision,
-        "overflow": args.overflow,
     }
-    spec = registry.resolve(embedder.spec, **request)  # refused before anything is read or written
+    # Refused before anything is read or written.
+    if args.late_chunking:
+        spec = late_chunking.resolve(embedder.spec, **request)
+        answers = _joined(embedder, source, request, spec.max_tokens)
+    else:
+        request["overflow"] = args.overflow or "truncate"
+        spec = registry.resolve(embedder.spec, **request)
+        answers = _one_by_one(embedder, source, request, args.deterministic)
     tally = _Tally(spec.max_tokens)
     with (
         closing(console.progress(source.total, "texts", args.progress)) as bar,
@@ -120,8 +149,7 @@ def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen
         writer = writers.open_writer(chosen, file, spec)
         complete = False
         try:
-            for items in readers.blocks(source.items, first=_FIRST, most=_MOST, chars=_CHARS):
-                answer = _embedded(embedder, items, source, request, args.deterministic)
+            for items, answer in answers:
                 writer.write(_counted(answer, items, tally))
                 bar.update(len(items))
             complete = True
@@ -130,14 +158,43 @@ def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen
     return tally
 
 
-def _embedded(
-    embedder: Embedder, items: list[Item], source: Source, request: dict[str, Any], deterministic: bool
-) -> Embedded:
-    texts = [item.text for item in items]
+_Answers = Iterator[tuple[list[Item], "Embedded"]]
+
+
+def _one_by_one(embedder: Embedder, source: Source, request: dict[str, Any], deterministic: bool) -> _Answers:
+    """Texts that have nothing to do with each other, in blocks."""
+    for items in readers.blocks(source.items, first=_FIRST, most=_MOST, chars=_CHARS):
+        with _placed(items, source):
+            answer = embedder.embed(
+                [item.text for item in items], **request, show_progress=False, deterministic=deterministic
+            )
+        yield items, answer
+
+
+def _joined(embedder: Embedder, source: Source, request: dict[str, Any], max_tokens: int) -> _Answers:
+    """The pieces of one document, all at once."""
+    items: list[Item] = []
+    held = 0
+    for item in source.items:
+        items.append(item)
+        held += len(item.text)
+        if held > _CHARS:
+            raise UsageError(
+                f"{source.name}: more than {_CHARS} characters at {source.unit} {item.number}; --late-chunking reads "
+                f"the whole input as one document, of at most {max_tokens} tokens. Split the input."
+            )
+    if items:
+        with _placed(items, source):
+            answer = embedder.embed_joined([item.text for item in items], **request, show_progress=False)
+        yield items, answer
+
+
+@contextmanager
+def _placed(items: Sequence[Item], source: Source) -> Iterator[None]:
+    """Errors about one text: its place in the call says nothing to the caller; the line in the input does."""
     try:
-        return embedder.embed(texts, **request, show_progress=False, deterministic=deterministic)
+        yield
     except TextError as error:
-        # The place in the block says nothing to the caller; the line in the input does.
         number = items[error.index].number
         raise UsageError(f"{source.name} {source.unit} {number}: {error.reason}") from error
 
@@ -179,38 +236,3 @@ def _report(tally: _Tally, source: Source) -> None:
         )
     if parts:
         console.say("; ".join(parts))
-
-
-def _source(args: argparse.Namespace) -> Source:
-    if args.texts:
-        if args.input is not None:
-            raise UsageError("texts were given, and --input too: give one of them.")
-        if args.input_format is not None:
-            raise UsageError("--input-format says how to read --input or stdin, and texts were given instead.")
-        return readers.arguments(args.texts)
-    if args.input is None and sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError(f"no texts: give some, or --input FILE, or pipe them in.\n\n{EXAMPLES.rstrip()}")
-    return readers.open_source(args.input or "-", input_format=args.input_format, field=args.field)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `load` is asked for: an option, else its environment variable, else the default."""
-    backend = _setting(args.backend, "BACKEND") or "auto"
-    if backend not in ("auto", *backends.BACKENDS):
-        raise UsageError(f"JINA_LOCAL_BACKEND is {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
-    threads = _setting(args.threads, "THREADS")
-    if isinstance(threads, str) and not threads.isdecimal():
-        raise UsageError(f"JINA_LOCAL_THREADS is {threads!r}; expected a whole number from 1.")
-    return {
-        "name_or_path": _setting(args.model, "MODEL") or registry.DEFAULT_MODEL,
-        "backend": backend,
-        "weights": _setting(args.weights, "WEIGHTS"),
-        "task": args.task,
-        "device": _setting(args.device, "DEVICE"),
-        "threads": None if threads is None else int(threads),
-        "offline": True if args.offline else None,
-    }
-
-
-def _setting(option: str | int | None, name: str) -> str | int | None:
-    return option if option is not None else os.environ.get(f"JINA_LOCAL_{name}") or None

@@ -86,7 +86,13 @@ def _list(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 def _described(model: Listed) -> str:
     head = f"{model.name}  ({', '.join(model.aliases)})\n" if model.aliases else f"{model.name}\n"
-    facts = f"  {model.dims[-1]} dimensions, {model.max_tokens} tokens, {model.license}; {', '.join(model.tasks)}\n"
+    if model.scoring:
+        vectors = f", {model.dims[-1]}-d embeddings" if model.dims else ""
+        does, what = f"ranks documents ({model.scoring}{vectors})", ""
+    else:
+        does, what = f"{model.dims[-1]} dimensions", f"; {', '.join(model.tasks)}"
+        what += "; late chunking" if model.late_chunking else ""
+    facts = f"  {does}, {model.max_tokens} tokens, {model.license}{what}\n"
     places = [
         f"  {p.where:<12} {_size(p.size):>9}  {', '.join(p.holds) or 'base'}\n    {p.path}\n" for p in model.places
     ]
@@ -101,6 +107,9 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
         raise UsageError("pull needs the network, and --offline, JINA_LOCAL_OFFLINE or HF_HUB_OFFLINE forbids it.")
     asked = args.backend or os.environ.get("JINA_LOCAL_BACKEND") or "auto"
     kind = backends.preferred() if asked == "auto" else asked
+    to_convert = (kind, asked) == ("llama", "auto") and not (args.weights or row.gguf_repo or row.bundled)
+    if to_convert:
+        kind = "mlx"  # the checkpoint is all there is
     if kind == "mlx" and args.weights is not None:
         raise UsageError("--weights is for llama; MLX takes the published checkpoint (smaller: `convert mlx`).")
     terms = ", non-commercial" if "NC" in row.spec.license else ""
@@ -115,6 +124,8 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
     )
     for note in held.notes:
         console.say(note)
+    if to_convert:
+        console.say(f"for llama.cpp: {hub.unpublished(row)}")
     stdout.write(_bytes("".join(f"{path}\n" for path in dict.fromkeys(held.files.values()))))
     return console.OK
 

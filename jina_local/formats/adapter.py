@@ -20,6 +20,15 @@ Tensors, F16 or F32, for each linear layer that the adapter changes (out, in: th
     layers.<n>.self_attn.<q|k|v|o>_proj.lora_B    (out, r)
     layers.<n>.mlp.<gate|up|down>_proj.lora_A, .lora_B
 
+of jina-embeddings-v3:
+
+    encoder.layers.<n>.mixer.<Wqkv|out_proj>.lora_A, .lora_B
+    encoder.layers.<n>.mlp.<fc1|fc2>.lora_A, .lora_B
+    embeddings.<word|token_type>_embeddings.lora_A    (r, hidden)
+    embeddings.<word|token_type>_embeddings.lora_B    (rows of the table, r): row i gets (alpha / r) B[i] A
+
+where the two factors of Wqkv may have 3 r in the place of r: q, k and v with an A each, B block by block.
+
 Refused: another format, a task other than the one asked for, rank or alpha out of bounds, a base other than the one
 that it is opened beside, a tensor of another name, shape or type, one factor without the other, no factors at all,
 NaN and infinity. Layers without factors are left as the base has them.

@@ -51,6 +51,13 @@ class Tensor:
     nbytes: int
 
 
+def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without ones in front: ggml drops them from a file that it writes, and counts them as there."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
 @dataclass(frozen=True)
 class Header:
     """The checked header of one file. Arrays of strings are lists of bytes, undecoded."""

@@ -3,6 +3,9 @@
     python -m tests.bench.speed nano --weights Q4_K_M
     python -m tests.bench.speed small --weights Q4_K_M --rounds 3
     python -m tests.bench.speed nano --mlx --texts 64
+    python -m tests.bench.speed reranker-v2 --torch float32      # pairs per second, see family.py
+    python -m tests.bench.speed reranker-v3 --torch float32
+    python -m tests.bench.speed v3                               # late chunking against chunk by chunk
 
 The checkpoint is random, of the published size, with the real vocabulary (made once under --work). The mix: texts
 of lognormal length, median 60 tokens, sigma 0.8, at most 500, the same for everybody. All contenders take turns
@@ -31,8 +34,11 @@ import tokenizers
 
 from jina_local import batching, load, registry
 from jina_local.model import Embedder
+from jina_local.spec import RERANK
 from jina_local.tokens import Encoded, Tokenizer, pack
 from tests import tiny
+
+from . import family
 
 Run = Callable[[list[str]], object]
 LATENCIES = (3, 8, 16, 32, 64, 128, 256, 512)
@@ -40,7 +46,7 @@ LATENCIES = (3, 8, 16, 32, 64, 128, 256, 512)
 
 def words(tokenizer: tokenizers.Tokenizer) -> list[str]:
     """Plain words that are one token each after a space."""
-    found = [t[1:] for t in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]{3,8}", t)]
+    found = [t[1:] for t in tokenizer.get_vocab() if re.fullmatch("[Ġ▁][a-z]{3,8}", t)]
     return sorted(found)[::7]
 
 
@@ -161,9 +167,9 @@ def mlx_rival(model: Embedder) -> Run:
         spec = registry.resolve(model.spec, task="retrieval")
         encoded: Encoded = model._tokenizer.encode(texts, spec)
         order = np.argsort(encoded.counts, kind="stable").tolist()
-        with model._tasks.lease("retrieval") as engine:
+        with model._resident.lease("retrieval") as (engine, adapter):
             for start in range(0, len(order), 32):
-                engine.forward(pack(encoded, order[start : start + 32], "mean"))
+                engine.forward(pack(encoded, order[start : start + 32], "mean"), 1, adapter)
         return None
 
     return run
@@ -239,22 +245,46 @@ def bulk_memory(path: Path, label: str, texts: list[str]) -> float:
 def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path]:
     """(checkpoint, converted folder), made where they are not there yet."""
     checkpoint = work / kind
-    if not (checkpoint / "adapters" / "retrieval" / "adapter_model.safetensors").exists():
-        tiny.write(checkpoint, kind, full=True, tasks=("retrieval",))
+    if not (checkpoint / "model.safetensors").exists():
+        tiny.write(checkpoint, kind, full=True, **({"tasks": ("retrieval",)} if kind in ("nano", "small") else {}))
     if mlx:
         return checkpoint, checkpoint
     out = work / f"{kind}-{label}"
     if not (out / "manifest.json").exists():
         from convert.to_gguf import to_gguf
 
-        to_gguf(checkpoint, out, tasks=["retrieval"], types=[label], source_name=kind)
+        task = {"v3": "retrieval.passage", "reranker-v2": RERANK, "reranker-v3": RERANK}.get(kind, "retrieval")
+        to_gguf(checkpoint, out, tasks=[task], types=[label], source_name=kind)
     return checkpoint, out
+
+
+def of_the_family(args: argparse.Namespace) -> None:
+    """v3's late chunking, or a reranker's pairs per second; see family.py."""
+    checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
+    vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    report: dict[str, object] = {"model": args.kind, "weights": None if args.mlx else args.weights}
+    if args.kind == "v3":
+        runs, texts, tokens = family.chunking(path, vocabulary, args.texts // 16, args.threads)
+        report["tokens"], report["chunks"] = tokens, len(texts)
+        report["chunks of one document"] = contest(runs, texts, tokens, args.rounds)
+    else:
+        (query,) = texts_of([family.QUERY], vocabulary, seed=1)
+        documents = texts_of(mix(min(args.texts, 64)), vocabulary)
+        runs = family.rerank(path, checkpoint, documents, query, torch=args.torch, threads=args.threads)
+        report["documents"] = len(documents)
+        found = contest(runs, documents, len(documents), args.rounds)
+        report["pairs"] = {
+            name: {"pairs_per_s": v["tokens_per_s"], "ours_is_times": v["ours_is_times"]} for name, v in found.items()
+        }
+    for key, value in report.items():
+        print(key, json.dumps(value, indent=1) if isinstance(value, dict) else value)
+    print(json.dumps(report))
 
 
 def main() -> None:
     """Run it all and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("nano", "small"))
+    parser.add_argument("kind", choices=("nano", "small", "v3", "reranker-v2", "reranker-v3"))
     parser.add_argument("--weights", default="Q4_K_M")
     parser.add_argument("--mlx", action="store_true", help="MLX on the float checkpoint instead of llama.cpp")
     parser.add_argument("--texts", type=int, default=256)
@@ -264,6 +294,9 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true", help="ONNX Runtime too; needs onnxruntime and onnxscript")
     parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
     args = parser.parse_args()
+    if args.kind not in ("nano", "small"):
+        of_the_family(args)
+        return
     checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
     label = None if args.mlx else args.weights
     model = load(path, weights=label, task="retrieval", threads=None if args.mlx else args.threads)
@@ -288,7 +321,7 @@ def main() -> None:
         "tokens": sum(counts),
         "mix": contest(runs, texts, sum(counts), args.rounds),
     }
-    with model._tasks.lease("retrieval") as engine:
+    with model._resident.lease("retrieval") as (engine, _):
         groups = batching.plan(counts, engine.budget)
         computed = sum(batching.cost(group, counts, engine.budget) for group in groups)
         report["passes"], report["padding"] = len(groups), round(computed / sum(counts) - 1, 4)

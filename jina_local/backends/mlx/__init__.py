@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, EngineMissing, UsageError
-from ...spec import Budget, TokenBatch
-from ..passes import check, check_task
+from ...spec import NO_TASK, Budget, TokenBatch
+from ..passes import check, check_classified, check_task
 from .padding import Padded, pad
 
 T = TypeVar("T")
@@ -36,7 +36,8 @@ class MlxBackend:
     """One task's weights, or a base and adapters that run beside it. See backends.Backend.
 
     Beside: y = x W^T + (alpha / r) (x A^T) B^T in every layer that the adapter of the call has factors for. The
-    base is read by all and written by none, so that no order of tasks and no company changes a vector.
+    base is read by all and written by none, so that no order of tasks and no company changes a vector. v3's embedding
+    tables have factors too: row i of one is W[i] + (alpha / r) B[i] A. NO_TASK is the base alone.
     """
 
     lanes = 1
@@ -77,6 +78,8 @@ class MlxBackend:
         """See backends.Backend. The pass may be of any size; budget says what is fast."""
         check_task(task, self._tasks)
         check(batch, self.vocab, self._longest)
+        if self.arch.labels:
+            check_classified(batch)
         padded = pad(batch, self.budget.multiple)
         return self._on_worker(lambda: self._run(padded, task))
 
@@ -109,6 +112,7 @@ class MlxBackend:
         from . import adapters as beside
         from .folder import open_folder
         from .transformer import Transformer
+        from .xlm_roberta import XlmRoberta
 
         self.device = _device(mx, device)
         metal = self.device == "metal"
@@ -119,7 +123,7 @@ class MlxBackend:
         folder = open_folder(path, task)
         try:
             self.arch = folder.arch
-            self.hidden, self.vocab, self._longest = folder.arch.hidden, folder.arch.vocab, folder.arch.max_positions
+            self.hidden, self.vocab, self._longest = folder.arch.width, folder.arch.vocab, folder.arch.max_positions
             self.dtype = "float16" if metal and not folder.exact else "float32"
             self.reasons: tuple[str, ...] = (_why(self.device, self.dtype, folder.stored),)
             with mx.stream(self._unit), _engine_errors():
@@ -127,13 +131,14 @@ class MlxBackend:
                 self._tasks = tuple(adapters)
                 self._adapters = beside.load(adapters, folder, dtype)
                 weights = dict(folder.weights(dtype, keep_packed=metal))
-                self._model = Transformer(folder.arch, weights, fused=metal)
+                model = XlmRoberta if folder.arch.xlm_roberta else Transformer
+                self._model = model(folder.arch, weights, fused=metal)
         finally:
             folder.close()
 
     def _run(self, padded: Padded, task: str | None) -> NDArray[np.float32]:
         with self._mx.stream(self._unit), _engine_errors():
-            rows = self._model(padded, None if task is None else self._adapters[task])
+            rows = self._model(padded, None if task in (None, NO_TASK) else self._adapters[task])
             self._mx.eval(rows)
             return np.array(rows)
 

@@ -23,7 +23,7 @@ from ...formats.checks import finite
 from ...formats.safetensors import SafetensorsFile
 from ...lora import Adapter, pair_factors
 from .folder import Folder, PlainFolder, evaluated
-from .transformer import Beside, Factors
+from .layers import Beside, Factors
 
 
 class AdapterFile:
@@ -75,7 +75,7 @@ def load(paths: Mapping[str, Path], folder: Folder, dtype: mx.Dtype) -> dict[str
     found = {}
     for task, path in paths.items():
         with _opened(task, path, folder) as adapter:
-            found[task] = _by_block(adapter, folder.arch, dtype, path)
+            found[task] = _beside(adapter, folder.arch, dtype, path)
     return found
 
 
@@ -97,16 +97,22 @@ def _opened(task: str, path: Path, folder: Folder) -> Iterator[Adapter | Adapter
         )
 
 
-def _by_block(adapter: Adapter | AdapterFile, arch: Architecture, dtype: mx.Dtype, path: Path) -> Beside:
+def _beside(adapter: Adapter | AdapterFile, arch: Architecture, dtype: mx.Dtype, path: Path) -> Beside:
     blocks: list[dict[str, Factors]] = [{} for _ in range(arch.layers)]
-    for name in architecture.projections(arch):
+    tables: dict[str, Factors] = {}
+    for name in architecture.adaptable(arch):
         if (pair := adapter.factors(name)) is None:
             continue
-        number, module = name.removeprefix("layers.").removesuffix(".weight").split(".", 1)
         where = f"{path}: the factors of {name}"
         a, b = pair[0], _scaled(pair[1], adapter.scale, where)
-        blocks[int(number)][module] = Factors(evaluated(a, dtype, where), evaluated(b, dtype, where))
-    return tuple(blocks)
+        factors = Factors(evaluated(a, dtype, where), evaluated(b, dtype, where))
+        head, in_block, rest = name.removesuffix(".weight").partition("layers.")
+        if in_block:
+            number, module = rest.split(".", 1)
+            blocks[int(number)][module] = factors
+        else:
+            tables[head] = factors
+    return Beside(tuple(blocks), tables)
 
 
 def _scaled(b: NDArray[np.float32], scale: float, where: str) -> NDArray[np.float32]:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import architecture
+from ...architecture import Architecture
 from ...checkpoint import Checkpoint
 from ...errors import ModelDamaged, UsageError
 from ...formats.adapter import BASE
 from ...formats.checks import FLOATS, check_shapes, read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
-from .transformer import Matrix, Packed
+from .layers import Matrix, Packed
 
 _BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
@@ -60,7 +61,10 @@ class PlainFolder:
 
 
 class QuantisedFolder:
-    """Affine codes in the layout of mlx-lm: <module>.weight, .scales, .biases, and `quantization` in the config."""
+    """Affine codes in the layout of mlx-lm: <module>.weight, .scales, .biases, and `quantization` in the config.
+
+    The token table and the linear layers of the blocks may be codes, nothing else.
+    """
 
     exact = False
 
@@ -75,10 +79,11 @@ class QuantisedFolder:
             )
         self._file = SafetensorsFile(path / "model.safetensors")
         try:
-            self._stored = {name.removeprefix("model."): name for name in self._file.tensors}
+            prefix = _prefix(self.arch)
+            self._stored = {name.removeprefix(prefix): name for name in self._file.tensors}
             if len(self._stored) != len(self._file.tensors):
                 raise ModelDamaged(
-                    f"{self._file.path}: a tensor is there twice, with `model.` before it and without."
+                    f"{self._file.path}: a tensor is there twice, with `{prefix}` before it and without."
                 )
             self.base = self._file.metadata.get(BASE)
             self._codes = self._plan(_quantization(config, path))
@@ -118,13 +123,14 @@ class QuantisedFolder:
     def _plan(self, entries: Mapping[str, object]) -> dict[str, _Code]:
         """The quantised matrices, after the whole set of tensors was held against what config and codes imply."""
         codes: dict[str, _Code] = {}
+        may_be = {self.arch.table, *architecture.projections(self.arch)}
         expected: dict[str, tuple[int, ...]] = {}
         for name, shape in architecture.tensors(self.arch).items():
             module = name.removesuffix(".weight")
             expected[name] = shape
-            if len(shape) != 2 or f"{module}.scales" not in self._stored:
+            if name not in may_be or f"{module}.scales" not in self._stored:
                 continue
-            code = codes[name] = _code(entries, module, self._file.path)
+            code = codes[name] = _code(entries, module, _prefix(self.arch), self._file.path)
             rows, columns = shape
             if columns % code.group_size:
                 raise ModelDamaged(f"{self._file.path}: {name}: rows of {columns} in groups of {code.group_size}.")
@@ -170,9 +176,14 @@ def _quantization(config: Mapping[str, object], path: Path) -> Mapping[str, obje
     return entries
 
 
-def _code(entries: Mapping[str, object], module: str, where: Path) -> _Code:
-    """The module's own entry, under its name with `model.` or without, else what stands for all."""
-    entry = entries.get(f"model.{module}", entries.get(module, entries))
+def _prefix(arch: Architecture) -> str:
+    """What may stand before the names."""
+    return "roberta." if arch.xlm_roberta else "model."
+
+
+def _code(entries: Mapping[str, object], module: str, prefix: str, where: Path) -> _Code:
+    """The module's own entry, under its name with the prefix or without, else what stands for all."""
+    entry = entries.get(f"{prefix}{module}", entries.get(module, entries))
     if not isinstance(entry, Mapping):
         raise ModelDamaged(f"{where}: {module} is quantised, its entry under quantization is {entry!r}.")
     bits, group_size, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")

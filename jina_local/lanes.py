@@ -1,0 +1,60 @@
+"""All passes of one call: texts planned into groups, groups run side by side, progress shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from . import batching
+from .backends import Backend
+
+_BAR_AFTER = 2.0  # seconds before a progress bar appears
+
+
+def run(
+    engine: Backend,
+    lengths: Sequence[int],
+    one_pass: Callable[[list[int], int], object],
+    *,
+    deterministic: bool = False,
+    show_progress: bool | None = None,
+) -> None:
+    """Call `one_pass(group, sharers)` for groups that hold every text once, in several threads where it pays.
+
+    `lengths`: tokens of each text. `deterministic`: every text is a group of its own. show_progress: None shows a bar
+    of tokens for long work on a terminal.
+    """
+    groups = [[i] for i in range(len(lengths))] if deterministic else batching.plan(lengths, engine.budget)
+    loads = [batching.cost(group, lengths, engine.budget) for group in groups]
+    lanes = batching.lanes_for(loads, engine.lanes)
+
+    def counted(group: list[int]) -> int:
+        one_pass(group, lanes)
+        return sum(lengths[i] for i in group)
+
+    with bar(sum(lengths), show_progress) as advance:
+        if lanes == 1:
+            for group in groups:
+                advance(counted(group))
+            return
+        pool = ThreadPoolExecutor(lanes, thread_name_prefix="jina_local")
+        try:
+            for done in pool.map(counted, groups):
+                advance(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
+    """A bar of `total` tokens; what it yields is called with the tokens of each step. See `run` for `show`."""
+    if show is False:
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    delay = 0.0 if show else _BAR_AFTER
+    off = None if show is None else False  # None: off where there is no terminal
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=off, delay=delay) as shown:
+        yield shown.update

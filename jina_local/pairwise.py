@@ -1,0 +1,127 @@
+"""The pairwise reranker's input: a query and documents -> pairs of ids, long documents as several windows.
+
+What stands around and between the two texts is read off the model's own tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .spec import TokenBatch
+from .tokens import PairTemplate, Tokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is run for one call, and which document each pair belongs to."""
+
+    ids: list[NDArray[np.int32]]
+    owner: NDArray[np.int32]  # (n_pairs,), ascending
+    cut: tuple[int, ...]  # documents of which a part is in no pair
+    query_cut: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each pair."""
+        return [len(ids) for ids in self.ids]
+
+    def batch(self, group: Sequence[int]) -> TokenBatch:
+        """The pairs of a group end to end; the first token of each is read."""
+        starts = np.zeros(len(group) + 1, np.int32)
+        np.cumsum([len(self.ids[i]) for i in group], out=starts[1:])
+        texts = np.arange(len(group), dtype=np.int32)
+        return TokenBatch(np.concatenate([self.ids[i] for i in group]), starts, starts[:-1].copy(), texts)
+
+
+def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
+    """Where the windows of a document of `length` tokens start and end, as published.
+
+    They are `room` tokens long, each starts `overlap` tokens before the one before it ends, and the last one is the
+    last `room` tokens. A document that fits is one window.
+    """
+    if length <= room:
+        return [(0, length)]
+    starts = range(0, length - room, room - overlap)
+    return [*((start, start + room) for start in starts), (length - room, length)]
+
+
+def windowed(
+    tokenizer: Tokenizer,
+    query: str,
+    documents: Sequence[str],
+    *,
+    max_length: int,
+    max_query_length: int,
+    overlap_tokens: int,
+) -> Pairs:
+    """Every token of every document is in a pair, and no pair is longer than `max_length`.
+
+    The query is cut to `max_query_length` tokens, counted with the special tokens that it has alone. Windows overlap
+    by `overlap_tokens`, but by no more than a quarter of their room. Raises UsageError where there is no room.
+    """
+    template = tokenizer.pair()
+    alone = len(tokenizer.opening) + len(tokenizer.closing)
+    if max_query_length <= alone:
+        raise UsageError(
+            f"max_query_length {max_query_length} leaves no room for the query beside {alone} special tokens."
+        )
+    (asked,) = tokenizer.plain([query], max_query_length - alone)
+    kept = asked[: max_query_length - alone]
+    room = max_length - template.tokens - len(kept)
+    if room < 1:
+        raise UsageError(
+            f"max_length {max_length} leaves no room for a document beside {len(kept)} tokens of the query and "
+            f"{template.tokens} special tokens. Raise max_length, or lower max_query_length."
+        )
+    overlap = min(overlap_tokens, room // 4)
+    ids: list[NDArray[np.int32]] = []
+    owner: list[int] = []
+    for i, document in enumerate(documents):
+        (body,) = tokenizer.plain([document])
+        for start, end in windows(len(body), room, overlap):
+            ids.append(_joined(template, kept, body[start:end]))
+            owner.append(i)
+    return Pairs(ids, np.array(owner, np.int32), (), len(kept) < len(asked))
+
+
+def truncated(tokenizer: Tokenizer, query: str, documents: Sequence[str], *, max_length: int) -> Pairs:
+    """One pair a document, the longer of the two texts cut first: what transformers does with truncation=True."""
+    template = tokenizer.pair()
+    room = max_length - template.tokens
+    if room < 1:
+        raise UsageError(f"max_length {max_length} leaves no room beside {template.tokens} special tokens.")
+    (asked,) = tokenizer.plain([query])
+    # The longer one decides who keeps an odd token, so that as many ids of a document are needed.
+    bodies = tokenizer.plain(documents, max(room, len(asked)))
+    ids: list[NDArray[np.int32]] = []
+    cut: list[int] = []
+    query_cut = False
+    for i, body in enumerate(bodies):
+        first, second = longest_first(len(asked), len(body), room)
+        ids.append(_joined(template, asked[:first], body[:second]))
+        query_cut = query_cut or first < len(asked)
+        if second < len(body):
+            cut.append(i)
+    return Pairs(ids, np.arange(len(ids), dtype=np.int32), tuple(cut), query_cut)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept in `room`: the longer gives, until both are equal, then both.
+
+    An odd token stays with the longer one, of equal ones with the second (the strategy LongestFirst of tokenizers).
+    """
+    if first + second <= room:
+        return first, second
+    shorter, half = min(first, second), room // 2
+    kept = (shorter, room - shorter) if shorter <= half else (half, room - half)
+    return kept if first <= second else (kept[1], kept[0])
+
+
+def _joined(template: PairTemplate, query: list[int], document: list[int]) -> NDArray[np.int32]:
+    parts = (template.opening, query, template.between, document, template.closing)
+    return np.array([token for part in parts for token in part], np.int32)

@@ -1,0 +1,158 @@
+"""A caller's words for a reranker -> one request, fully decided, or an error. See registry.resolve for embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .errors import TextError, UsageError
+from .spec import ModelSpec
+from .tokens import checked
+
+# The published defaults. Where a model has a shorter context, the parts of what it reads shrink with it.
+_DOC_LENGTH, _QUERY_LENGTH, _PAIR_LENGTH, _OVERLAP = 2048, 512, 1024, 80
+_BLOCK, _MAX_BLOCK = 64, 125  # the documented limit of documents that are read together, and that of the code
+_OTHER = {
+    "listwise": "which reads all documents together",
+    "pairwise": "which reads one document at a time",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call. What belongs to the other kind of reranker has a value that says nothing."""
+
+    query: str
+    documents: list[str]
+    top_n: int
+    max_length: int
+    max_query_length: int
+    # Listwise.
+    instruction: str | None
+    max_doc_length: int
+    block_size: int
+    return_embeddings: bool
+    # Pairwise.
+    overlap_tokens: int
+    window: bool
+
+
+def resolve(
+    model: ModelSpec,
+    query: str,
+    documents: Sequence[str],
+    *,
+    top_n: int | None,
+    instruction: str | None,
+    max_doc_length: int | None,
+    max_query_length: int | None,
+    return_embeddings: bool,
+    block_size: int | None,
+    max_length: int | None,
+    overlap_tokens: int | None,
+    window: bool | None,
+) -> Request:
+    """Decide one request. Every argument is honoured or refused with UsageError or TextError; none is ignored."""
+    _flag("return_embeddings", return_embeddings)
+    _flag("window", window)
+    mine, longest = model.scoring == "listwise", model.max_tokens
+    if mine:
+        _refuse(model, "pairwise", {"overlap_tokens": overlap_tokens, "window": window})
+    else:
+        asked = {"instruction": instruction, "max_doc_length": max_doc_length, "block_size": block_size}
+        _refuse(model, "listwise", {**asked, "return_embeddings": return_embeddings or None})
+    if window is False:
+        for name, value in {"max_query_length": max_query_length, "overlap_tokens": overlap_tokens}.items():
+            if value is not None:
+                raise UsageError(f"{name} {value!r} is for windows, and window=False asks for none. Leave one out.")
+    _whole("max_length", max_length, 1, longest)
+    request = Request(
+        query=_query(query),
+        documents=_documents(documents),
+        top_n=_whole("top_n", top_n, 1, None) or len(documents),
+        max_length=max_length or (longest if mine else min(_PAIR_LENGTH, longest)),
+        max_query_length=_whole("max_query_length", max_query_length, 1, longest)
+        or min(_QUERY_LENGTH, longest // (8 if mine else 2)),
+        instruction=_instruction(instruction),
+        max_doc_length=_whole("max_doc_length", max_doc_length, 1, longest) or min(_DOC_LENGTH, longest // 4),
+        block_size=_whole("block_size", block_size, 1, _MAX_BLOCK) or _BLOCK,
+        return_embeddings=return_embeddings,
+        overlap_tokens=_OVERLAP if overlap_tokens is None else _whole("overlap_tokens", overlap_tokens, 0, longest),
+        window=window is not False,
+    )
+    if not mine and request.window and request.max_length < 2 * request.max_query_length:
+        raise UsageError(
+            f"max_length {request.max_length} is less than twice max_query_length {request.max_query_length}: a long "
+            f"query would leave too little room for windows. Give max_query_length={request.max_length // 2} or "
+            "less, or a larger max_length."
+        )
+    return request
+
+
+def _refuse(model: ModelSpec, other: str, given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} is for a {other} reranker, {_OTHER[other]}; {model.name} is {model.scoring}. Leave it out."
+            )
+
+
+def _query(query: object) -> str:
+    if not isinstance(query, str):
+        raise UsageError(f"the query is {type(query).__name__}, expected str; each call ranks for one query.")
+    try:
+        checked(0, query)
+    except TextError as error:
+        raise UsageError(f"the query: {error.reason}") from None
+    if not query.strip():
+        raise UsageError("the query is empty; there is nothing to rank by.")
+    return query
+
+
+def _documents(documents: object) -> list[str]:
+    if isinstance(documents, str):
+        raise UsageError("documents are one str; expected a list of them: [document].")
+    if (
+        isinstance(documents, bytes | Mapping)
+        or not hasattr(documents, "__len__")
+        or not hasattr(documents, "__getitem__")
+    ):
+        raise UsageError(f"documents are {type(documents).__name__}; expected a sequence of str.")
+    found: list[object] = list(documents)  # type: ignore[call-overload]
+    if not found:
+        raise UsageError("no documents were given; expected at least one.")
+    out: list[str] = []
+    for i, document in enumerate(found):
+        if isinstance(document, Mapping) and "text" in document:
+            raise TextError(i, "is a dict, expected str. Give the texts alone: [d['text'] for d in documents].")
+        out.append(checked(i, document))
+    return out
+
+
+def _instruction(instruction: object) -> str | None:
+    if instruction is None:
+        return None
+    if not isinstance(instruction, str):
+        raise UsageError(f"the instruction is {type(instruction).__name__}, expected str.")
+    try:
+        checked(0, instruction)
+    except TextError as error:
+        raise UsageError(f"the instruction: {error.reason}") from None
+    if not instruction.strip():
+        raise UsageError("the instruction is empty; leave it out, or say what to rank by.")
+    return instruction
+
+
+def _whole(name: str, value: object, low: int, high: int | None) -> int:
+    """The value; 0 for None, which no range here but that of overlap_tokens has."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        upper = "" if high is None else f" to {high}"
+        raise UsageError(f"{name} {value!r} is out of range; expected a whole number from {low}{upper}.")
+    return value
+
+
+def _flag(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}; expected True or False.")
