@@ -85,8 +85,9 @@ def add_identity(
     writer.add_license(model.license.lower().replace(" ", "-"))
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, model.name)
-    writer.add_base_model_organization(0, row.repo.split("/")[0])
-    writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
+    if row.repo:
+        writer.add_base_model_organization(0, row.repo.split("/")[0])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{row.repo}")
     if revision:
         writer.add_base_model_version(0, revision)
     writer.add_tags(["feature-extraction", "sentence-similarity", "embeddings"])
