@@ -11,6 +11,7 @@ import pytest
 from jina_local import bundled, hub, inventory, load, registry
 from jina_local.cli import main
 from jina_local.errors import ModelNotFound, UsageError
+from jina_local.formats.gguf import read_header
 from jina_local.weights import find
 
 PICO = registry.lookup("pico")
@@ -72,6 +73,15 @@ def test_the_package_carries_less_than_24_mb_and_every_digest_fits():
     assert faults == []
     assert count == sum(p.is_file() for p in root.rglob("*")) - 1  # the digests themselves
     assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 24_000_000
+
+
+def test_its_gguf_files_name_no_repository():
+    files = sorted((bundled.faults(PICO)[0] / "gguf").glob("*.gguf"))
+    assert len(files) == 1 + len(PICO.spec.tasks)
+    for path in files:
+        keys = read_header(path).keys
+        assert keys["general.base_model.0.name"] == "pico"
+        assert not {key for key in keys if "repo_url" in key or "organization" in key}, path.name
 
 
 def test_a_changed_file_is_found(monkeypatch, tmp_path):

@@ -108,6 +108,14 @@ def test_the_keys_of_an_adapter_are_complete(separate):
     assert (base["general.name"], base["general.type"]) == (f"{name}-base", "model")
 
 
+def test_base_and_adapters_name_the_repository_of_a_published_model(separate):
+    kind, _, out = separate
+    for path in out.glob("*.gguf"):
+        keys = read_header(path).keys
+        assert keys["general.base_model.0.organization"] == "jinaai", path.name
+        assert keys["general.base_model.0.repo_url"].endswith(f"/jinaai/jina-embeddings-v5-text-{kind}"), path.name
+
+
 @pytest.mark.parametrize("types", [("F16", "Q4_K_M"), ("F32",)])
 def test_the_factors_and_the_base_are_those_of_the_checkpoint(separate, tmp_path, types):
     kind, src, out = separate

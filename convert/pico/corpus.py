@@ -21,10 +21,20 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“])")
 # Languages whose own words the English teacher still reads in pieces; aligned ones are all that have translations.
 _LATIN = ("de", "es", "fr", "it", "pt", "pt_BR", "nl")
 _ASKED = ("what", "which", "who", "when", "where", "how", "why")
-# In English, then German: the retrieval sets are asked in both, and the corpus asks in neither.
-_OF_NUMBERS = ("How many", "When did", "What year", "How much", "In which year", "Wie viele", "Wann")
-_OF_NAMES = ("Who", "Which", "Where", "What is the name of", "What", "Wer", "Welche", "Wo")
-_OF_WORDS = ("What", "Why", "How", "What is", "What does", "Was", "Warum", "Wie")
+# Language -> what asks for a number, for a name, for another word. (German nouns look like names.)
+_ASKED_IN = {
+    "en": (
+        ("How many", "When did", "What year", "How much", "In which year"),
+        ("Who", "Which", "Where", "What is the name of", "What"),
+        ("What", "Why", "How", "What is", "What does"),
+    ),
+    "de": (("Wie viele", "Wann", "Wie viel", "In welchem Jahr"), (), ("Was", "Warum", "Wie", "Wer", "Welche", "Wo")),
+    "es": (("Cuántos", "Cuándo", "En qué año"), ("Quién", "Cuál", "Dónde"), ("Qué", "Por qué", "Cómo")),
+    "fr": (("Combien de", "Quand", "En quelle année"), ("Qui", "Quel", "Où"), ("Que", "Pourquoi", "Comment")),
+    "it": (("Quanti", "Quando", "In che anno"), ("Chi", "Quale", "Dove"), ("Che cosa", "Perché", "Come")),
+    "pt": (("Quantos", "Quando", "Em que ano"), ("Quem", "Qual", "Onde"), ("O que", "Por que", "Como")),
+    "nl": (("Hoeveel", "Wanneer", "In welk jaar"), ("Wie", "Welke", "Waar"), ("Wat", "Waarom", "Hoe")),
+}
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -49,6 +59,7 @@ class Pair:
 
     query: str
     document: str
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,17 @@ class Corpus:
         """Questions made of a sentence of a paragraph, for that paragraph: two for each paragraph in `pairs`.
 
         A number, a name or a word is taken out of the sentence and asked for. `pairs` come along, but for most of
-        the single words.
+        the single words. Only languages that the teacher reads at least in pieces: of the others it has vectors that
+        mean nothing, which would undo what the base learned from translations.
         """
         rng = random.Random(self._seed + 1)
+        pairs = [pair for pair in pairs if pair.language in ("en", *_LATIN)]
         made = [pair for pair in pairs if len(pair.query) > 24 or rng.random() < 0.25]
-        for document in dict.fromkeys(pair.document for pair in pairs if len(pair.document) > 150):
+        documents = {pair.document: pair.language for pair in pairs if len(pair.document) > 150}
+        for document, language in documents.items():
             sentences = [s for s in _ANY_SENTENCE.split(document) if len(s.split()) > 5]
             for sentence in rng.sample(sentences, min(2, len(sentences))):
-                made.append(Pair(_question(sentence, rng), document))
+                made.append(Pair(_question(sentence, language, rng), document, language))
         rng.shuffle(made)
         return made
 
@@ -253,13 +267,14 @@ class Corpus:
                 wanted = language in ("en", *_LATIN) or self._random.random() < 0.25
                 joined = " ".join(texts)[:900]
                 if wanted and len(joined) > 80:
-                    yield Pair(head, joined)
+                    yield Pair(head, joined, language)
                     if len(texts) > 1:
                         held = self._random.randrange(len(texts))
-                        yield Pair(texts[held][:200], " ".join(t for i, t in enumerate(texts) if i != held)[:900])
+                        rest = " ".join(t for i, t in enumerate(texts) if i != held)[:900]
+                        yield Pair(texts[held][:200], rest, language)
             for language, text, other in self._translated(name):
                 if language in _LATIN and self._random.random() < 0.3:
-                    yield Pair(text[:300], other[:300])
+                    yield Pair(text[:300], other[:300], language)
 
     def _cloze_pairs(self) -> Iterator[Pair]:
         """A sentence, or a question made of its words, for the paragraph around it."""
@@ -289,8 +304,9 @@ class Corpus:
         return {word: words for word, words in others.items() if words}
 
 
-def _question(sentence: str, rng: random.Random) -> str:
+def _question(sentence: str, language: str, rng: random.Random) -> str:
     """A question that the sentence answers, or its keywords; at most 16 of its words, in their order."""
+    for_numbers, for_names, for_words = _ASKED_IN.get(language, ((), (), ()))
     words = sentence.strip().rstrip(".!?:;").split()
     start = rng.randrange(max(1, len(words) - 12))
     words = words[start : start + rng.randint(8, 16)]
@@ -299,9 +315,9 @@ def _question(sentence: str, rng: random.Random) -> str:
     numbers = [i for i, w in enumerate(words) if any(c.isdigit() for c in w)]
     names = [i for i, w in enumerate(words) if i and w[:1].isupper()]
     gone = rng.choice(numbers or names or range(len(words)))
-    asked = _OF_NUMBERS if numbers else _OF_NAMES if names else _OF_WORDS
+    asked = for_numbers if numbers else for_names if names and language != "de" else for_words
     kept = [w.strip(",;()") for i, w in enumerate(words) if i != gone and rng.random() < 0.85]
-    return f"{rng.choice(asked)} {' '.join(kept)}?"
+    return " ".join([*([rng.choice(asked)] if asked else []), *kept]) + "?"
 
 
 def _plain(example: Any) -> str:
