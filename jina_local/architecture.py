@@ -80,7 +80,6 @@ _SILENT_CHANGES: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "use_sliding_window": (False,),
     "tie_word_embeddings": (True, False),
 }
 _SILENT_CHANGES_XLM_ROBERTA: dict[str, tuple[object, ...]] = {
@@ -116,14 +115,19 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
     eps = config.get(eps_key)
     if not isinstance(eps, float) or not 1e-12 <= eps <= 1e-2:
         raise ModelDamaged(f"{where}: {eps_key} is {eps!r}; expected a number from 1e-12 to 1e-2.")
+    layers = config.get("layer_types") or ["full_attention"]
+    if (
+        config.get("use_sliding_window")
+        or not isinstance(layers, list)
+        or set(map(str, layers)) != {"full_attention"}
+    ):
+        raise ModelDamaged(
+            f"{where}: has layers whose attention is limited to a window, which this runtime does not compute. "
+            "jina-reranker-v3.5 has them; take jina-reranker-v3."
+        )
     for key, allowed in (_SILENT_CHANGES_XLM_ROBERTA if post_norm else _SILENT_CHANGES).items():
         if config.get(key, allowed[0]) not in allowed:
             raise ModelDamaged(f"{where}: {key} is {config[key]!r}, which this runtime does not compute.")
-    if (layers := config.get("layer_types")) is not None and set(layers) != {"full_attention"}:  # type: ignore[call-overload]
-        raise ModelDamaged(
-            f"{where}: layer_types names other layers than full_attention. jina-reranker-v3.5 mixes them with "
-            "windowed ones, which this runtime does not compute; take jina-reranker-v3."
-        )
     positions = sizes["max_position_embeddings"] - (POSITION_OFFSET if kind == "bert" else 0)
     if positions < 1:
         raise ModelDamaged(f"{where}: max_position_embeddings {positions + POSITION_OFFSET} leaves no position.")
@@ -163,6 +167,7 @@ def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header"
         "rms_norm_eps": keys.get(f"{kind}.attention.layer_norm_rms_epsilon"),
         "layer_norm_eps": keys.get(f"{kind}.attention.layer_norm_epsilon"),
         "rope_theta": keys.get(f"{kind}.rope.freq_base"),
+        "use_sliding_window": bool(keys.get(f"{kind}.attention.sliding_window")),
         "model_type": kind,
     }
     if kind == "jina-bert-v3":

@@ -193,6 +193,13 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
+# Near relatives that a caller may mean by name -> why they are refused.
+_NOT_HERE = {
+    "jina-reranker-v3.5": "layers of it see a window of 1024 tokens only, which this runtime does not compute; "
+    "take jina-reranker-v3"
+}
+
+
 def names() -> list[str]:
     """The canonical names of all models."""
     return [row.spec.name for row in PUBLISHED]
@@ -204,6 +211,8 @@ def lookup(name: str) -> Published:
     for row in PUBLISHED:
         if wanted in (row.spec.name, *row.aliases):
             return row
+    if wanted in _NOT_HERE:
+        raise UsageError(f"{name} cannot be run here: {_NOT_HERE[wanted]}.")
     raise UsageError(
         f"unknown model {name!r}{_near(wanted, [n for r in PUBLISHED for n in (r.spec.name, *r.aliases)])}. "
         f"Known: {', '.join(names())}. A folder or a .gguf file can be given by its path."

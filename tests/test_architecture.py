@@ -140,8 +140,12 @@ def test_the_tensors_of_the_two_bert_kinds():
         ("reranker-v2", {"architectures": None}, "model_type is None"),
         ("reranker-v2", {"num_labels": 3}, "num_labels is 3"),
         ("reranker-v2", {"max_position_embeddings": 2}, "leaves no position"),
-        ("reranker-v3", {"layer_types": ["sliding_attention", "full_attention"] * 14}, "reranker-v3.5 mixes them"),
-        ("reranker-v3", {"use_sliding_window": True}, "use_sliding_window is True"),
+        (
+            "reranker-v3",
+            {"layer_types": ["sliding_attention", "full_attention"] * 14},
+            r"limited to a window.*reranker-v3\.5 has them",
+        ),
+        ("reranker-v3", {"use_sliding_window": True}, "limited to a window"),
     ],
 )
 def test_refusals_of_the_family(kind, change, message):
@@ -173,3 +177,16 @@ def test_a_gguf_header_says_the_same_as_the_config(kind):
         del keys[f"{arch.kind}.rope.freq_base"]
         with pytest.raises(ModelDamaged, match="no rope_theta"):
             architecture.from_gguf(keys, arch.vocab)
+
+
+def test_a_gguf_with_a_window_is_refused():
+    arch = architecture.from_config(FAMILY["reranker-v3"])
+    keys = {"general.architecture": "qwen3", "qwen3.attention.sliding_window": 1024,
+            "qwen3.context_length": arch.max_positions, "qwen3.embedding_length": arch.hidden,
+            "qwen3.block_count": arch.layers, "qwen3.attention.head_count": arch.heads,
+            "qwen3.attention.head_count_kv": arch.kv_heads, "qwen3.attention.key_length": arch.head_dim,
+            "qwen3.feed_forward_length": arch.intermediate, "qwen3.attention.layer_norm_rms_epsilon": arch.eps,
+            "qwen3.rope.freq_base": arch.rope_theta}  # fmt: skip
+    with pytest.raises(ModelDamaged, match=r"limited to a window.*reranker-v3\.5"):
+        architecture.from_gguf(keys, arch.vocab)
+    assert architecture.from_gguf({**keys, "qwen3.attention.sliding_window": 0}, arch.vocab) == arch

@@ -152,7 +152,7 @@ def real(*args, checkpoint, backend="mlx", **kwargs):
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False, env=env, **kwargs)
 
 
-LONG = "A long one. " * 400
+LONG = "A long one. " * 40
 
 
 @pytest.fixture(scope="module")

@@ -201,3 +201,9 @@ def test_every_row_is_known_by_its_architecture_and_rope_base():
 def test_narrowing_a_reranker_leaves_its_vectors_alone():
     spec = registry.narrow(registry.lookup("reranker-v3"), hidden=256, max_positions=8192, tasks=["rerank"])
     assert (spec.dims, spec.max_tokens, spec.tasks, spec.default_task) == ((512,), 8192, ("rerank",), "rerank")
+
+
+@pytest.mark.parametrize("name", ["jina-reranker-v3.5", "jinaai/jina-reranker-v3.5"])
+def test_a_relative_with_another_attention_is_refused_by_name(name):
+    with pytest.raises(UsageError, match="see a window of 1024 tokens only.*take jina-reranker-v3"):
+        registry.lookup(name)

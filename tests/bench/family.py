@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from jina_local import load, registry
+from jina_local import Embedder, load, registry
+from jina_local.listwise import prompt
 from jina_local.reranker import Reranker
+from tests.oracle import Oracle
 
-Contest = Callable[..., dict[str, dict[str, float]]]
 QUERY = 12  # tokens
 CHUNK = 128  # tokens of one chunk of a long document
 
@@ -43,32 +44,26 @@ def rerank(
 def _torch(
     model: Reranker, checkpoint: Path, query: str, dtype: str, threads: int | None
 ) -> tuple[str, Callable[[list[str]], object]]:
+    """transformers on the same weights: the same prompt in one pass, or sorted batches of 32 pairs."""
     import torch
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    wanted = getattr(torch, dtype)
+    tok = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     if model.spec.scoring == "listwise":
-        from jina_local.checkpoint import Checkpoint
-        from tests.oracle import qwen3
-
-        with Checkpoint(checkpoint) as source:
-            states = qwen3(source).to(wanted)
-        tok = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        states = Oracle(checkpoint, None).model.to(getattr(torch, dtype))
 
         def listwise(texts: list[str]) -> object:
-            passages = "\n".join(f'<passage id="{i}">\n{t}<|embed_token|>\n</passage>' for i, t in enumerate(texts))
-            ids = tok.encode(f"{query}\n{passages}\n{query}<|rerank_token|>", add_special_tokens=False).ids
+            ids = tok.encode(prompt(query, texts), add_special_tokens=False).ids
             with torch.inference_mode():
                 return states(input_ids=torch.tensor([ids])).last_hidden_state
 
         return f"transformers {dtype}, the prompt at once", listwise
-    from tests.oracle import classifier
+    from tests.test_parity_rerankers import Pairwise
 
-    judge = classifier(checkpoint).to(wanted)
-    tok = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    judge = Pairwise(checkpoint).model.to(getattr(torch, dtype))
 
     def pairwise(texts: list[str]) -> object:
-        rows = sorted((tok.encode(query, t).ids for t in texts), key=len)
+        rows = sorted((tok.encode(query, text).ids for text in texts), key=len)
         for start in range(0, len(rows), 32):
             part = rows[start : start + 32]
             longest = max(map(len, part))
@@ -85,6 +80,7 @@ def chunking(
 ) -> tuple[dict[str, Callable[[list[str]], object]], list[str], int]:
     """(late chunking and chunk by chunk, the chunks of one document, tokens of the document)."""
     model = load(path, task="retrieval.passage", threads=threads)
+    assert isinstance(model, Embedder)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, CHUNK)) for _ in range(chunks)]
     spec = registry.resolve(model.spec, task="retrieval.passage")
