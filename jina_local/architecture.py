@@ -287,8 +287,9 @@ def _theta(config: Mapping[str, object], where: str) -> float:
     found = {place: value for place, value in places.items() if value is not None}
     if not found:
         raise ModelDamaged(
-            f"{where}: no rope_theta, neither at the top nor under rope_parameters. Engines would fall back to "
-            "a default and give wrong vectors; add the value that the checkpoint was published with."
+            f"{where}: no rope_theta, neither at the top nor under rope_parameters (nor rotary_emb_base, v3's own "
+            "key). Engines would fall back to a default and give wrong vectors; add the value that it was published "
+            "with."
         )
     if len(set(found.values())) != 1:
         raise ModelDamaged(f"{where}: two different RoPE bases: {found}.")

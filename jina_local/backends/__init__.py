@@ -23,8 +23,9 @@ _MODULES = {"mlx": "mlx.core", "llama": "llama_cpp"}
 class Backend(Protocol):
     """One set of weights, opened by one engine. Safe to call from several threads.
 
-    `hidden` and `vocab` are the model's width and table size; `budget` is what one pass should hold and `lanes`
-    how many passes may usefully run at a time; `device`, `dtype`, `threads` and `reasons` say what it runs on.
+    `hidden` is the width of a row (a state, or the logits of a classifier), `vocab` the size of the token table;
+    `budget` is what one pass should hold and `lanes` how many passes may usefully run at a time; `device`, `dtype`,
+    `threads` and `reasons` say what it runs on.
     """
 
     hidden: int
@@ -37,7 +38,9 @@ class Backend(Protocol):
     reasons: tuple[str, ...]
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
-        """The hidden states after the final norm at `batch.rows`: (n_rows, hidden) float32.
+        """The states after the last layer and its norm at `batch.rows`: (n_rows, hidden) float32.
+
+        Of a model with a classifier, its raw logits instead; the rows have to be the first token of each text.
 
         `sharers`: how many passes the caller runs at a time; the engine divides its threads by it. `task`: the
         adapter to run beside the base, one of those opened with; None where the weights are merged. Calls with
