@@ -115,19 +115,7 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
     eps = config.get(eps_key)
     if not isinstance(eps, float) or not 1e-12 <= eps <= 1e-2:
         raise ModelDamaged(f"{where}: {eps_key} is {eps!r}; expected a number from 1e-12 to 1e-2.")
-    layers = config.get("layer_types") or ["full_attention"]
-    if (
-        config.get("use_sliding_window")
-        or not isinstance(layers, list)
-        or set(map(str, layers)) != {"full_attention"}
-    ):
-        raise ModelDamaged(
-            f"{where}: has layers whose attention is limited to a window, which this runtime does not compute. "
-            "jina-reranker-v3.5 has them; take jina-reranker-v3."
-        )
-    for key, allowed in (_SILENT_CHANGES_XLM_ROBERTA if post_norm else _SILENT_CHANGES).items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise ModelDamaged(f"{where}: {key} is {config[key]!r}, which this runtime does not compute.")
+    _refuse_changes(config, _SILENT_CHANGES_XLM_ROBERTA if post_norm else _SILENT_CHANGES, where)
     positions = sizes["max_position_embeddings"] - (POSITION_OFFSET if kind == "bert" else 0)
     if positions < 1:
         raise ModelDamaged(f"{where}: max_position_embeddings {positions + POSITION_OFFSET} leaves no position.")
@@ -145,6 +133,23 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
         max_positions=positions,
         labels=1 if kind == "bert" else 0,
     )
+
+
+def _refuse_changes(config: Mapping[str, object], changes: Mapping[str, tuple[object, ...]], where: str) -> None:
+    """Raise ModelDamaged where a key asks for another forward pass than the one computed here."""
+    layers = config.get("layer_types") or ["full_attention"]
+    if (
+        config.get("use_sliding_window")
+        or not isinstance(layers, list)
+        or set(map(str, layers)) != {"full_attention"}
+    ):
+        raise ModelDamaged(
+            f"{where}: has layers whose attention is limited to a window, which this runtime does not compute. "
+            "jina-reranker-v3.5 has them; take jina-reranker-v3."
+        )
+    for key, allowed in changes.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise ModelDamaged(f"{where}: {key} is {config[key]!r}, which this runtime does not compute.")
 
 
 def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header") -> Architecture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,12 @@ _NEEDS = {
     "llama": (("llama_cpp",), "pip install 'jina_local[llama]'"),
     "reference": (("torch", "transformers"), "pip install 'jina_local[reference]'"),
 }
+
+
+def pytest_configure() -> None:
+    """Where this runs in the background of a shell, SIGINT is ignored, and so it would be in every child."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

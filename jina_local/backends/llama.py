@@ -29,6 +29,7 @@ from .. import architecture
 from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged, UsageError
 from ..formats import gguf
+from ..formats.gguf import Header
 from ..spec import Budget, TokenBatch
 from . import llama_adapters
 from . import llama_tableless as tableless
@@ -68,12 +69,7 @@ class LlamaBackend:
         `extra_buffers`: None decides by what is safe and fast here.
         """
         header = gguf.read_header(path)
-        if "token_embd.weight" not in header.tensors:
-            raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
-        self.arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(path))
-        if self.arch.labels and (absent := [name for name in _CLASSIFIER if name not in header.tensors]):
-            # llama.cpp would leave the step out, or give back states for logits.
-            raise ModelDamaged(f"{path}: its classifier is incomplete; it has no {', '.join(absent)}.")
+        self.arch = _complete(header)
         self.hidden, self.vocab = self.arch.width, self.arch.vocab
         adapters = adapters or {}
         llama_adapters.check(adapters, header, self.arch)
@@ -195,6 +191,17 @@ class LlamaBackend:
             raise
         self._opened.append(lane)
         return lane
+
+
+def _complete(header: Header) -> Architecture:
+    """The shape of a model file. Raises ModelDamaged where a part is missing that llama.cpp would not miss."""
+    if "token_embd.weight" not in header.tensors:
+        raise ModelDamaged(f"{header.path}: holds no token_embd.weight; it is not a complete model.")
+    arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(header.path))
+    if arch.labels and (absent := [name for name in _CLASSIFIER if name not in header.tensors]):
+        # It would leave the step out, or give back states for logits.
+        raise ModelDamaged(f"{header.path}: its classifier is incomplete; it has no {', '.join(absent)}.")
+    return arch
 
 
 def _device(lib: Library, asked: str | None) -> str:
