@@ -116,8 +116,7 @@ class Embedder:
         encoded = self._tokenizer.encode(_listed(texts), spec)
         with self._resident.lease(spec.task) as (engine, adapter):
             pooled = _run(engine, adapter, encoded, spec, deterministic=deterministic, show_progress=show_progress)
-        failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
-        return Embedded(vectors.finish(pooled, spec), encoded.counts, encoded.truncated, failed, spec)
+        return _answer(pooled, encoded.counts, encoded.truncated, spec)
 
     def encode_query(
         self,
@@ -285,8 +284,7 @@ class Embedder:
     def _late(self, plan: late_chunking.Plan, spec: EmbeddingSpec, show_progress: bool | None) -> Embedded:
         with self._resident.lease(spec.task) as (engine, adapter):
             pooled = late_chunking.run(engine, adapter, plan, show_progress=show_progress)
-        failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
-        return Embedded(vectors.finish(pooled, spec), plan.counts, np.zeros(len(plan.counts), np.bool_), failed, spec)
+        return _answer(pooled, plan.counts, np.zeros(len(plan.counts), np.bool_), spec)
 
 
 def _run(
@@ -310,6 +308,14 @@ def _run(
     for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)):
         one_pass([int(i)], 1)
     return pooled
+
+
+def _answer(
+    pooled: NDArray[np.float32], counts: NDArray[np.int32], truncated: NDArray[np.bool_], spec: EmbeddingSpec
+) -> Embedded:
+    """What a call gives for its pooled rows, (n, hidden)."""
+    failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
+    return Embedded(vectors.finish(pooled, spec), counts, truncated, failed, spec)
 
 
 def _whole(result: Embedded) -> NDArray[np.generic]:

@@ -19,7 +19,7 @@ from .formats.gguf import FILE_TYPES, Header
 from .formats.manifest import Entry
 from .gguf_adapter import BASE_KEY, TASK_KEY
 from .registry import Published
-from .spec import RERANK, ModelSpec
+from .spec import MARKS, RERANK, ModelSpec
 
 # Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
 # arithmetic, then what loses less and takes more room, then downwards by loss.
@@ -36,7 +36,6 @@ _TOKENIZERS = {
     "bert": ("t5", ("default",)),
 }
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "separator", "padding", "mask", "cls")
-_MARKS = (b"<|embed_token|>", b"<|rerank_token|>")  # what tells the listwise reranker from Qwen3 itself
 SEPARATE = "`python -m convert gguf SRC OUT --task all --adapters separate`"
 
 
@@ -183,10 +182,10 @@ def _check_pieces(header: Header, arch: Architecture) -> None:
 def _check_marks(header: Header, row: Published) -> None:
     """Qwen3's own models have the listwise reranker's shape, and not the tokens that its states are read at."""
     tokens = header.keys["tokenizer.ggml.tokens"]
-    if row.spec.scoring == "listwise" and not set(_MARKS) <= set(tokens):  # type: ignore[call-overload]
+    if row.spec.scoring == "listwise" and not {mark.encode() for mark in MARKS} <= set(tokens):  # type: ignore[call-overload]
         raise ModelDamaged(
             f"{header.path}: has the shape of {row.spec.name}, and its vocabulary has no "
-            f"{' or '.join(mark.decode() for mark in _MARKS)}. It is another model of the Qwen3 family."
+            f"{' or '.join(MARKS)}. It is another model of the Qwen3 family."
         )
 
 

@@ -131,7 +131,7 @@ def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
     row = _row(arch, held, folder)
     if unknown := adapters.keys() - (set(row.spec.tasks) - {NO_TASK}):
         raise ModelDamaged(f"{folder}: has adapters for {', '.join(sorted(unknown))}, which {row.spec.name} has not.")
-    served = [task for task in row.spec.tasks if task in adapters or task == NO_TASK]
+    served = registry.beside_base(row, adapters)
     _serves(row, served, asked, folder)
     return Weights(
         model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=served),
@@ -264,10 +264,8 @@ def of_published(folder: Path, asked: Asked) -> Weights:
 
 
 def _published_tasks(row: Published, base: Checkpoint) -> list[str]:
-    """What a published checkpoint serves: its adapters, and of v3 the base alone; a reranker has none to have."""
-    if row.spec.scoring:
-        return [RERANK]
-    return [task for task in row.spec.tasks if task in base.tasks or (task == NO_TASK and base.tasks)]
+    """What a published checkpoint serves; a reranker has no adapters to have."""
+    return [RERANK] if row.spec.scoring else registry.beside_base(row, base.tasks)
 
 
 def _projector(row: Published, folder: Path, otherwise: Path | None) -> Path | None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import ModelDamaged
-from .spec import TokenBatch
+from .spec import MARKS, TokenBatch
 from .tokens import Tokenizer
 
-DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
+DOCUMENT_MARK, QUERY_MARK = MARKS
 
 _HEAD = (
     "<|im_start|>system\n"

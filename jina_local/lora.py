@@ -21,7 +21,7 @@ from . import architecture
 from .architecture import Architecture
 from .errors import ModelDamaged
 from .formats.adapter import check_scale
-from .formats.checks import FLOATS, check_shapes, finite, read_json
+from .formats.checks import FLOATS, check_shapes, check_types, finite, read_json
 from .formats.safetensors import SafetensorsFile
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -252,10 +252,7 @@ def _check_factors(
         raise ModelDamaged(f"{file.path}: holds no LoRA factors.")
     if len(stored) < len(names):
         raise ModelDamaged(f"{file.path}: a factor is there twice, under two names.")
-    for name in names:
-        if file.tensors[name].dtype not in FLOATS:
-            dtype = file.tensors[name].dtype
-            raise ModelDamaged(f"{file.path}: {name} is stored as {dtype}; expected {' or '.join(FLOATS)}.")
+    check_types({name: file.tensors[name].dtype for name in names}, FLOATS, str(file.path))
 
 
 def _canonical_v3(plain: str) -> str:

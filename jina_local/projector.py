@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
 from .errors import ModelDamaged
-from .formats.checks import FLOATS, finite
+from .formats.checks import FLOATS, check_types, finite
 from .formats.safetensors import SafetensorsFile
 
 FILE = "projector.safetensors"
@@ -40,9 +40,7 @@ def read(path: Path, hidden: int) -> Projector:
         with Checkpoint(path) as checkpoint:
             return from_tensors(checkpoint.projector(), hidden, str(path))
     with SafetensorsFile(path) as file:
-        for name, tensor in file.tensors.items():
-            if tensor.dtype not in FLOATS:
-                raise ModelDamaged(f"{path}: {name} is stored as {tensor.dtype}; expected {' or '.join(FLOATS)}.")
+        check_types({name: tensor.dtype for name, tensor in file.tensors.items()}, FLOATS, str(path))
         found = {name: finite(file.read_f32(name), f"{path}: {name}") for name in file.tensors}
     return from_tensors(found, hidden, str(path))
 

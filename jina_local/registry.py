@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .errors import ModelDamaged, UsageError
@@ -231,6 +231,11 @@ def spelled_out(row: Published, words: Iterable[str]) -> tuple[str, ...]:
     """The model's own tasks for a caller's words, each once: of v3 "retrieval" is two of them."""
     tasks = [task for word in words for task in row.spec.task_words.get(word, {"": word}).values()]
     return tuple(dict.fromkeys(tasks))
+
+
+def beside_base(row: Published, adapters: Collection[str]) -> list[str]:
+    """What adapters and their base serve together, in the model's order; of v3 also the base alone."""
+    return [task for task in row.spec.tasks if task in adapters or (task == NO_TASK and adapters)]
 
 
 def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[str]) -> ModelSpec:

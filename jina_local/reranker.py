@@ -129,11 +129,7 @@ class Reranker:
         )
         if result.failed:
             raise self._failure(result.failed, len(documents))
-        if result.query_cut:
-            _log.warning("the query was cut; its end was not read")
-        if result.cut:
-            places = ", ".join(map(str, result.cut[:10])) + (", ..." if len(result.cut) > 10 else "")
-            _log.warning("%d of %d documents were cut (index %s)", len(result.cut), len(documents), places)
+        _warn(result, len(documents))
         return list(result.results)
 
     def rerank_result(
@@ -271,6 +267,14 @@ class Reranker:
                 "and it reads the documents of a block together: a smaller block_size may tell which is at fault."
             )
         return NonFiniteError(failed, total, what="score", of="documents", company=company)
+
+
+def _warn(result: Reranking, total: int) -> None:
+    if result.query_cut:
+        _log.warning("the query was cut; its end was not read")
+    if result.cut:
+        places = ", ".join(map(str, result.cut[:10])) + (", ..." if len(result.cut) > 10 else "")
+        _log.warning("%d of %d documents were cut (index %s)", len(result.cut), total, places)
 
 
 def _projector(found: Weights, engine: Backend) -> Projector:

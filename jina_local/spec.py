@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 RERANK = "rerank"  # the one task of a reranker
+MARKS = "<|embed_token|>", "<|rerank_token|>"  # the tokens after a document and the query of a listwise reranker
 NO_TASK = "none"  # of v3: the base without any adapter and without a prompt, which has to be asked for by name
 
 

@@ -82,8 +82,8 @@ class Tokenizer:
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         whole = self._tokenizer.encode("a", add_special_tokens=True).ids
-        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
-        if at is None or not plain:
+        at = _find(whole, plain, 0)
+        if at < 0 or not plain:
             raise ModelDamaged(f"{where}: its template does not put special tokens around the text.")
         self.opening: list[int] = whole[:at]
         self.closing: list[int] = whole[at + len(plain) :]

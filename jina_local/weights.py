@@ -17,7 +17,7 @@ from .errors import ModelDamaged, ModelNotFound, UsageError
 from .hub_cache import Held
 from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
 from .registry import Published
-from .spec import NO_TASK, Weights
+from .spec import Weights
 
 _FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
 _LABELS = {label.casefold(): label for label in (*gguf_identity.ORDER, *MLX_ORDER)}
@@ -139,12 +139,11 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
         if revision not in (None, held.source.revision):
             continue
         for label, tasks in held.serves.items():
-            if held.adapters and NO_TASK in row.spec.tasks:
-                tasks = {*tasks, NO_TASK}  # a base without any of its adapters
-            if asked.label in (None, label) and set(asked.tasks) <= tasks:
+            served = registry.beside_base(row, tasks) if held.adapters else tasks
+            if asked.label in (None, label) and set(asked.tasks) <= set(served):
                 order = gguf_identity.ORDER if held.form == "gguf" else MLX_ORDER
                 place = order.index(label) if label in order else len(order)
-                fit.append((0 if asked.tasks else -len(tasks), place, one.path, label))
+                fit.append((0 if asked.tasks else -len(served), place, one.path, label))
     if not fit:
         return None
     *_, path, label = min(fit)

@@ -77,11 +77,9 @@ class LlamaBackend:
         self.device = _device(self._lib, device)
         self.threads = threads or physical_cores()
         self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
-        self.budget = _BUDGET
-        if header.weights == "BF16":
-            # It rounds what passes through the layers to 8 bits: a last-bit change from the company in a pass
-            # grows to a cosine of 0.99999. Alone, every text has the same bits in any company.
-            self.budget = replace(self.budget, texts=1)
+        # BF16 rounds what passes through the layers to 8 bits: a last-bit change from the company in a pass grows to
+        # a cosine of 0.99999. Alone, every text has the same bits in any company.
+        self.budget = replace(_BUDGET, texts=1) if header.weights == "BF16" else _BUDGET
         self.dtype = header.weights
         if extra_buffers is None:
             extra_buffers, why = use_extra_buffers(self._lib, path, header.weights)

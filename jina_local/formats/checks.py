@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,13 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
     ]
     if faults:
         raise ModelDamaged(f"{where}: the tensors do not fit the config: {'; '.join(faults)}.")
+
+
+def check_types(types: Mapping[str, str], allowed: Sequence[str], where: str) -> None:
+    """Raise ModelDamaged unless every tensor (name -> dtype) is stored in one of the allowed types."""
+    for name, dtype in types.items():
+        if dtype not in allowed:
+            raise ModelDamaged(f"{where}: {name} is stored as {dtype}; expected {' or '.join(allowed)}.")
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ from ... import architecture
 from ...architecture import Architecture
 from ...errors import ModelDamaged, UsageError
 from ...formats import adapter as format_
-from ...formats.checks import finite
+from ...formats.checks import check_types, finite
 from ...formats.safetensors import SafetensorsFile
 from ...lora import Adapter, pair_factors
 from .folder import Folder, PlainFolder, evaluated
@@ -42,11 +42,8 @@ class AdapterFile:
             format_.check_base(header.base, base, str(path), str(beside))
             names = {name: name for name in self._file.tensors}
             self._pairs = pair_factors(self._file, names, arch, header.rank)
-            for name, tensor in self._file.tensors.items():
-                if tensor.dtype not in format_.DTYPES:
-                    raise ModelDamaged(
-                        f"{path}: {name} is stored as {tensor.dtype}; expected {' or '.join(format_.DTYPES)}."
-                    )
+            types = {name: tensor.dtype for name, tensor in self._file.tensors.items()}
+            check_types(types, format_.DTYPES, str(path))
         except BaseException:
             self._file.close()
             raise

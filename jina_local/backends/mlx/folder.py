@@ -20,7 +20,7 @@ from ...architecture import Architecture
 from ...checkpoint import Checkpoint
 from ...errors import ModelDamaged, UsageError
 from ...formats.adapter import BASE
-from ...formats.checks import FLOATS, check_shapes, read_json
+from ...formats.checks import FLOATS, check_shapes, check_types, read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
 from .layers import Matrix, Packed
 
@@ -142,13 +142,9 @@ class QuantisedFolder:
 
     def _check_types(self) -> None:
         # Engines load by shape: whole numbers in the place of floats would be taken as they are.
-        for name, stored in self._stored.items():
-            dtype = self._file.tensors[stored].dtype
-            allowed = ("U32",) if name in self._codes else FLOATS
-            if dtype not in allowed:
-                raise ModelDamaged(
-                    f"{self._file.path}: {stored} is stored as {dtype}; expected {' or '.join(allowed)}."
-                )
+        for codes, allowed in ((True, ("U32",)), (False, FLOATS)):
+            some = [stored for name, stored in self._stored.items() if (name in self._codes) is codes]
+            check_types({name: self._file.tensors[name].dtype for name in some}, allowed, str(self._file.path))
 
 
 Folder = PlainFolder | QuantisedFolder
