@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jina_local.errors import JinaError, Locked, OutputError
 from jina_local.formats import manifest
+from jina_local.formats.files import sha256
 from jina_local.formats.manifest import Entry, Manifest, Source
 
 _SPARE = 1.1  # what is asked for beyond the estimate: file systems need room of their own
@@ -87,7 +88,7 @@ def write_manifest(
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / manifest.NAME):
         name = path.relative_to(folder).as_posix()
         task, label = weights.get(name, (None, None))
-        files[name] = Entry(path.stat().st_size, manifest.sha256(path), task, label)
+        files[name] = Entry(path.stat().st_size, sha256(path), task, label)
     body = Manifest(form, model, source, tokenizer, files).dump()
     (folder / manifest.NAME).write_text(body, encoding="utf-8")
 

@@ -11,6 +11,7 @@ from jina_local.architecture import Architecture
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.formats import manifest, safetensors
+from jina_local.formats.files import sha256
 from jina_local.formats.manifest import Source
 from jina_local.registry import Published
 from jina_local.spec import NO_TASK, RERANK
@@ -157,7 +158,7 @@ def describe(checkpoint: Checkpoint, name: str, revision: str | None, tasks: Seq
     if checkpoint.tasks:
         for task in tasks:
             paths += checkpoint.adapter_files(task)
-    return Source(name, revision, {p.relative_to(folder).as_posix(): manifest.sha256(p) for p in paths})
+    return Source(name, revision, {p.relative_to(folder).as_posix(): sha256(p) for p in paths})
 
 
 def base_digest(checkpoint: Checkpoint, record: Source | None = None) -> str:
@@ -168,5 +169,5 @@ def base_digest(checkpoint: Checkpoint, record: Source | None = None) -> str:
     """
     known = record.files if record else {}
     paths = sorted((file.path for file in checkpoint.files), key=lambda path: path.name)
-    lines = [f"{known.get(path.name) or manifest.sha256(path)}  {path.name}\n" for path in paths]
+    lines = [f"{known.get(path.name) or sha256(path)}  {path.name}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

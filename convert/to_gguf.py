@@ -24,7 +24,7 @@ from jina_local.architecture import POSITION_OFFSET
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
-from jina_local.formats.checks import read_json
+from jina_local.formats.files import read_json
 from jina_local.gguf_adapter import BASE_KEY
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec

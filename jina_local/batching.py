@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .spec import Budget
+from .spec import Budget, round_up
 
 _UNEVEN = 1.15  # what lanes may lose to an uneven end; one context on all threads loses 5 to 20 % to its barriers
 _RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting
@@ -43,11 +43,6 @@ def lanes_for(loads: Sequence[int], most: int) -> int:
     for load in loads:
         ends[ends.index(min(ends))] += load
     return len(ends) if max(ends) * len(ends) <= _UNEVEN * sum(loads) else 1
-
-
-def round_up(length: int, multiple: int) -> int:
-    """The next multiple at or above `length`."""
-    return -(-length // multiple) * multiple
 
 
 def _packed(order: list[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from .errors import ModelDamaged
-from .formats import manifest
+from .formats.files import sha256
 from .registry import Published
 
 _ROOT = Path(__file__).parent / "bundled_models"
@@ -30,7 +30,7 @@ def faults(row: Published) -> tuple[Path, int, list[str]]:
     wrong = [
         f"{root / name}: {'its content is not what was shipped' if (root / name).is_file() else 'is missing'}"
         for name, digest in digests.items()
-        if not (root / name).is_file() or manifest.sha256(root / name) != digest
+        if not (root / name).is_file() or sha256(root / name) != digest
     ]
     return root, len(digests), wrong
 

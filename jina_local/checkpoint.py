@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from . import architecture, lora
 from .errors import ModelDamaged, UsageError
-from .formats.checks import check_shapes, finite, read_json
+from .formats.checks import check_shapes, finite
+from .formats.files import read_json
 from .formats.safetensors import SafetensorsFile
 from .lora import Adapter
 from .spec import NO_TASK

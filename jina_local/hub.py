@@ -18,8 +18,8 @@ from pathlib import Path
 from . import registry
 from .errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
 from .formats import manifest
+from .formats.files import open_regular
 from .formats.manifest import Manifest
-from .formats.safetensors import open_regular
 from .hub_cache import (
     ADAPTER,
     INDEX,

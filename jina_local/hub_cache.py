@@ -15,8 +15,7 @@ from pathlib import Path, PurePath
 
 from . import gguf_identity, projector
 from .errors import UsageError
-from .formats.checks import read_json
-from .formats.safetensors import open_regular
+from .formats.files import open_regular, read_json
 from .registry import Published
 
 INDEX = "model.safetensors.index.json"

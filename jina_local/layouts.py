@@ -13,9 +13,9 @@ from . import architecture, backends, gguf_choice, gguf_identity, hub, hub_cache
 from .checkpoint import Checkpoint
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .formats import manifest
-from .formats.checks import read_json
+from .formats.files import open_regular, read_json
 from .formats.manifest import Entry, Manifest
-from .formats.safetensors import SafetensorsFile, open_regular
+from .formats.safetensors import SafetensorsFile
 from .registry import Published
 from .spec import NO_TASK, RERANK, Weights
 

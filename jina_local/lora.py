@@ -21,7 +21,8 @@ from . import architecture
 from .architecture import Architecture
 from .errors import ModelDamaged
 from .formats.adapter import check_scale
-from .formats.checks import FLOATS, check_shapes, check_types, finite, read_json
+from .formats.checks import FLOATS, check_shapes, check_types, finite
+from .formats.files import read_json
 from .formats.safetensors import SafetensorsFile
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -1,4 +1,4 @@
-"""The nouns that cross the walls between rooms: frozen records, no behaviour, no text, no engine."""
+"""The nouns that cross the walls between rooms: frozen records, no text, no engine."""
 
 from __future__ import annotations
 
@@ -126,3 +126,8 @@ class Weights:
     def backend(self) -> str:
         """The engine that reads this form."""
         return "llama" if self.form == "gguf" else "mlx"
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple at or above `length`."""
+    return -(-length // multiple) * multiple

@@ -15,7 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from .errors import ModelDamaged, TextError, UsageError
-from .formats.safetensors import open_regular
+from .formats.files import open_regular
 from .spec import EmbeddingSpec, TokenBatch
 
 # A text is cut to this many characters a token before it is tokenised, so that a 10 MB line costs what the

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jina_local.batching import cost, lanes_for, plan, round_up
-from jina_local.spec import Budget
+from jina_local.batching import cost, lanes_for, plan
+from jina_local.spec import Budget, round_up
 
 PADDED = Budget(tokens=2048, texts=256, padded=True, overhead=16, multiple=8)
 PACKED = Budget(tokens=256, texts=32, padded=False)

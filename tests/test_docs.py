@@ -16,10 +16,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def tree(package):
-    """The files that the README's tree lists under a package."""
-    block = README.split("## The house")[1]
-    part = block.split(f"\n{package}/")[1].split("\ntests/" if package == "convert" else "\nconvert/")[0]
-    return {line.split()[0] for line in part.splitlines()[1:] if line.strip()}
+    """The files that the tree in a package's README lists."""
+    text = (ROOT / package / "README.md").read_text(encoding="utf-8")
+    block = text.split("<!-- tree -->\n```\n")[1].split("\n```")[0]
+    return {line.split()[0] for line in block.splitlines()}
 
 
 @pytest.mark.parametrize("package", ["jina_local", "convert"])

@@ -17,6 +17,7 @@ from jina_local import architecture, names, weights
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
+from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
 from jina_local.tokens import Tokenizer
 
@@ -62,7 +63,7 @@ def test_the_folder_holds_a_base_of_each_type_and_an_adapter_of_each_task(separa
 
 def test_base_and_adapters_carry_the_digest_of_the_published_base(separate):
     _, src, out = separate
-    line = f"{manifest.sha256(src / 'model.safetensors')}  model.safetensors\n"
+    line = f"{sha256(src / 'model.safetensors')}  model.safetensors\n"
     expected = hashlib.sha256(line.encode()).hexdigest()
     found = {path.name: read_header(path).keys for path in out.glob("*.gguf")}
     assert {keys["jina_local.base"] for keys in found.values()} == {expected}
@@ -81,7 +82,7 @@ def test_the_digest_is_of_the_base_weights_alone(tmp_path):
     assert digest("c", seed=1) != first
     sharded = tmp_path / "d"
     assert digest("d", shards=2) != first
-    lines = [f"{manifest.sha256(path)}  {path.name}\n" for path in sorted(sharded.glob("model-*.safetensors"))]
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(sharded.glob("model-*.safetensors"))]
     with Checkpoint(sharded) as checkpoint:
         assert source.base_digest(checkpoint) == hashlib.sha256("".join(lines).encode()).hexdigest()
 

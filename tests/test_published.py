@@ -13,7 +13,7 @@ import pytest
 
 from jina_local import load
 from jina_local.backends import installed
-from jina_local.formats.manifest import sha256
+from jina_local.formats.files import sha256
 from tests.oracle import cosines
 
 pytestmark = pytest.mark.weights

@@ -19,6 +19,7 @@ from jina_local import architecture, names
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
+from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import tokenizer_json
@@ -64,7 +65,7 @@ def test_the_folder_holds_what_its_manifest_says(converted):
     assert manifest.verify(out) == []
     assert (found.form, found.model) == ("gguf", f"jina-embeddings-v5-text-{kind}")
     assert (found.source.name, found.source.revision) == ("tiny", "abc")
-    assert found.source.files["model.safetensors"] == manifest.sha256(source / "model.safetensors")
+    assert found.source.files["model.safetensors"] == sha256(source / "model.safetensors")
     assert "adapters/retrieval/adapter_model.safetensors" in found.source.files
     entry = found.files[f"v5-{kind}-retrieval-Q4_K_M.gguf"]
     assert (entry.task, entry.weights) == ("retrieval", "Q4_K_M")

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from convert.to_gguf import to_gguf
-from jina_local.formats import manifest
+from jina_local.formats.files import sha256
 
 from .export import TASKS
 
@@ -27,7 +27,7 @@ def bundle(checkpoint: Path, root: Path) -> int:
     shutil.copytree(checkpoint, root / "checkpoint")
     to_gguf(root / "checkpoint", root / "gguf", tasks=TASKS, types=["Q8_0"], separate=True, source_name="pico")
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != "digests.json")
-    digests = {path.relative_to(root).as_posix(): manifest.sha256(path) for path in files}
+    digests = {path.relative_to(root).as_posix(): sha256(path) for path in files}
     (root / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
     total = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     if total >= _LARGEST:

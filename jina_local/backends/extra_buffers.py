@@ -56,7 +56,7 @@ def canary(path: Path, weights: str) -> bool:
     known = _read(record)
     if key in known:
         return known[key]
-    command = [sys.executable, "-m", "jina_local.backends.extra_buffers", str(path)]
+    command = [sys.executable, "-m", "jina_local.backends.canary", str(path)]
     child = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -101,21 +101,3 @@ def _write(record: Path, known: dict[str, bool]) -> None:
         temp.replace(record)
     except OSError:
         temp.unlink(missing_ok=True)  # a cache that cannot be written costs one child per load, nothing else
-
-
-def _decode_once(path: Path) -> None:
-    import numpy as np
-
-    from ..spec import TokenBatch
-    from .llama import LlamaBackend
-
-    backend = LlamaBackend(path, device="cpu", threads=1, extra_buffers=True)
-    ids = np.arange(32, dtype=np.int32)
-    first = np.zeros(1, np.int32)  # the one row that every kind of model gives
-    rows = backend.forward(TokenBatch(ids, np.array([0, 32], np.int32), first, first))
-    backend.close()
-    sys.exit(0 if np.isfinite(rows).all() else 1)
-
-
-if __name__ == "__main__":
-    _decode_once(Path(sys.argv[1]))

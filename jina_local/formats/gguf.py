@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelDamaged
-from .safetensors import open_regular
+from .files import open_regular
 
 _MAX_KEYS, _MAX_TENSORS, _MAX_ARRAY, _MAX_STRING = 256, 4096, 1 << 21, 1 << 24
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

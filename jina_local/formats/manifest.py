@@ -15,14 +15,13 @@ Sizes are checked at every load; digests by `models verify`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ModelDamaged
-from .safetensors import open_regular
+from .files import open_regular, sha256
 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
@@ -133,15 +132,6 @@ def load(folder: Path) -> Manifest:
                 "It is truncated or was changed; convert again with --force."
             )
     return manifest
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def verify(folder: Path) -> list[str]:

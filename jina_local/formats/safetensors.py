@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelDamaged
+from .files import open_regular
 
 _MAX_HEADER = 100_000_000
 _CHUNK = 1 << 22  # elements rounded at a time, which bounds what the rounding itself takes
@@ -152,18 +152,6 @@ def write(
             raise ValueError(f"never written: {sorted(places)[:10]}")
         file.flush()
         os.fsync(file.fileno())
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading and make sure that it is one: a FIFO or device would hang or never end."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise ModelDamaged(f"{path}: cannot be opened ({error.strerror}).") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ModelDamaged(f"{path}: is not a regular file.")
-    return os.fdopen(descriptor, "rb")
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

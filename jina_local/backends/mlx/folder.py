@@ -20,7 +20,8 @@ from ...architecture import Architecture
 from ...checkpoint import Checkpoint
 from ...errors import ModelDamaged, UsageError
 from ...formats.adapter import BASE
-from ...formats.checks import FLOATS, check_shapes, check_types, read_json
+from ...formats.checks import FLOATS, check_shapes, check_types
+from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
 from .layers import Matrix, Packed
 
