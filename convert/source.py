@@ -47,9 +47,9 @@ def locate(wanted: str, *, revision: str | None, offline: bool | None) -> tuple[
         return folder, folder.resolve().name, revision
     if folder.exists() or wanted.startswith((".", "/", "~")):
         raise ModelNotFound(f"{wanted}: is not a folder. SRC is a checkpoint folder or a name, as in `models list`.")
-    from jina_local import weights
+    from jina_local.store import find
 
-    found = weights.find(wanted, backend="mlx", revision=revision, offline=offline, source=True)
+    found = find.find(wanted, backend="mlx", revision=revision, offline=offline, source=True)
     return next(iter(found.files.values())), registry.lookup(wanted).repo, found.revision
 
 

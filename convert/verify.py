@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import backends, projector, resident, weights
+from jina_local import backends, projector, resident
 from jina_local.architecture import Architecture
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.projector import Projector
 from jina_local.spec import TokenBatch, Weights
+from jina_local.store import find
 from jina_local.tokens import Tokenizer
 
 from . import cases, reference, source
@@ -59,7 +60,7 @@ def verify(
     A task whose ids differ is not judged further. Raises UsageError where `out` and `against` are of different
     models. Peak memory: the model in float32.
     """
-    found = weights.find(out, backend=backend, weights=label, offline=True)
+    found = find.find(out, backend=backend, weights=label, offline=True)
     with Checkpoint(against) as checkpoint:
         row = source.row_of(checkpoint)
         if row.spec.name != found.model.name:

@@ -246,7 +246,7 @@ def _sqlite() -> Check:
 
 
 def _network() -> Check:
-    from . import hub
+    from .store import hub
 
     names = ("JINA_LOCAL_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     if hub.offline(None):
@@ -260,7 +260,7 @@ def _network() -> Check:
 
 def _places() -> list[Check]:
     """Where models are, and how much room those of ours take."""
-    from . import hub, hub_cache, inventory
+    from .store import hub, hub_cache, inventory
 
     held = [place for model in inventory.listing() for place in model.places]
     found = []
@@ -291,13 +291,13 @@ def _reranker() -> Check:
 
 
 def _found(name: str, variable: str, label_variable: str, default: str) -> Check:
-    from . import weights
+    from .store import find
 
     wanted = os.environ.get(f"JINA_LOCAL_{variable}") or default
     backend = os.environ.get("JINA_LOCAL_BACKEND") or "auto"
     label = os.environ.get(f"JINA_LOCAL_{label_variable}") or None
     try:
-        found = weights.find(wanted, backend=backend, weights=label, revision=None, offline=True)
+        found = find.find(wanted, backend=backend, weights=label, revision=None, offline=True)
     except ModelNotFound as error:
         return Check(name, None, str(error), f"jina-local models pull {wanted}")
     except JinaError as error:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import architecture, backends, gguf_choice, gguf_identity, hub, hub_cache, projector, registry
+from . import architecture, backends, gguf_choice, gguf_identity, projector, registry
 from .checkpoint import Checkpoint
 from .errors import ModelDamaged, ModelNotFound, UsageError
 from .formats import manifest
@@ -18,6 +18,7 @@ from .formats.manifest import Entry, Manifest
 from .formats.safetensors import SafetensorsFile
 from .registry import Published
 from .spec import NO_TASK, RERANK, Weights
+from .store import hub, hub_cache
 
 # As for GGUF: the first whose loss does not matter, then what loses less, then downwards.
 MLX_ORDER = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")

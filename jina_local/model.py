@@ -8,7 +8,7 @@ from typing import Literal, overload
 from . import registry
 from .embedder import Embedder as Embedder
 from .reranker import Reranker
-from .weights import find
+from .store.find import find
 
 # For type checkers: the names by which `load` gives a Reranker. The registry decides; a test holds the two together.
 RerankerName = Literal[

@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from jina_local import bundled, hub, inventory, load, registry
+from jina_local import load, registry
 from jina_local.cli import main
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.formats.gguf import read_header
-from jina_local.weights import find
+from jina_local.store import hub, inventory, package
+from jina_local.store.find import find
 
 PICO = registry.lookup("pico")
 DOCUMENTS = [
@@ -43,7 +44,7 @@ def test_its_vectors_mean_something(backend):
         scores = model.similarity(model.encode_query(list(QUESTIONS)), model.encode_document(DOCUMENTS))
         assert scores.argmax(1).tolist() == list(QUESTIONS.values())
         origin = model.spec.origin
-        assert origin.weights == bundled.LABELS[backend]
+        assert origin.weights == package.LABELS[backend]
         assert "it comes with the package" in origin.reasons
         assert (model.spec.tasks, model.spec.dims) == (PICO.spec.tasks, (32, 64, 128, 256))
 
@@ -69,14 +70,14 @@ def test_the_adapters_differ_and_one_base_serves_them_all():
 
 
 def test_the_package_carries_less_than_24_mb_and_every_digest_fits():
-    root, count, faults = bundled.faults(PICO)
+    root, count, faults = package.faults(PICO)
     assert faults == []
     assert count == sum(p.is_file() for p in root.rglob("*")) - 1  # the digests themselves
     assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 24_000_000
 
 
 def test_its_gguf_files_name_no_repository():
-    files = sorted((bundled.faults(PICO)[0] / "gguf").glob("*.gguf"))
+    files = sorted((package.faults(PICO)[0] / "gguf").glob("*.gguf"))
     assert len(files) == 1 + len(PICO.spec.tasks)
     for path in files:
         keys = read_header(path).keys
@@ -85,13 +86,13 @@ def test_its_gguf_files_name_no_repository():
 
 
 def test_a_changed_file_is_found(monkeypatch, tmp_path):
-    root, *_ = bundled.faults(PICO)
+    root, *_ = package.faults(PICO)
     shutil.copytree(root, tmp_path / "pico")
-    monkeypatch.setattr(bundled, "_ROOT", tmp_path)
+    monkeypatch.setattr(package, "_ROOT", tmp_path)
     path = tmp_path / "pico" / "checkpoint" / "config.json"
     path.write_text(path.read_text() + " ")
     (tmp_path / "pico" / "gguf" / "tokenizer.json").unlink()
-    said = [fault.rsplit(": ")[1] for fault in bundled.faults(PICO)[2]]
+    said = [fault.rsplit(": ")[1] for fault in package.faults(PICO)[2]]
     assert said == ["its content is not what was shipped", "is missing"]
     assert inventory.verify("pico")[0].faults
 

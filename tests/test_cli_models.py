@@ -83,7 +83,7 @@ def test_models_rm(store, capfd):
 
 
 def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capfd, monkeypatch):
-    from jina_local import hub, hub_cache
+    from jina_local.store import hub, hub_cache
 
     asked = []
 

@@ -13,12 +13,13 @@ import pytest
 
 from convert import ggml, imatrix, reference, source
 from convert.to_gguf import to_gguf
-from jina_local import architecture, names, weights
+from jina_local import architecture, names
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
+from jina_local.store import find
 from jina_local.tokens import Tokenizer
 
 from . import made, tiny
@@ -55,7 +56,7 @@ def test_the_folder_holds_a_base_of_each_type_and_an_adapter_of_each_task(separa
     }
     assert "adapters/clustering/adapter_model.safetensors" in held.source.files
     assert not any("classification" in name for name in held.source.files)
-    found = weights.find(out)
+    found = find.find(out)
     assert found.adapters == {task: out / f"v5-{kind}-{task}-adapter.gguf" for task in ("retrieval", "clustering")}
     assert set(found.files.values()) == {out / f"v5-{kind}-base-F16.gguf"}
     assert found.tokenizer == out / "tokenizer.json"

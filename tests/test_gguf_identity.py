@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import gguf_identity, registry, weights
+from jina_local import gguf_identity, registry
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats.gguf import FILE_TYPES
+from jina_local.store import find
 
 from . import layout_files
 from .layout_files import (
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("places")
 @pytest.mark.parametrize(("kind", "model"), [("nano", NANO), ("small", SMALL)])
 def test_a_published_gguf_file_says_model_task_and_type_by_name_and_header(tmp_path, kind, model):
     path = write_gguf(tmp_path / f"v5-{kind}-text-matching-Q8_0.gguf", kind)
-    found = weights.find(path)
+    found = find.find(path)
     assert (found.form, found.backend, found.label) == ("gguf", "llama", "Q8_0")
     assert found.model.name == model
     assert found.files == {"text-matching": path}
@@ -39,19 +40,19 @@ def test_a_published_gguf_file_says_model_task_and_type_by_name_and_header(tmp_p
     assert (found.model.dims, found.model.max_tokens) == ((32, 64), 128)
     assert found.tokenizer is None
     assert any("rebuilt from the file's own vocabulary" in why for why in found.reasons)
-    assert weights.find(str(path)) == found
+    assert find.find(str(path)) == found
 
 
 def test_the_task_of_our_own_key_serves_under_any_name(tmp_path):
     path = write_gguf(tmp_path / "mine.gguf", keys={"jina_local.task": "clustering"}, label="Q4_K_M")
-    found = weights.find(path)
+    found = find.find(path)
     assert (found.files, found.label) == ({"clustering": path}, "Q4_K_M")
 
 
 def test_a_gguf_that_nothing_says_the_task_of_is_refused(tmp_path):
     path = write_gguf(tmp_path / "model.gguf")
     with pytest.raises(UsageError) as error:
-        weights.find(path)
+        find.find(path)
     text = str(error.value)
     assert "nothing says which task" in text
     assert "v5-nano-retrieval-Q8_0.gguf" in text
@@ -78,7 +79,7 @@ def test_a_gguf_that_nothing_says_the_task_of_is_refused(tmp_path):
 def test_a_gguf_whose_header_would_give_other_vectors_is_refused(tmp_path, name, keys, expected):
     path = write_gguf(tmp_path / name, keys=keys)
     with pytest.raises(ModelDamaged) as error:
-        weights.find(path)
+        find.find(path)
     assert expected in str(error.value)
     assert name in str(error.value)
 
@@ -86,12 +87,12 @@ def test_a_gguf_whose_header_would_give_other_vectors_is_refused(tmp_path, name,
 @pytest.mark.parametrize("pre", ["jina-v5-nano", "llama-bpe"])
 def test_both_names_of_the_pre_tokenizer_are_read(tmp_path, pre):
     path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", keys={"tokenizer.ggml.pre": pre})
-    assert weights.find(path).model.name == NANO
+    assert find.find(path).model.name == NANO
 
 
 def test_absent_pooling_and_explicit_plain_rope_are_fine(tmp_path):
     keys = {"eurobert.pooling_type": None, "eurobert.attention.causal": False, "eurobert.rope.scaling.type": "none"}
-    assert weights.find(write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", keys=keys)).model.name == NANO
+    assert find.find(write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", keys=keys)).model.name == NANO
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_absent_pooling_and_explicit_plain_rope_are_fine(tmp_path):
 def test_a_gguf_with_other_tensors_or_tokens_is_refused(tmp_path, damage, expected):
     path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf", **damage)
     with pytest.raises(ModelDamaged) as error:
-        weights.find(path)
+        find.find(path)
     assert expected in str(error.value)
 
 
@@ -119,7 +120,7 @@ def test_a_truncated_gguf_is_refused(tmp_path):
     for length in (3, 20, 900, len(content) - 40):
         path.write_bytes(content[:length])
         with pytest.raises(ModelDamaged) as error:
-            weights.find(path)
+            find.find(path)
         assert str(path) in str(error.value)
 
 
@@ -131,15 +132,15 @@ def test_of_several_types_the_first_of_the_order_is_taken_and_the_reason_said(tm
     for label in ("Q4_K_M", "IQ1_S", "Q5_K_M"):
         write_gguf(tmp_path / f"v5-nano-retrieval-{label}.gguf", label=label)
     write_gguf(tmp_path / "v5-nano-clustering-Q4_K_M.gguf", label="Q4_K_M")
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert (found.label, sorted(found.files)) == ("Q5_K_M", ["retrieval"])
     assert any("weights Q5_K_M: the first choice" in why and "Q4_K_M (clustering, retrieval)" in why
                for why in found.reasons)  # fmt: skip
     write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
-    assert weights.find(tmp_path).label == "Q8_0"
-    both = weights.find(tmp_path, tasks=["retrieval", "clustering"])
+    assert find.find(tmp_path).label == "Q8_0"
+    both = find.find(tmp_path, tasks=["retrieval", "clustering"])
     assert (both.label, sorted(both.files)) == ("Q4_K_M", ["clustering", "retrieval"])
-    chosen = weights.find(tmp_path, weights="q4_k_m")
+    chosen = find.find(tmp_path, weights="q4_k_m")
     assert (chosen.label, sorted(chosen.files)) == ("Q4_K_M", ["clustering", "retrieval"])
     assert chosen.model.default_task == "retrieval"
 
@@ -148,10 +149,10 @@ def test_an_unknown_label_or_task_lists_what_is_there(tmp_path):
     write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
     for label in ("Q6_K", "8bit", "nonsense"):
         with pytest.raises(UsageError) as error:
-            weights.find(tmp_path, weights=label)
+            find.find(tmp_path, weights=label)
         assert f"has no weights '{label}'. There: Q8_0 (retrieval)." in str(error.value)
     with pytest.raises(UsageError) as error:
-        weights.find(tmp_path, tasks=["clustering"])
+        find.find(tmp_path, tasks=["clustering"])
     assert "has no file for clustering. There: Q8_0 (retrieval)." in str(error.value)
 
 
@@ -159,12 +160,12 @@ def test_two_files_for_one_task_and_two_models_in_a_folder_are_refused(tmp_path)
     write_gguf(tmp_path / "a" / "v5-nano-retrieval-Q8_0.gguf")
     write_gguf(tmp_path / "a" / "copy.gguf", keys={"jina_local.task": "retrieval"})
     with pytest.raises(UsageError) as error:
-        weights.find(tmp_path / "a")
+        find.find(tmp_path / "a")
     assert "two files for retrieval in Q8_0: copy.gguf and v5-nano-retrieval-Q8_0.gguf" in str(error.value)
     write_gguf(tmp_path / "b" / "v5-nano-retrieval-Q8_0.gguf")
     write_gguf(tmp_path / "b" / "v5-small-clustering-Q8_0.gguf", "small")
     with pytest.raises(UsageError) as error:
-        weights.find(tmp_path / "b")
+        find.find(tmp_path / "b")
     assert "are different models" in str(error.value)
 
 
@@ -172,19 +173,19 @@ def test_a_base_and_its_adapters_are_found_by_name_without_a_manifest(tmp_path):
     bases = {label: write_base(tmp_path / f"v5-nano-base-{label}.gguf", label=label) for label in ("Q4_K_M", "F16")}
     adapters = {task: write_adapter(tmp_path / f"v5-nano-{task}-adapter.gguf", task=task)
                 for task in ("clustering", "retrieval")}  # fmt: skip
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert (found.form, found.label, found.model.name) == ("gguf", "F16", NANO)
     assert found.files == dict.fromkeys(adapters, bases["F16"])
     assert found.adapters == adapters
     assert (found.model.tasks, found.model.default_task) == (("retrieval", "clustering"), "retrieval")
     assert any("weights F16: the first choice" in why for why in found.reasons)
-    assert weights.find(tmp_path, weights="q4_k_m").files == dict.fromkeys(adapters, bases["Q4_K_M"])
-    alone = weights.find(bases["Q4_K_M"])
+    assert find.find(tmp_path, weights="q4_k_m").files == dict.fromkeys(adapters, bases["Q4_K_M"])
+    alone = find.find(bases["Q4_K_M"])
     assert (alone.files, alone.adapters) == (dict.fromkeys(adapters, bases["Q4_K_M"]), adapters)
     with pytest.raises(UsageError, match=r"has no weights 'Q8_0'. There: Q4_K_M \(clustering, retrieval\)\."):
-        weights.find(bases["Q4_K_M"], weights="Q8_0")
+        find.find(bases["Q4_K_M"], weights="Q8_0")
     with pytest.raises(UsageError, match="has no file for classification. There: F16"):
-        weights.find(tmp_path, tasks=["classification"])
+        find.find(tmp_path, tasks=["classification"])
 
 
 def test_under_other_names_a_base_and_its_adapters_are_known_by_their_keys(tmp_path):
@@ -192,24 +193,24 @@ def test_under_other_names_a_base_and_its_adapters_are_known_by_their_keys(tmp_p
     adapter = write_adapter(tmp_path / "a.gguf", task="clustering", keys={"jina_local.task": None})
     (tmp_path / "broken.gguf").write_bytes(b"GGUFxx")
     for place in (tmp_path, base):
-        found = weights.find(place)
+        found = find.find(place)
         assert (found.files, found.adapters) == ({"clustering": base}, {"clustering": adapter})
         assert any("not used: " in why and "broken.gguf" in why for why in found.reasons)
     write_adapter(adapter, keys={"jina_local.task": None, "adapter.lora.task_name": None})
     with pytest.raises(
         UsageError, match=r"no adapter lies beside it.*Not used: .*a\.gguf: is an adapter, and neither "
     ):
-        weights.find(base)
+        find.find(base)
     write_adapter(adapter, task="search")
     with pytest.raises(ModelDamaged, match=r"a\.gguf: is for the task 'search'; .* has retrieval, text-matching"):
-        weights.find(base)
+        find.find(base)
 
 
 def test_a_base_without_adapters_and_adapters_without_a_base_say_what_is_missing(tmp_path):
     base = write_base(tmp_path / "b" / "v5-nano-base-Q4_K_M.gguf", label="Q4_K_M")
     for place in (base, base.parent):
         with pytest.raises(UsageError) as error:
-            weights.find(place)
+            find.find(place)
         assert "v5-nano-base-Q4_K_M.gguf is a base that tasks share, and no adapter lies beside it, as " in str(
             error.value
         )
@@ -217,33 +218,33 @@ def test_a_base_without_adapters_and_adapters_without_a_base_say_what_is_missing
         assert "python -m convert gguf SRC OUT --task all --adapters separate" in str(error.value)
     adapter = write_adapter(tmp_path / "a" / "v5-small-clustering-adapter.gguf", "small", task="clustering")
     with pytest.raises(UsageError) as error:
-        weights.find(adapter.parent)
+        find.find(adapter.parent)
     assert "holds adapters (v5-small-clustering-adapter.gguf) and no base" in str(error.value)
     assert "as v5-small-base-Q8_0.gguf would be" in str(error.value)
     with pytest.raises(
         UsageError, match=r"adapter\.gguf: is an adapter, not a model\. Give the path of the base beside"
     ):
-        weights.find(adapter)
+        find.find(adapter)
 
 
 def test_merged_files_and_a_base_do_not_mix(tmp_path):
     merged = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
     adapter = write_adapter(tmp_path / "v5-nano-clustering-adapter.gguf", task="clustering")
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert (found.files, found.adapters) == ({"retrieval": merged}, {})
     assert f"not used: {adapter}: an adapter, and there is no base beside it" in found.reasons
     base = write_base(tmp_path / "v5-nano-base-Q8_0.gguf")
     with pytest.raises(
         UsageError, match=r"merged files and a base that tasks share \(v5-nano-base-Q8_0\.gguf\)\. Keep"
     ):
-        weights.find(tmp_path)
-    assert weights.find(merged).adapters == {}
-    assert weights.find(base).adapters == {"clustering": adapter}
+        find.find(tmp_path)
+    assert find.find(merged).adapters == {}
+    assert find.find(base).adapters == {"clustering": adapter}
     write_adapter(tmp_path / "copy.gguf", task="clustering")
     with pytest.raises(
         UsageError, match=r"two files for the adapter of clustering: copy\.gguf and v5-nano-clustering-ad"
     ):
-        weights.find(base)
+        find.find(base)
 
 
 @pytest.mark.parametrize(
@@ -263,18 +264,18 @@ def test_a_base_whose_name_and_keys_disagree_is_refused(tmp_path, name, keys, ex
     write_gguf(tmp_path / name, keys=keys)
     write_adapter(tmp_path / "v5-nano-retrieval-adapter.gguf")
     with pytest.raises(ModelDamaged) as error:
-        weights.find(tmp_path / name)
+        find.find(tmp_path / name)
     assert expected in str(error.value)
 
 
 def test_a_stranger_among_the_files_is_passed_over_aloud(tmp_path):
     write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
     (tmp_path / "broken.gguf").write_bytes(b"GGUFxx")
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert any(why.startswith("not used: ") and "broken.gguf" in why for why in found.reasons)
     (tmp_path / "v5-nano-retrieval-Q8_0.gguf").unlink()
     with pytest.raises(ModelDamaged, match=r"broken\.gguf"):
-        weights.find(tmp_path)
+        find.find(tmp_path)
 
 
 def test_the_tokenizer_comes_from_beside_the_file_then_from_the_base_repository(tmp_path, published, places):
@@ -282,15 +283,15 @@ def test_the_tokenizer_comes_from_beside_the_file_then_from_the_base_repository(
     row = registry.lookup("v5-nano")
     tokenizer = published["nano"] / "tokenizer.json"
     base = into_cache(places / "cache", row.repo, row.revision, {"tokenizer.json": tokenizer})
-    assert weights.find(path).tokenizer == base / "tokenizer.json"
+    assert find.find(path).tokenizer == base / "tokenizer.json"
     shutil.copyfile(tokenizer, path.parent / "tokenizer.json")
-    assert weights.find(path).tokenizer == path.parent / "tokenizer.json"
+    assert find.find(path).tokenizer == path.parent / "tokenizer.json"
 
 
 def test_a_gguf_is_not_for_mlx(tmp_path):
     path = write_gguf(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
     for place in (path, tmp_path):
         with pytest.raises(UsageError) as error:
-            weights.find(place, backend="mlx")
+            find.find(place, backend="mlx")
         assert "which llama reads and mlx does not" in str(error.value)
         assert "python -m convert mlx SRC OUT --task all" in str(error.value)

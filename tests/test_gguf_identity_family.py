@@ -12,11 +12,12 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 
 import gguf
 
-from jina_local import architecture, gguf_identity, names, projector, weights
+from jina_local import architecture, gguf_identity, names, projector
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.gguf import FILE_TYPES, plain
 from jina_local.spec import RERANK
+from jina_local.store import find
 
 from . import layout_files
 
@@ -80,7 +81,7 @@ def write(path: Path, kind: str, *, label: str = "Q8_0", keys=None, drop=(), ext
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_file_says_model_task_and_type_by_name_and_header(kind, tmp_path):
     path = write(tmp_path / NAMES[kind], kind)
-    found = weights.find(path)
+    found = find.find(path)
     task = "separation" if kind == "v3" else RERANK
     assert (found.model.name, found.files, found.label) == (MODELS[kind], {task: path}, "Q8_0")
     assert found.model.default_task == task
@@ -91,7 +92,7 @@ def test_a_file_says_model_task_and_type_by_name_and_header(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["reranker-v3", "reranker-v2"])
 def test_a_reranker_has_its_one_task_under_any_name(kind, tmp_path):
     path = write(tmp_path / "anything.gguf", kind, label="Q4_K_M")
-    found = weights.find(path)
+    found = find.find(path)
     assert (found.model.name, list(found.files), found.label) == (MODELS[kind], [RERANK], "Q4_K_M")
 
 
@@ -100,14 +101,14 @@ def test_of_the_published_reranker_files_one_is_taken_by_its_label(tmp_path):
     paths = {
         label: write(tmp_path / f"jina-reranker-v3-{label}.gguf", "reranker-v3", label=label) for label in labels
     }
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert (found.label, found.files) == ("BF16", {RERANK: paths["BF16"]})
     assert any("weights BF16: the first choice" in why and "IQ1_S (rerank)" in why for why in found.reasons)
     for label in labels:
-        assert weights.find(tmp_path, weights=label).files == {RERANK: paths[label]}
-        assert weights.find(tmp_path, weights=label.lower()).label == label
+        assert find.find(tmp_path, weights=label).files == {RERANK: paths[label]}
+        assert find.find(tmp_path, weights=label.lower()).label == label
     with pytest.raises(UsageError, match=r"has no weights 'Q8_0'. There: BF16 \(rerank\)"):
-        weights.find(tmp_path, weights="Q8_0")
+        find.find(tmp_path, weights="Q8_0")
 
 
 def test_names_of_files_without_a_task():
@@ -154,7 +155,7 @@ def test_names_of_files_without_a_task():
 def test_a_header_that_would_give_other_numbers_is_refused(kind, keys, expected, tmp_path):
     path = write(tmp_path / NAMES[kind], kind, keys=keys)
     with pytest.raises(ModelDamaged, match=re.escape(expected)) as error:
-        weights.find(path)
+        find.find(path)
     assert NAMES[kind] in str(error.value)
 
 
@@ -172,14 +173,14 @@ def test_a_header_that_would_give_other_numbers_is_refused(kind, keys, expected,
 def test_a_file_with_other_tensors_is_refused(kind, damage, expected, tmp_path):
     path = write(tmp_path / NAMES[kind], kind, **damage)
     with pytest.raises(ModelDamaged, match=re.escape(expected)):
-        weights.find(path)
+        find.find(path)
 
 
 @pytest.mark.parametrize("name", ["token_types.weight", "cls.output.weight"])
 def test_one_row_is_read_with_and_without_its_dimension_of_one(name, tmp_path):
     """llama.cpp's quantiser writes (1, n) as (n)."""
     path = write(tmp_path / NAMES["reranker-v2"], "reranker-v2", shapes={name: (64,)})
-    assert weights.find(path).model.name == MODELS["reranker-v2"]
+    assert find.find(path).model.name == MODELS["reranker-v2"]
     assert (plain((1, 64)), plain((1, 1)), plain((2, 1)), plain(())) == ((64,), (1,), (2, 1), ())
 
 
@@ -189,24 +190,24 @@ def test_keys_that_say_what_is_so_anyway_are_fine(tmp_path):
         "reranker-v3": {"qwen3.pooling_type": 0, "jina_local.task": RERANK},
         "reranker-v2": {"bert.pooling_type": 4, "bert.classifier.output_labels": ["LABEL_0"]},
     }.items():
-        assert weights.find(write(tmp_path / NAMES[kind], kind, keys=keys)).model.name == MODELS[kind]
+        assert find.find(write(tmp_path / NAMES[kind], kind, keys=keys)).model.name == MODELS[kind]
 
 
 def test_a_v3_file_that_nothing_says_the_task_of_is_refused(tmp_path):
     path = write(tmp_path / "model.gguf", "v3")
     with pytest.raises(UsageError, match="nothing says which task") as error:
-        weights.find(path)
+        find.find(path)
     assert "v3-retrieval.query-Q8_0.gguf" in str(error.value)
 
 
 def test_the_name_of_another_model_is_refused(tmp_path):
     path = write(tmp_path / "jina-reranker-v3-Q8_0.gguf", "reranker-v2")
     with pytest.raises(ModelDamaged, match=r"Rename it to jina-reranker-v2-base-multilingual-Q8_0\.gguf"):
-        weights.find(path)
+        find.find(path)
 
 
 def test_the_listwise_reranker_without_its_projector_is_refused(tmp_path):
     path = write(tmp_path / NAMES["reranker-v3"], "reranker-v3")
     (tmp_path / projector.FILE).unlink()
     with pytest.raises(ModelDamaged, match=r"has no projector\.safetensors"):
-        weights.find(path)
+        find.find(path)

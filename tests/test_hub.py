@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import hub, hub_cache, inventory, registry, weights
+from jina_local import registry
 from jina_local.errors import ModelDamaged, ModelNotFound, OutputError, UsageError
+from jina_local.store import find, hub, hub_cache, inventory
 
 from . import standin_hub, tiny
 from .layout_files import COMMIT, NANO, SHAPE, converted, write_gguf
@@ -104,24 +105,24 @@ def test_shards_are_fetched_with_their_index(site, tmp_path):
     source = tiny.write(tmp_path / "sharded", "nano", config=SHAPE, shards=2, tasks=("retrieval",))
     site.add_folder(ROW.repo, ROW.revision, source)
     hub.pull(ROW, "mlx", tasks=["retrieval"])
-    found = weights.find("v5-nano", backend="mlx", offline=True)
+    found = find.find("v5-nano", backend="mlx", offline=True)
     assert len(list(found.files["retrieval"].glob("model-0000?-of-00002.safetensors"))) == 2
 
 
 def test_find_fetches_once_and_then_finds_offline(site):
-    found = weights.find("v5-nano", backend="llama")
+    found = find.find("v5-nano", backend="llama")
     assert (found.label, found.revision, list(found.files)) == ("Q8_0", PINNED, ["retrieval"])
     assert any(f"fetched from {site.url}, commit {PINNED}" in why for why in found.reasons)
     site.seen.clear()
-    again = weights.find("v5-nano", backend="llama")
+    again = find.find("v5-nano", backend="llama")
     assert again.files == found.files
     assert any("found in the hub cache" in why for why in again.reasons)
-    assert weights.find(f"{NANO}:Q8_0", offline=True).files == found.files
+    assert find.find(f"{NANO}:Q8_0", offline=True).files == found.files
     assert site.seen == []
-    both = weights.find("v5-nano", backend="llama", tasks=["retrieval", "clustering"])
+    both = find.find("v5-nano", backend="llama", tasks=["retrieval", "clustering"])
     assert sorted(both.files) == ["clustering", "retrieval"]
-    assert weights.find("v5-nano", backend="mlx").form == "checkpoint"
-    assert weights.find("v5-nano", source=True, offline=True).form == "checkpoint"
+    assert find.find("v5-nano", backend="mlx").form == "checkpoint"
+    assert find.find("v5-nano", source=True, offline=True).form == "checkpoint"
 
 
 def test_another_revision_by_commit_and_by_branch(site, files):
@@ -129,10 +130,10 @@ def test_another_revision_by_commit_and_by_branch(site, files):
     site.add(RETRIEVAL, other, {"v5-nano-retrieval-Q8_0.gguf": files / "v5-nano-retrieval-Q4_K_M.gguf"})
     assert hub.pull(ROW).commit == PINNED
     assert hub.pull(ROW, revision=other).commit == other
-    assert weights.find("v5-nano", backend="llama", revision=other, offline=True).revision == other
-    assert weights.find("v5-nano", backend="llama", offline=True).revision == PINNED
+    assert find.find("v5-nano", backend="llama", revision=other, offline=True).revision == other
+    assert find.find("v5-nano", backend="llama", offline=True).revision == PINNED
     shutil.rmtree(cache())
-    assert weights.find("v5-nano", backend="llama", revision="main").revision == other
+    assert find.find("v5-nano", backend="llama", revision="main").revision == other
 
 
 # --- faults of the network
@@ -147,7 +148,7 @@ def test_a_cut_download_is_taken_up_where_it_broke(site, monkeypatch):
     gets = [line for line in site.seen if line.startswith("GET /jinaai")]
     assert len(gets) == 2
     assert gets[1].endswith("bytes=5000-")
-    assert weights.find(held.files["retrieval"]).label == "Q8_0"
+    assert find.find(held.files["retrieval"]).label == "Q8_0"
 
 
 def test_a_file_that_the_repository_has_not_lists_those_it_has(site):
@@ -200,9 +201,9 @@ def test_bytes_other_than_announced_are_removed_and_fetched_anew_next_time(site)
     assert f"not the bytes that {site.url} announced" in text
     assert [n for n in names(cache()) if n.endswith((".gguf", expected))] == []
     with pytest.raises(ModelNotFound):
-        weights.find("v5-nano", backend="llama", offline=True)
+        find.find("v5-nano", backend="llama", offline=True)
     site.swapped.clear()
-    assert weights.find("v5-nano", backend="llama").label == "Q8_0"
+    assert find.find("v5-nano", backend="llama").label == "Q8_0"
 
 
 def test_a_small_file_is_compared_by_its_git_blob_id(site):
@@ -233,7 +234,7 @@ def test_without_a_network_the_error_says_what_was_asked_and_how_to_go_on(site, 
         monkeypatch.setenv("HF_ENDPOINT", url)
         start = time.monotonic()
         with pytest.raises(ModelNotFound) as error:
-            weights.find("v5-nano", backend="llama")
+            find.find("v5-nano", backend="llama")
     text = str(error.value)
     assert text.startswith(f"{RETRIEVAL} at revision {PINNED}: was asked of {url}, which could not be reached")
     assert "refused" in text
@@ -245,10 +246,10 @@ def test_without_a_network_the_error_says_what_was_asked_and_how_to_go_on(site, 
 def test_the_environments_offline_is_heard(site, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFound, match=r"may not be fetched \(offline\)"):
-        weights.find("v5-nano", backend="llama")
+        find.find("v5-nano", backend="llama")
     assert site.seen == []
     # The library reads its switch at import: a process of its own shows what a caller sees who overrules it.
-    script = "from jina_local import weights; weights.find('v5-nano', backend='llama', offline=False)"
+    script = "from jina_local.store.find import find; find('v5-nano', backend='llama', offline=False)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "ModelNotFound" in done.stderr
     assert "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set" in done.stderr
@@ -257,8 +258,8 @@ def test_the_environments_offline_is_heard(site, monkeypatch):
 
 def test_a_process_of_its_own_fetches_with_nothing_but_the_environment(site):
     script = """
-from jina_local import weights
-print(weights.find("v5-nano:Q4_K_M").label)
+from jina_local.store import find
+print(find.find("v5-nano:Q4_K_M").label)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("Q4_K_M\n", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jina_local import hub, hub_cache
+from jina_local.store import hub, hub_cache
 
 
 def test_places_follow_the_environment(monkeypatch, tmp_path):
@@ -42,7 +42,7 @@ def test_places_follow_the_environment(monkeypatch, tmp_path):
 def test_the_cache_is_where_the_library_looks(tmp_path):
     script = """
 from huggingface_hub import constants
-from jina_local import hub_cache
+from jina_local.store import hub_cache
 print(str(hub_cache.cache_folder()) == constants.HF_HUB_CACHE)
 """
     keys = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")

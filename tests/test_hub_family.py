@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from jina_local import cli, hub, hub_cache, inventory, registry, weights
+from jina_local import cli, registry
 from jina_local.errors import ModelNotFound, UsageError
+from jina_local.store import find, hub, hub_cache, inventory
 
 from . import standin_hub, tiny
 
@@ -82,18 +83,18 @@ def test_a_checkpoint_is_whole_without_adapter_folders(site, kind):
 def test_find_fetches_a_checkpoint_for_mlx_and_finds_it_again(site, engine, kind):
     engine("mlx")
     row = KINDS[kind]
-    found = weights.find(row.aliases[0])
+    found = find.find(row.aliases[0])
     assert (found.form, found.model.name, found.revision) == ("checkpoint", row.spec.name, row.revision)
     assert found.model.tasks == row.spec.tasks
     site.seen.clear()
-    assert weights.find(row.spec.name, offline=True).files == found.files
+    assert find.find(row.spec.name, offline=True).files == found.files
     assert site.seen == []
 
 
 @pytest.mark.parametrize("kind", ["v3", "reranker-v2"])
 def test_the_other_engine_takes_what_the_preferred_one_cannot_read(site, engine, kind):
     engine("llama", "mlx")
-    found = weights.find(KINDS[kind].spec.name)
+    found = find.find(KINDS[kind].spec.name)
     assert (found.form, found.backend) == ("checkpoint", "mlx")
 
 
@@ -135,7 +136,7 @@ def test_where_no_gguf_is_published_the_error_has_the_command(site, engine, kind
     assert hub_cache.held(row, "llama", tasks=()) is None
     home = tmp_path / "the store" / row.spec.name
     command = f'`python -m convert gguf {row.spec.name} "{home}"{" --task all" if kind == "v3" else ""}`'
-    for ask in (lambda: hub.pull(row), lambda: weights.find(row.spec.name)):
+    for ask in (lambda: hub.pull(row), lambda: find.find(row.spec.name)):
         with pytest.raises(ModelNotFound) as error:
             ask()
         assert str(error.value).startswith(f"{row.spec.name}: no GGUF ")
@@ -143,7 +144,7 @@ def test_where_no_gguf_is_published_the_error_has_the_command(site, engine, kind
         assert command in str(error.value)
         assert "pip install 'jina_local[convert]'" in str(error.value)
     with pytest.raises(ModelNotFound) as error:
-        weights.find(row.spec.name, offline=True)
+        find.find(row.spec.name, offline=True)
     assert command in str(error.value)
     assert site.seen == []
 
@@ -237,7 +238,7 @@ def test_a_converted_reranker_in_the_local_store_is_found_by_its_name(site, engi
     home = hub.local_store() / PAIRWISE.spec.name
     home.parent.mkdir(parents=True)
     assert convert(["gguf", str(checkpoints["reranker-v2"]), str(home), "--type", "F32"]) == 0
-    found = weights.find("reranker-v2", offline=True)
+    found = find.find("reranker-v2", offline=True)
     assert (found.label, found.model.name) == ("F32", PAIRWISE.spec.name)
     assert inventory.path("reranker-v2") == home
     assert inventory.listing()[4].places[0].holds == ("rerank F32",)

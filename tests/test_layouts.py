@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import layouts, weights
+from jina_local import layouts
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
+from jina_local.store import find
 
 from . import layout_files, tiny
 from .layout_files import COMMIT, NANO, SMALL, converted, seal, write_adapter, write_base, write_gguf
@@ -30,47 +31,47 @@ def test_a_converted_gguf_folder_takes_task_and_label_from_its_manifest(tmp_path
     folder = tmp_path / "out"
     write_gguf(folder / "any.gguf", label="Q8_0")
     seal(folder, "gguf", {"any.gguf": ("clustering", "Q8_0")})
-    found = weights.find(folder)
+    found = find.find(folder)
     assert (found.files, found.revision) == ({"clustering": folder / "any.gguf"}, COMMIT)
-    assert weights.find(folder / "any.gguf").files == found.files
+    assert find.find(folder / "any.gguf").files == found.files
     with pytest.raises(UsageError, match="python -m convert mlx SRC-NAME OUT"):
-        weights.find(folder, backend="mlx")
+        find.find(folder, backend="mlx")
 
 
 @pytest.mark.parametrize(("form", "label"), [("mlx", "8bit"), ("checkpoint", "F32")])
 @pytest.mark.parametrize("tasks", [("retrieval",), ("clustering", "retrieval")])
 def test_a_converted_folder_of_one_task_or_several(tmp_path, published, form, label, tasks):
     folder = converted(tmp_path / "out", published["nano"], form, label, tasks)
-    found = weights.find(folder)
+    found = find.find(folder)
     assert (found.form, found.backend, found.label, found.revision) == (form, "mlx", label, COMMIT)
     assert found.files == {t: folder if len(tasks) == 1 else folder / t for t in tasks}
     assert found.tokenizer in (folder / "tokenizer.json", folder / tasks[0] / "tokenizer.json")
     assert found.model.tasks == tuple(t for t in tiny.TASKS if t in tasks)
-    assert weights.find(folder, weights=label.lower()).label == label
+    assert find.find(folder, weights=label.lower()).label == label
     if len(tasks) > 1:
-        assert weights.find(folder / "clustering").files == {"clustering": folder / "clustering"}
+        assert find.find(folder / "clustering").files == {"clustering": folder / "clustering"}
 
 
 def test_a_converted_folder_refuses_what_it_has_not(tmp_path, published):
     folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
     with pytest.raises(UsageError, match=r"has no weights '4bit'. There: 8bit\."):
-        weights.find(folder, weights="4bit")
+        find.find(folder, weights="4bit")
     with pytest.raises(UsageError, match=r"has no weights for clustering. There: retrieval\."):
-        weights.find(folder, tasks=["clustering"])
+        find.find(folder, tasks=["clustering"])
     with pytest.raises(UsageError, match="python -m convert gguf SRC-NAME OUT --task all"):
-        weights.find(folder, backend="llama")
+        find.find(folder, backend="llama")
     with pytest.raises(UsageError, match="belongs to a name on the hub"):
-        weights.find(folder, revision="main")
+        find.find(folder, revision="main")
 
 
 def test_two_precisions_in_one_folder_are_refused(tmp_path, published):
     folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
     shutil.copyfile(folder / "model.safetensors", folder / "model-4bit.safetensors")
     with pytest.raises(ModelDamaged, match=r"model-4bit.safetensors is not in the manifest"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit"), "model-4bit.safetensors": ("retrieval", "4bit")})
     with pytest.raises(ModelDamaged, match="mixes weights of 4bit and 8bit"):
-        weights.find(folder)
+        find.find(folder)
 
 
 def test_weights_of_another_model_than_the_manifest_or_the_other_tasks_are_refused(tmp_path, published):
@@ -78,32 +79,32 @@ def test_weights_of_another_model_than_the_manifest_or_the_other_tasks_are_refus
     write_gguf(folder / "any.gguf")
     seal(folder, "gguf", {"any.gguf": ("clustering", "Q8_0")}, model=SMALL)
     with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its files are {NANO}"):
-        weights.find(folder)
+        find.find(folder)
     several = converted(tmp_path / "out", published["nano"], "mlx", "8bit", ("retrieval", "clustering"))
     shutil.copyfile(published["small"] / "config.json", several / "clustering" / "config.json")
     seal(several, "mlx", {f"{task}/model.safetensors": (task, "8bit") for task in ("retrieval", "clustering")})
     with pytest.raises(ModelDamaged, match="its tasks have configs of different models"):
-        weights.find(several)
+        find.find(several)
     single = converted(tmp_path / "one", published["nano"], "mlx", "8bit")
     with (single / "model.safetensors").open("r+b") as file:
         file.write(bytes(64))
     with pytest.raises(ModelDamaged, match="not a complete safetensors file"):
-        weights.find(single)
+        find.find(single)
 
 
 def test_a_changed_converted_folder_is_refused(tmp_path, published):
     folder = converted(tmp_path / "out", published["nano"], "mlx", "8bit")
     seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit")}, model=SMALL)
     with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its config {NANO}"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", {})
     with pytest.raises(ModelDamaged, match="does not say which file has which task's weights"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", {"model.safetensors": ("retrieval", "8bit")})
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(5000)
     with pytest.raises(ModelDamaged, match="has 5000 bytes, the manifest says"):
-        weights.find(folder)
+        find.find(folder)
 
 
 def shared_mlx(folder, source, tasks=tiny.TASKS):
@@ -121,20 +122,20 @@ def shared_mlx(folder, source, tasks=tiny.TASKS):
 
 def test_an_mlx_base_with_adapters_is_one_folder_for_all_tasks(tmp_path, published):
     folder, _ = shared_mlx(tmp_path / "out", published["nano"])
-    found = weights.find(folder)
+    found = find.find(folder)
     assert (found.form, found.backend, found.label, found.revision) == ("mlx", "mlx", "4bit", COMMIT)
     assert found.files == dict.fromkeys(tiny.TASKS, folder)
     assert found.adapters == {task: folder / "adapters" / f"{task}.safetensors" for task in tiny.TASKS}
     assert (found.model.tasks, found.model.default_task) == (tiny.TASKS, "retrieval")
-    assert weights.find(folder, tasks=["clustering"], weights="4BIT") == found
+    assert find.find(folder, tasks=["clustering"], weights="4BIT") == found
     with pytest.raises(UsageError, match=r"has no weights '8bit'. There: 4bit\."):
-        weights.find(folder, weights="8bit")
+        find.find(folder, weights="8bit")
     with pytest.raises(UsageError, match="which mlx reads and llama does not"):
-        weights.find(folder, backend="llama")
+        find.find(folder, backend="llama")
     fewer, _ = shared_mlx(tmp_path / "fewer", published["nano"], ("clustering", "classification"))
-    assert weights.find(fewer).model.default_task is None
+    assert find.find(fewer).model.default_task is None
     with pytest.raises(UsageError, match=r"has no weights for retrieval. There: clustering, classification\."):
-        weights.find(fewer, tasks=["retrieval"])
+        find.find(fewer, tasks=["retrieval"])
 
 
 def test_an_mlx_base_with_adapters_refuses_what_does_not_belong(tmp_path, published):
@@ -142,31 +143,31 @@ def test_an_mlx_base_with_adapters_refuses_what_does_not_belong(tmp_path, publis
     for other in ({"adapters/clustering.safetensors": ("retrieval", None)}, {"config.json": (None, "4bit")}):
         seal(folder, "mlx", {**entries, **other})
         with pytest.raises(ModelDamaged, match=r"names \d bases, or two adapters of one task"):
-            weights.find(folder)
+            find.find(folder)
     for other in ({"config.json": ("clustering", "4bit")}, dict.fromkeys(entries, (None, None))):
         seal(folder, "mlx", {**entries, **other})
         with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
-            weights.find(folder)
+            find.find(folder)
     seal(folder, "mlx", {"model.safetensors": (None, "4bit")})
     with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "checkpoint", entries)
     with pytest.raises(ModelDamaged, match="nor is there a base with adapters and nothing else"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", {**entries, "adapters/retrieval.safetensors": ("search", None)})
     with pytest.raises(ModelDamaged, match=f"has adapters for search, which {NANO} has not"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", entries, model=SMALL)
     with pytest.raises(ModelDamaged, match=f"its manifest says {SMALL}, its config {NANO}"):
-        weights.find(folder)
+        find.find(folder)
     seal(folder, "mlx", entries)
     shutil.copyfile(folder / "model.safetensors", folder / "more.safetensors")
     with pytest.raises(ModelDamaged, match=r"more\.safetensors is not in the manifest"):
-        weights.find(folder)
+        find.find(folder)
     (folder / "more.safetensors").unlink()
     (folder / "adapters" / "clustering.safetensors").unlink()
     with pytest.raises(ModelDamaged, match=r"adapters/clustering\.safetensors is missing"):
-        weights.find(folder)
+        find.find(folder)
 
 
 def test_a_gguf_base_with_adapters_goes_by_its_manifest(tmp_path):
@@ -176,116 +177,116 @@ def test_a_gguf_base_with_adapters_goes_by_its_manifest(tmp_path):
         write_base(folder / name, label=label)
     adapters = {task: write_adapter(folder / f"of-{task}.gguf", task=task) for task in ("clustering", "retrieval")}
     seal(folder, "gguf", {**names, **{path.name: (task, None) for task, path in adapters.items()}})
-    found = weights.find(folder)
+    found = find.find(folder)
     assert (found.files, found.label) == (dict.fromkeys(adapters, folder / "x.gguf"), "Q8_0")
     assert (found.adapters, found.revision) == (adapters, COMMIT)
-    assert weights.find(folder / "y.gguf").files == dict.fromkeys(adapters, folder / "y.gguf")
-    assert weights.find(folder / "y.gguf").adapters == adapters
-    assert weights.find(folder, weights="q4_k_m").label == "Q4_K_M"
+    assert find.find(folder / "y.gguf").files == dict.fromkeys(adapters, folder / "y.gguf")
+    assert find.find(folder / "y.gguf").adapters == adapters
+    assert find.find(folder, weights="q4_k_m").label == "Q4_K_M"
     with pytest.raises(
         UsageError, match=r"of-retrieval\.gguf: is an adapter, not a model\. Give the path of the base"
     ):
-        weights.find(folder / "of-retrieval.gguf")
+        find.find(folder / "of-retrieval.gguf")
     seal(folder, "gguf", {**names, "of-clustering.gguf": ("retrieval", None)})
     with pytest.raises(ModelDamaged, match="is taken for the adapter of retrieval, and names the task 'clustering'"):
-        weights.find(folder)
+        find.find(folder)
     write_gguf(folder / "x.gguf")
     seal(folder, "gguf", {"x.gguf": (None, "Q8_0"), "of-clustering.gguf": ("clustering", None)})
     with pytest.raises(
         ModelDamaged, match=r"says that it is a base .*and it carries no digest of one \(jina_local.base"
     ):
-        weights.find(folder)
+        find.find(folder)
     write_gguf(folder / "x.gguf", keys={"jina_local.task": "retrieval"})
     seal(folder, "gguf", {"x.gguf": (None, "Q8_0"), "of-clustering.gguf": ("clustering", None)})
     with pytest.raises(ModelDamaged, match=r"is a base that tasks share, and it is merged for retrieval"):
-        weights.find(folder)
+        find.find(folder)
     write_base(folder / "x.gguf")
     seal(folder, "gguf", {"x.gguf": ("retrieval", "Q8_0")})
     with pytest.raises(
         ModelDamaged, match="is a base that tasks share, and its name or manifest says .* for retrieval"
     ):
-        weights.find(folder)
+        find.find(folder)
 
 
 @pytest.mark.parametrize(("kind", "model", "dtype"), [("nano", NANO, "F32"), ("small", SMALL, "BF16")])
 def test_a_published_checkpoint_is_found_with_its_adapters(published, kind, model, dtype):
     folder = published[kind]
-    found = weights.find(folder)
+    found = find.find(folder)
     assert (found.form, found.backend, found.label, found.model.name) == ("checkpoint", "mlx", dtype, model)
     assert found.files == dict.fromkeys(tiny.TASKS, folder)
     assert found.adapters == {task: folder / "adapters" / task for task in tiny.TASKS}
     assert found.tokenizer == folder / "tokenizer.json"
     assert found.model.default_task == "retrieval"
-    assert weights.find(folder, weights=dtype.lower()).label == dtype
+    assert find.find(folder, weights=dtype.lower()).label == dtype
 
 
 def test_a_published_checkpoint_refuses_another_engine_and_other_weights(published):
     folder = published["nano"]
     with pytest.raises(UsageError, match="python -m convert gguf SRC OUT --task all"):
-        weights.find(folder, backend="llama")
+        find.find(folder, backend="llama")
     command = f"python -m convert mlx {folder} OUT --task all --bits 8"
     with pytest.raises(UsageError, match=f"not '8bit'. Make them: `{command}`"):
-        weights.find(folder, weights="8bit")
+        find.find(folder, weights="8bit")
     with pytest.raises(UsageError, match=f"python -m convert gguf {folder} OUT --task all --type Q4_K_M"):
-        weights.find(folder, weights="q4_k_m")
+        find.find(folder, weights="q4_k_m")
 
 
 def test_adapters_decide_the_tasks(nano):
     for task in ("clustering", "text-matching", "classification"):
         shutil.rmtree(nano / "adapters" / task)
     shutil.copytree(nano / "adapters" / "retrieval", nano / "adapters" / "something-else")
-    found = weights.find(nano)
+    found = find.find(nano)
     assert (list(found.files), found.model.default_task) == (["retrieval"], "retrieval")
     (nano / "adapters" / "retrieval" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelDamaged, match=r"adapter_model\.safetensors: cannot be opened"):
-        weights.find(nano)
+        find.find(nano)
     shutil.rmtree(nano / "adapters")
     with pytest.raises(UsageError, match="which task it was merged for"):
-        weights.find(nano)
+        find.find(nano)
 
 
 def test_damaged_checkpoints_are_refused(nano):
     config = json.loads((nano / "config.json").read_text())
     (nano / "config.json").write_text(json.dumps({**config, "rope_theta": None}))
     with pytest.raises(ModelDamaged, match="no rope_theta"):
-        weights.find(nano)
+        find.find(nano)
     (nano / "config.json").write_text(json.dumps({**config, "rope_theta": 250000.0}))
     with pytest.raises(ModelDamaged) as error:
-        weights.find(nano)
+        find.find(nano)
     assert str(nano) in str(error.value)
     assert "none of the models known here" in str(error.value)
     (nano / "config.json").write_text(json.dumps(config))
     (nano / "tokenizer.json").rename(nano / "kept.json")
     with pytest.raises(ModelDamaged, match=r"has no tokenizer\.json"):
-        weights.find(nano)
+        find.find(nano)
     (nano / "kept.json").rename(nano / "tokenizer.json")
     size = (nano / "model.safetensors").stat().st_size
     with (nano / "model.safetensors").open("r+b") as file:
         file.truncate(size - 100)
     with pytest.raises(ModelDamaged, match="truncated or has something appended"):
-        weights.find(nano)
+        find.find(nano)
 
 
 def test_an_index_that_names_a_file_outside_is_refused(nano):
     index = {"weight_map": {"norm.weight": "../x.safetensors"}}
     (nano / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelDamaged, match=r"names the shards \['../x.safetensors'\]"):
-        weights.find(nano)
+        find.find(nano)
     (nano / "model.safetensors").unlink()
     with pytest.raises(ModelDamaged, match=r"names the shards"):
-        weights.find(nano)
+        find.find(nano)
 
 
 def test_gguf_files_beside_a_checkpoint_go_by_engine_and_label(nano, engines):
     path = write_gguf(nano / "v5-nano-retrieval-Q8_0.gguf")
-    assert weights.find(nano).files == {"retrieval": path}
-    assert any("of the two forms" in why for why in weights.find(nano).reasons)
-    assert weights.find(nano, backend="mlx").form == "checkpoint"
+    assert find.find(nano).files == {"retrieval": path}
+    assert any("of the two forms" in why for why in find.find(nano).reasons)
+    assert find.find(nano, backend="mlx").form == "checkpoint"
     engines("mlx", "llama")
-    assert weights.find(nano).form == "checkpoint"
-    assert weights.find(nano, weights="Q8_0").form == "gguf"
+    assert find.find(nano).form == "checkpoint"
+    assert find.find(nano, weights="Q8_0").form == "gguf"
     with pytest.raises(UsageError, match="has no weights 'nonsense'"):
-        weights.find(nano, weights="nonsense")
+        find.find(nano, weights="nonsense")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -296,7 +297,7 @@ def test_gguf_files_beside_a_checkpoint_go_by_engine_and_label(nano, engines):
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_does_not_hang(nano, name):
     (nano / name).unlink(missing_ok=True)
     os.mkfifo(nano / name)
-    script = f"from jina_local import weights; weights.find({str(nano / name if 'gguf' in name else nano)!r})"
+    script = f"from jina_local.store.find import find; find({str(nano / name if 'gguf' in name else nano)!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
     assert "ModelDamaged" in done.stderr
     assert "is not a regular file" in done.stderr
@@ -318,32 +319,32 @@ def test_formats_that_can_run_code_are_named_and_never_opened(tmp_path, name, co
     (folder / name).write_bytes(content)
     (folder / "config.json").write_text("{}")
     with pytest.raises(ModelNotFound) as error:
-        weights.find(folder)
+        find.find(folder)
     assert f"Formats that are never opened, as they can run code: {name} ({what})." in str(error.value)
     assert "published checkpoint (config.json, model*.safetensors, adapters/)" in str(error.value)
     with pytest.raises(ModelDamaged) as error:
-        weights.find(folder / name)
+        find.find(folder / name)
     assert f"is {what}, which is never opened" in str(error.value)
 
 
 def test_a_gguf_by_name_alone_and_other_files_are_refused(tmp_path, published):
     (tmp_path / "v5-nano-retrieval-Q8_0.gguf").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ModelDamaged, match="not a GGUF file: is a pickle, which is never opened"):
-        weights.find(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+        find.find(tmp_path / "v5-nano-retrieval-Q8_0.gguf")
     with pytest.raises(ModelDamaged, match="is one file of a checkpoint; give its folder"):
-        weights.find(published["nano"] / "model.safetensors")
+        find.find(published["nano"] / "model.safetensors")
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ModelDamaged, match=r"is empty\. Read are a \.gguf file and folders"):
-        weights.find(tmp_path / "empty.txt")
+        find.find(tmp_path / "empty.txt")
 
 
 def test_a_folder_without_a_model_lists_the_layouts_and_what_is_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFound, match="holds no model.*Found: nothing"):
-        weights.find(tmp_path / "empty")
+        find.find(tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("x")
     with pytest.raises(ModelNotFound) as error:
-        weights.find(tmp_path / "empty")
+        find.find(tmp_path / "empty")
     for layout in layouts.LAYOUTS:
         assert layout.what in str(error.value)
     assert "Found: notes.txt." in str(error.value)

@@ -10,10 +10,11 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import architecture, load, weights
+from jina_local import architecture, load
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.formats.gguf import read_header
 from jina_local.gguf_adapter import BASE_KEY
+from jina_local.store import find
 from jina_local.tokens import pack
 from tests import made, tiny
 from tests.layout_files import write_adapter
@@ -199,7 +200,7 @@ def pair(tmp_path):
 def test_the_made_up_adapter_runs(pair):
     folder, write = pair
     path = write({}, {})
-    assert weights.find(folder).adapters == {"retrieval": path}
+    assert find.find(folder).adapters == {"retrieval": path}
     engine = backend(folder / "v5-nano-base-Q8_0.gguf", adapters={"retrieval": path}, threads=1)
     assert np.isfinite(rows(engine, texts("nano", (9,)), "retrieval")).all()
     engine.close()
@@ -211,7 +212,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_engine_sees_it(pair,
     damage, tensors, message = FAULTS[fault]
     path = write(damage, tensors)
     with pytest.raises(ModelDamaged, match=message) as error:
-        weights.find(folder)
+        find.find(folder)
     assert str(path) in str(error.value)
     base = folder / "v5-nano-base-Q8_0.gguf"
     import llama_cpp

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from convert.reference import hidden_states, logits
-from jina_local import backends, load, projector, weights
+from jina_local import backends, load, projector
 from jina_local.checkpoint import Checkpoint
 from jina_local.spec import RERANK, TokenBatch
+from jina_local.store import find
 from jina_local.tokens import Encoded, pack
 from tests import made, tiny_family
 from tests.oracle import cosines
@@ -140,7 +141,7 @@ def test_logits_of_the_plain_reference():
     ],
 )
 def test_logits_of_the_engines(form, most):
-    found = weights.find(made.reranker("reranker-v2", form))
+    found = find.find(made.reranker("reranker-v2", form))
     texts = [np.where(ids == 1, 5, ids).astype(np.int32) for ids in some_ids(600)]
     with closing(backends.open_backend(found.backend, found.files[RERANK])) as engine:
         batch = pack(Encoded(texts, np.zeros(len(texts), np.bool_)), range(len(texts)), "first")
@@ -171,7 +172,7 @@ def test_states_and_projector_of_the_listwise_reranker():
 
 
 def _marked_states(form, ids, marked):
-    found = weights.find(made.reranker("reranker-v3", form))
+    found = find.find(made.reranker("reranker-v3", form))
     if not backends.installed(found.backend):
         pytest.skip(f"{found.backend} is not installed")
     batch = TokenBatch(ids, np.array([0, len(ids)], np.int32), marked, np.zeros(len(marked), np.int32))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jina_local import weights
 from jina_local.reranker import Reranker
+from jina_local.store import find
 from tests import made
 
 pytestmark = [pytest.mark.reference]
@@ -228,7 +228,7 @@ def check(model: Reranker, expected: np.ndarray, tolerance: float, query: str, *
 
 @pytest.mark.parametrize(("form", "tolerance", "_"), FORMS)
 def test_listwise(form, tolerance, _):
-    with Reranker(weights.find(made.reranker("reranker-v3", form))) as model:
+    with Reranker(find.find(made.reranker("reranker-v3", form))) as model:
         scores, rows = expected_scores()
         for one in check(model, scores, tolerance, QUERY, return_embeddings=True):
             assert one.embedding @ rows[one.index] >= 0.99999
@@ -245,14 +245,14 @@ def test_listwise(form, tolerance, _):
     ids=["blocks", "cut", "instruction"],
 )
 def test_listwise_blocks_cuts_and_instructions(form, tolerance, _, words):
-    with Reranker(weights.find(made.reranker("reranker-v3", form))) as model:
+    with Reranker(find.find(made.reranker("reranker-v3", form))) as model:
         check(model, expected_scores(**words)[0], tolerance, QUERY, **words)
 
 
 @pytest.mark.parametrize(("form", "_", "tolerance"), FORMS)
 def test_pairwise(form, _, tolerance):
     long = QUERY * 5
-    with Reranker(weights.find(made.reranker("reranker-v2", form))) as model:
+    with Reranker(find.find(made.reranker("reranker-v2", form))) as model:
         for query, words in (
             (QUERY, {"max_length": 256, "max_query_length": 128}),
             (QUERY, {"max_length": 64, "max_query_length": 32}),

@@ -14,7 +14,7 @@ import pytest
 
 from convert import ggml, reference
 from convert.to_gguf import to_gguf
-from jina_local import architecture, names, projector, weights
+from jina_local import architecture, names, projector
 from jina_local.architecture import POSITION_OFFSET
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
@@ -22,6 +22,7 @@ from jina_local.formats import manifest, safetensors
 from jina_local.formats.gguf import plain, read_header
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.spec import RERANK
+from jina_local.store import find
 from jina_local.tokens import Tokenizer
 
 from . import tiny
@@ -90,14 +91,14 @@ def test_the_folder_holds_what_its_manifest_says(converted):
 
 def test_the_runtime_finds_what_was_written(converted):
     kind, _, out = converted
-    found = weights.find(out)
+    found = find.find(out)
     assert (found.model.name, found.label, found.form) == (MODELS[kind], "Q8_0", "gguf")
     tasks = {"retrieval.query", "retrieval.passage"} if kind == "v3" else {RERANK}
     assert set(found.files) == tasks
     assert found.projector == (out / projector.FILE if kind == "reranker-v3" else None)
-    one = weights.find(path_of(kind, out, "Q4_K_M"))
+    one = find.find(path_of(kind, out, "Q4_K_M"))
     assert (one.model.name, one.label) == (MODELS[kind], "Q4_K_M")
-    assert weights.find(out, weights="F16").label == "F16"
+    assert find.find(out, weights="F16").label == "F16"
 
 
 def test_the_float32_file_holds_the_merged_weights_bit_for_bit(converted):
@@ -214,7 +215,7 @@ def test_the_projector_lies_beside_in_float32(converted):
         for name, data in held.items():
             assert file.tensors[name].dtype == "F32"
             assert np.array_equal(file.read_f32(name), data)
-    assert projector.read(weights.find(out).projector, 256).first.shape[1] == 256
+    assert projector.read(find.find(out).projector, 256).first.shape[1] == 256
 
 
 @pytest.mark.parametrize("converted", ["v3"], indirect=True)

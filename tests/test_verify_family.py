@@ -10,11 +10,12 @@ import pytest
 
 from convert import cases
 from convert.verify import FLOORS, floor_of, verify
-from jina_local import registry, weights
+from jina_local import registry
 from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
+from jina_local.store import find
 from jina_local.tokens import Tokenizer
 from tests import made, tiny, tiny_family
 
@@ -127,7 +128,7 @@ def test_only_float32_files_with_the_half_precision_gelu_have_another_floor():
 def opened(kind):
     out = made.gguf(kind) if kind == "small" else made.reranker(kind, "F32")
     with Checkpoint(made.checkpoint(kind)) as checkpoint:
-        return weights.find(out, backend="llama", weights="F32"), checkpoint.arch
+        return find.find(out, backend="llama", weights="F32"), checkpoint.arch
 
 
 def test_labels_without_a_floor_are_below_four_bits():

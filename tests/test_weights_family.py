@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import registry, weights
+from jina_local import registry
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
+from jina_local.store import find
 
 from . import layout_files, tiny, tiny_family
 from .layout_files import COMMIT, into_cache, seal, tree
@@ -49,60 +50,60 @@ def shared(folder, source, tasks=ADAPTERS):
 
 def test_words_for_tasks_are_looked_for_as_the_models_own_by_file_name(tmp_path):
     files = ggufs(tmp_path, "retrieval.passage", "separation", "none")
-    found = weights.find(tmp_path)
+    found = find.find(tmp_path)
     assert (dict(found.files), found.model.default_task) == (files, None)
-    assert weights.find(tmp_path, tasks=["clustering"]).files == files
-    assert weights.find(tmp_path, tasks=["none", "separation"]).files == files
+    assert find.find(tmp_path, tasks=["clustering"]).files == files
+    assert find.find(tmp_path, tasks=["none", "separation"]).files == files
     with pytest.raises(UsageError, match=r"no file for retrieval\.passage, retrieval\.query\. There: Q8_0"):
-        weights.find(tmp_path, tasks=["retrieval"])
+        find.find(tmp_path, tasks=["retrieval"])
     ggufs(tmp_path, "retrieval.query", "retrieval.passage", label="Q4_K_M")
-    assert weights.find(tmp_path).label == "Q8_0"
-    found = weights.find(tmp_path, tasks=["retrieval"])
+    assert find.find(tmp_path).label == "Q8_0"
+    found = find.find(tmp_path, tasks=["retrieval"])
     assert (found.label, set(found.files)) == ("Q4_K_M", BOTH)
     assert set(found.model.tasks) == BOTH
-    single = weights.find(files["separation"], tasks=["clustering"])
+    single = find.find(files["separation"], tasks=["clustering"])
     assert (list(single.files), single.model.default_task) == (["separation"], "separation")
 
 
 def test_words_are_understood_of_files_that_only_their_header_names(tmp_path):
     write(tmp_path / "one.gguf", "v3", keys={"jina_local.task": "separation"})
-    assert list(weights.find(tmp_path, tasks=["clustering"]).files) == ["separation"]
+    assert list(find.find(tmp_path, tasks=["clustering"]).files) == ["separation"]
     (tmp_path / "zero.gguf").write_bytes(b"GGUF and no more")
-    assert list(weights.find(tmp_path, tasks=["clustering"]).files) == ["separation"]
+    assert list(find.find(tmp_path, tasks=["clustering"]).files) == ["separation"]
     sealed = tmp_path / "sealed"
     sealed.mkdir()
     shutil.copyfile(tmp_path / "one.gguf", sealed / "x.gguf")
     seal(sealed, "gguf", {"x.gguf": ("separation", "Q8_0")}, model=V3.spec.name)
     for path in (sealed, sealed / "x.gguf"):
-        assert list(weights.find(path, tasks=["clustering"]).files) == ["separation"]
+        assert list(find.find(path, tasks=["clustering"]).files) == ["separation"]
         with pytest.raises(UsageError, match="no file for retrieval"):
-            weights.find(path, tasks=["retrieval"])
+            find.find(path, tasks=["retrieval"])
 
 
 def test_a_published_checkpoint_serves_its_adapters_and_the_base_alone(checkpoint):
     for tasks in (None, ["retrieval"], ["clustering", "none"], list(V3.spec.tasks)):
-        found = weights.find(checkpoint, tasks=tasks)
+        found = find.find(checkpoint, tasks=tasks)
         assert found.files == dict.fromkeys(V3.spec.tasks, checkpoint)
         assert found.adapters == dict.fromkeys(ADAPTERS, checkpoint)
         assert found.model.default_task is None
     with pytest.raises(UsageError, match=r"unknown task 'poetry'"):
-        weights.find(checkpoint, tasks=["poetry"])
+        find.find(checkpoint, tasks=["poetry"])
 
 
 def test_an_mlx_base_with_adapters_serves_words_and_the_base_alone(tmp_path, checkpoint):
     folder = shared(tmp_path / "out", checkpoint)
-    found = weights.find(folder, tasks=["retrieval", "none"])
+    found = find.find(folder, tasks=["retrieval", "none"])
     assert found.files == dict.fromkeys(V3.spec.tasks, folder)
     assert set(found.adapters) == set(ADAPTERS)
     fewer = shared(tmp_path / "fewer", checkpoint, ("retrieval.query", "separation"))
-    assert weights.find(fewer).model.tasks == ("retrieval.query", "separation", "none")
+    assert find.find(fewer).model.tasks == ("retrieval.query", "separation", "none")
     with pytest.raises(
         UsageError, match=r"no weights for retrieval\.passage\. There: retrieval\.query, separation, none\."
     ):
-        weights.find(fewer, tasks=["retrieval"])
+        find.find(fewer, tasks=["retrieval"])
     named_none = shared(tmp_path / "none", checkpoint, ("none",))
     with pytest.raises(ModelDamaged, match="has adapters for none, which jina-embeddings-v3 has not"):
-        weights.find(named_none)
+        find.find(named_none)
 
 
 def test_merged_folders_of_several_tasks_take_words(tmp_path, checkpoint):
@@ -113,46 +114,46 @@ def test_merged_folders_of_several_tasks_take_words(tmp_path, checkpoint):
             shutil.copyfile(checkpoint / name, tmp_path / "out" / task / name)
         entries[f"{task}/model.safetensors"] = (task, "8bit")
     folder = seal(tmp_path / "out", "mlx", entries, model=V3.spec.name)
-    assert weights.find(folder, tasks=["none"]).files == {t: folder / t for t in ("retrieval.query", "none")}
+    assert find.find(folder, tasks=["none"]).files == {t: folder / t for t in ("retrieval.query", "none")}
     with pytest.raises(UsageError, match=r"no weights for retrieval\.passage\. There: "):
-        weights.find(folder, tasks=["retrieval"])
+        find.find(folder, tasks=["retrieval"])
 
 
 def test_by_name_any_task_will_do_where_the_model_has_no_default(places, checkpoint):
     store = places / "store"
     ggufs(store / "one", "separation", label="Q8_0")
     seal(store / "one", "gguf", {"v3-separation-Q8_0.gguf": ("separation", "Q8_0")}, model=V3.spec.name)
-    assert list(weights.find("v3", backend="llama").files) == ["separation"]
-    assert list(weights.find("v3", tasks=["clustering"]).files) == ["separation"]
+    assert list(find.find("v3", backend="llama").files) == ["separation"]
+    assert list(find.find("v3", tasks=["clustering"]).files) == ["separation"]
     names = {f"v3-{task}-Q4_K_M.gguf": (task, "Q4_K_M") for task in BOTH}
     ggufs(store / "two", *BOTH, label="Q4_K_M")
     seal(store / "two", "gguf", names, model=V3.spec.name)
-    found = weights.find("v3", backend="llama")
+    found = find.find("v3", backend="llama")
     assert (set(found.files), found.label) == (BOTH, "Q4_K_M"), "the folder that serves most"
-    assert set(weights.find("v3", tasks=["retrieval"]).files) == BOTH
-    assert weights.find("v3", weights="Q8_0").label == "Q8_0"
+    assert set(find.find("v3", tasks=["retrieval"]).files) == BOTH
+    assert find.find("v3", weights="Q8_0").label == "Q8_0"
     with pytest.raises(ModelNotFound, match="no GGUF weights for classification in the local store"):
-        weights.find("v3", backend="llama", tasks=["classification"])
+        find.find("v3", backend="llama", tasks=["classification"])
 
 
 def test_the_base_alone_is_found_by_name_in_a_folder_with_adapters(places, checkpoint):
     shared(places / "store" / "mine", checkpoint, ("separation",))
-    found = weights.find("v3", backend="mlx", tasks=["none", "clustering"])
+    found = find.find("v3", backend="mlx", tasks=["none", "clustering"])
     assert set(found.files) == {"none", "separation"}
     with pytest.raises(ModelNotFound, match="not on this machine"):
-        weights.find("v3", backend="mlx", tasks=["retrieval"])
+        find.find("v3", backend="mlx", tasks=["retrieval"])
 
 
 def test_by_name_in_the_hub_cache(places, checkpoint):
     base = into_cache(places / "cache", V3.repo, V3.revision, tree(checkpoint))
     for tasks in (None, ["retrieval"], ["none"]):
-        found = weights.find("v3", tasks=tasks)
+        found = find.find("v3", tasks=tasks)
         assert (found.form, found.revision) == ("checkpoint", V3.revision)
         assert found.files == dict.fromkeys(V3.spec.tasks, base)
     with pytest.raises(UsageError, match=r"unknown task 'rerank'\. jina-embeddings-v3 has: retrieval\.query"):
-        weights.find("v3", tasks=["rerank"])
+        find.find("v3", tasks=["rerank"])
     with pytest.raises(UsageError, match=r"unknown task 'retrieval'\. jina-reranker-v3 has: rerank\."):
-        weights.find("reranker-v3", tasks=["retrieval"])
+        find.find("reranker-v3", tasks=["retrieval"])
 
 
 @pytest.mark.parametrize("name", ["jina-embeddings-v3", "jina-reranker-v2-base-multilingual"])
@@ -162,7 +163,7 @@ def test_without_published_gguf_llama_by_name_says_how_to_make_it(places, checkp
     engines("llama")
     for request, what in (({}, "GGUF"), ({"backend": "llama"}, "GGUF"), ({"weights": "Q4_K_M"}, "Q4_K_M")):
         with pytest.raises(ModelNotFound) as error:
-            weights.find(name, **request)
+            find.find(name, **request)
         text = str(error.value)
         assert text.startswith(f"{name}: no {what} weights in the local store {places / 'store'}, and no GGUF files")
         assert f'python -m convert gguf {name} "{places / "store" / name}"' in text
@@ -170,18 +171,18 @@ def test_without_published_gguf_llama_by_name_says_how_to_make_it(places, checkp
         assert "hub cache" not in text
     if name == V3.spec.name:
         engines("llama", "mlx")
-        assert weights.find(name).form == "checkpoint", "auto takes what there is"
+        assert find.find(name).form == "checkpoint", "auto takes what there is"
 
 
 def test_a_model_that_is_nowhere_says_what_was_looked_for(places, engines):
     engines("llama", "mlx")
     with pytest.raises(ModelNotFound) as error:
-        weights.find("v3")
+        find.find("v3")
     text = str(error.value)
     assert "jinaai/jina-embeddings-v3 (config.json, model.safetensors, tokenizer.json) in" in text
     assert "For llama.cpp, no GGUF files are published." in text
     with pytest.raises(ModelNotFound, match=r"jina-reranker-v3-Q8_0\.gguf or jinaai/jina-reranker-v3 \(config"):
-        weights.find("reranker-v3")
+        find.find("reranker-v3")
 
 
 def test_the_listwise_rerankers_repository_is_a_name(places, engines):
@@ -191,5 +192,5 @@ def test_the_listwise_rerankers_repository_is_a_name(places, engines):
     files = {name: places / name for name in (path.name, "projector.safetensors")}
     root = into_cache(places / "cache", row.gguf_repo, COMMIT, files)
     for name in (row.gguf_repo, f"{row.gguf_repo}:q8_0"):
-        found = weights.find(name)
+        found = find.find(name)
         assert (found.files, found.projector) == ({"rerank": root / path.name}, root / "projector.safetensors")

@@ -13,8 +13,8 @@ from .. import backends, console, registry
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..hub_cache import Verified
-    from ..inventory import Listed, Place
+    from ..store.hub_cache import Verified
+    from ..store.inventory import Listed, Place
 
 SUMMARY = "list, pull, path, rm, verify: the models on this machine"
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import inventory
+    from ..store import inventory
 
     if args.name is not None:
         raise UsageError(f"list takes no name; `models path {args.name}` says where one model is.")
@@ -100,7 +100,7 @@ def _described(model: Listed) -> str:
 
 
 def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import hub
+    from ..store import hub
 
     row = registry.lookup(_wanted(args))
     if hub.offline(True if args.offline else None):
@@ -131,7 +131,7 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _path(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import inventory
+    from ..store import inventory
 
     kind = None if args.backend == "auto" else args.backend
     stdout.write(_bytes(f"{inventory.path(_wanted(args), kind)}\n"))
@@ -139,7 +139,7 @@ def _path(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import inventory
+    from ..store import inventory
 
     if args.name is None:
         raise UsageError(f"rm needs a name: {', '.join(registry.names())}.")
@@ -150,7 +150,7 @@ def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from .. import inventory
+    from ..store import inventory
 
     names = [args.name] if args.name is not None else [model.name for model in inventory.listing() if model.places]
     found: list[Verified] = [one for name in names for one in inventory.verify(name)]

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_local import backends, weights
+from jina_local import backends
 from jina_local.backends import Backend
 from jina_local.spec import TokenBatch, Weights
+from jina_local.store import find
 from jina_local.tokens import Encoded, pack
 
 CASES = {"4 texts of 64 tokens": [64] * 4, "1 text of 128": [128], "1 text of 12": [12]}
@@ -96,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     for label in args.weights:
-        sep, merged = (weights.find(path, weights=label) for path in (args.separate, args.merged))
+        sep, merged = (find.find(path, weights=label) for path in (args.separate, args.merged))
         speed = compare(sep, merged, args)
         print(f"{label}  {'tokens per second':<24} {'merged':>8} {'beside':>8} {'in turn':>8} {'costs':>7}")
         for case, rate in speed.items():

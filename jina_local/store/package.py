@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .errors import ModelDamaged
-from .formats.files import sha256
-from .registry import Published
+from ..errors import ModelDamaged
+from ..formats.files import sha256
+from ..registry import Published
 
-_ROOT = Path(__file__).parent / "bundled_models"
+_ROOT = Path(__file__).parents[1] / "bundled_models"
 _DIGESTS = "digests.json"  # {path: sha256} of every other file
 LABELS = {"llama": "Q8_0", "mlx": "F16"}  # the engine -> the precision that is there for it
 _FORMS = {"llama": "gguf", "mlx": "checkpoint"}

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import backends, bundled, gguf_identity, hub, hub_cache, registry
-from .errors import ModelDamaged, ModelNotFound, UsageError
+from .. import backends, gguf_identity, registry
+from ..errors import ModelDamaged, ModelNotFound, UsageError
+from ..layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
+from ..registry import Published
+from ..spec import Weights
+from . import hub, hub_cache, package
 from .hub_cache import Held
-from .layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
-from .registry import Published
-from .spec import Weights
 
 _FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
 _LABELS = {label.casefold(): label for label in (*gguf_identity.ORDER, *MLX_ORDER)}
@@ -102,9 +103,9 @@ def _bundled(row: Published, asked: Asked, kinds: Sequence[str], revision: str |
     if revision is not None:
         raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
     for kind in kinds:
-        if asked.label in (None, bundled.LABELS[kind]):
+        if asked.label in (None, package.LABELS[kind]):
             why = "it comes with the package"
-            return open_path(bundled.folder(row, kind), replace(asked, backend=kind, reasons=(*asked.reasons, why)))
+            return open_path(package.folder(row, kind), replace(asked, backend=kind, reasons=(*asked.reasons, why)))
     return None
 
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import registry
-from .errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
-from .formats import manifest
-from .formats.files import open_regular
-from .formats.manifest import Manifest
+from .. import registry
+from ..errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
+from ..formats import manifest
+from ..formats.files import open_regular
+from ..formats.manifest import Manifest
+from ..registry import Published
 from .hub_cache import (
     ADAPTER,
     INDEX,
@@ -38,7 +39,6 @@ from .hub_cache import (
 )
 from .hub_cache import Verified as Verified
 from .hub_cache import cached as cached
-from .registry import Published
 
 GGUF_DEFAULT = "Q8_0"
 # Small files that converters carry over; not every repository has them.

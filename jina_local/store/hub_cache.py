@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from . import gguf_identity, projector
-from .errors import UsageError
-from .formats.files import open_regular, read_json
-from .registry import Published
+from .. import gguf_identity, projector
+from ..errors import UsageError
+from ..formats.files import open_regular, read_json
+from ..registry import Published
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import bundled, hub, registry
-from .errors import ModelNotFound, OutputError, UsageError
-from .formats import manifest
+from .. import registry
+from ..errors import ModelNotFound, OutputError, UsageError
+from ..formats import manifest
+from ..registry import Published
+from . import hub, package
 from .hub import Stored
 from .hub_cache import (
     Verified,
@@ -23,7 +25,6 @@ from .hub_cache import (
     snapshots,
     verify_snapshot,
 )
-from .registry import Published
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def path(name: str, kind: str | None = None) -> Path:
     """
     row = registry.lookup(name)
     if row.bundled:
-        return bundled.folder(row, kind or "llama")
+        return package.folder(row, kind or "llama")
     for place in _places(row, hub.stored()):
         return place.path
     raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine. {hub.ways_out(row.spec.name)}")
@@ -129,7 +130,7 @@ def remove(name: str) -> list[Place]:
 
 
 def _carried(row: Published) -> Verified:
-    root, count, wrong = bundled.faults(row)
+    root, count, wrong = package.faults(row)
     return Verified(root, count, 0, tuple(wrong))
 
 
@@ -144,8 +145,8 @@ def _verified(folder: Path) -> Verified:
 def _places(row: Published, folders: Sequence[Stored]) -> Iterator[Place]:
     if row.bundled:
         tasks = ", ".join(row.spec.tasks)
-        for kind, label in bundled.LABELS.items():
-            yield Place("package", bundled.folder(row, kind), (f"{tasks} {label}",), bundled.size(row, kind))
+        for kind, label in package.LABELS.items():
+            yield Place("package", package.folder(row, kind), (f"{tasks} {label}",), package.size(row, kind))
     for one in folders:
         if one.manifest and one.manifest.model == row.spec.name:
             entries = one.manifest.files.values()
