@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import layouts
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
+from jina_local.model_files import folder
 from jina_local.store import find
 
 from . import layout_files, tiny
@@ -345,6 +345,6 @@ def test_a_folder_without_a_model_lists_the_layouts_and_what_is_there(tmp_path):
     (tmp_path / "empty" / "notes.txt").write_text("x")
     with pytest.raises(ModelNotFound) as error:
         find.find(tmp_path / "empty")
-    for layout in layouts.LAYOUTS:
+    for layout in folder.LAYOUTS:
         assert layout.what in str(error.value)
     assert "Found: notes.txt." in str(error.value)

@@ -12,16 +12,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import backends, gguf_identity, registry
+from .. import backends, registry
 from ..errors import ModelDamaged, ModelNotFound, UsageError
-from ..layouts import MLX_ORDER, Asked, engines_for, how_to_convert, of_ggufs, of_published, open_path, refuse_other
+from ..model_files import gguf_model
+from ..model_files.folder import (
+    MLX_ORDER,
+    Asked,
+    engines_for,
+    how_to_convert,
+    of_ggufs,
+    of_published,
+    open_path,
+    refuse_other,
+)
 from ..registry import Published
 from ..spec import Weights
 from . import hub, hub_cache, package
 from .hub_cache import Held
 
 _FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
-_LABELS = {label.casefold(): label for label in (*gguf_identity.ORDER, *MLX_ORDER)}
+_LABELS = {label.casefold(): label for label in (*gguf_model.ORDER, *MLX_ORDER)}
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
 
 
@@ -116,7 +126,7 @@ def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
         raise UsageError(f"{wanted} asks for {label}, and weights={asked.label!r} for another precision. Give one.")
     chosen = label or asked.label
     if chosen and chosen.casefold() not in _LABELS:
-        possible = f"For llama: {', '.join(gguf_identity.ORDER)}; for mlx: {', '.join(MLX_ORDER)}."
+        possible = f"For llama: {', '.join(gguf_model.ORDER)}; for mlx: {', '.join(MLX_ORDER)}."
         raise UsageError(f"unknown weights {chosen!r}. {possible}")
     asked = replace(asked, label=_LABELS[chosen.casefold()] if chosen else None)
     for row in registry.PUBLISHED:
@@ -142,7 +152,7 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
         for label, tasks in held.serves.items():
             served = registry.beside_base(row, tasks) if held.adapters else tasks
             if asked.label in (None, label) and set(asked.tasks) <= set(served):
-                order = gguf_identity.ORDER if held.form == "gguf" else MLX_ORDER
+                order = gguf_model.ORDER if held.form == "gguf" else MLX_ORDER
                 place = order.index(label) if label in order else len(order)
                 fit.append((0 if asked.tasks else -len(served), place, one.path, label))
     if not fit:

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from .. import gguf_identity, projector
+from .. import projector
 from ..errors import UsageError
 from ..formats.files import open_regular, read_json
+from ..model_files import gguf_model
 from ..registry import Published
 
 INDEX = "model.safetensors.index.json"
@@ -107,13 +108,13 @@ def held(
             if not all((snapshot / name).exists() for name in beside(row)):
                 continue
             for path in snapshot.glob("*.gguf"):
-                name = gguf_identity.published_name(path)
+                name = gguf_model.published_name(path)
                 if name and name[:2] == (row, task) and path.exists():
                     found.setdefault(name[2], {})[task] = path
     fit = [label for label, by in found.items() if weights in (None, label) and set(tasks) <= by.keys()]
     if not fit:
         return None
-    label = min(fit, key=gguf_identity.rank)
+    label = min(fit, key=gguf_model.rank)
     files = {task: found[label][task] for task in row.spec.tasks if task in found[label]}
     first = files[tasks[0]] if tasks else next(iter(files.values()))
     notes = tuple(
@@ -209,7 +210,7 @@ def discard(path: Path) -> None:
 
 def contents(row: Published, snapshot: Path) -> tuple[str, ...]:
     """What a snapshot folder has that can be opened: "retrieval Q8_0", "clustering adapter", "checkpoint"."""
-    names = [n for p in snapshot.glob("*.gguf") if (n := gguf_identity.published_name(p)) and p.exists()]
+    names = [n for p in snapshot.glob("*.gguf") if (n := gguf_model.published_name(p)) and p.exists()]
     adapters = [p.parent.name for p in snapshot.glob(f"adapters/*/{ADAPTER[1]}") if p.exists()]
     whole = ["checkpoint"] if not row.adapter_folders and (snapshot / "config.json").exists() else []
     lacks = [f"without {name}" for name in beside(row) if names and not (snapshot / name).exists()]

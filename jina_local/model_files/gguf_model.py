@@ -10,16 +10,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import architecture, gguf_adapter, names, registry
-from .architecture import Architecture
-from .errors import ModelDamaged, UsageError
-from .formats import gguf
-from .formats.checks import check_shapes
-from .formats.gguf import FILE_TYPES, Header
-from .formats.manifest import Entry
-from .gguf_adapter import BASE_KEY, TASK_KEY
-from .registry import Published
-from .spec import MARKS, RERANK, ModelSpec
+from .. import architecture, gguf_adapter, names, registry
+from ..architecture import Architecture
+from ..errors import ModelDamaged, UsageError
+from ..formats import gguf
+from ..formats.checks import check_shapes
+from ..formats.gguf import FILE_TYPES, Header
+from ..formats.manifest import Entry
+from ..gguf_adapter import BASE_KEY, TASK_KEY
+from ..registry import Published
+from ..spec import MARKS, RERANK, ModelSpec
 
 # Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
 # arithmetic, then what loses less and takes more room, then downwards by loss.

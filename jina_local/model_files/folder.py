@@ -9,16 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import architecture, backends, gguf_choice, gguf_identity, projector, registry
-from .checkpoint import Checkpoint
-from .errors import ModelDamaged, ModelNotFound, UsageError
-from .formats import manifest
-from .formats.files import open_regular, read_json
-from .formats.manifest import Entry, Manifest
-from .formats.safetensors import SafetensorsFile
-from .registry import Published
-from .spec import NO_TASK, RERANK, Weights
-from .store import hub, hub_cache
+from .. import architecture, backends, projector, registry
+from ..checkpoint import Checkpoint
+from ..errors import ModelDamaged, ModelNotFound, UsageError
+from ..formats import manifest
+from ..formats.files import open_regular, read_json
+from ..formats.manifest import Entry, Manifest
+from ..formats.safetensors import SafetensorsFile
+from ..registry import Published
+from ..spec import NO_TASK, RERANK, Weights
+from ..store import hub, hub_cache
+from . import gguf_model, ggufs
 
 # As for GGUF: the first whose loss does not matter, then what loses less, then downwards.
 MLX_ORDER = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")
@@ -65,7 +66,7 @@ def open_path(path: Path, asked: Asked) -> Weights:
     held = hub.read_manifest(path.parent) if os.path.lexists(path.parent / manifest.NAME) else None
     entries = held.files if held else {}
     row = _named(held.model) if held else None
-    found = of_ggufs({path: entries.get(path.name), **gguf_choice.beside(path, entries)}, path, asked, row)
+    found = of_ggufs({path: entries.get(path.name), **ggufs.beside(path, entries)}, path, asked, row)
     return replace(found, revision=held.source.revision) if held else found
 
 
@@ -185,7 +186,7 @@ def _only(home: Path, weights: set[Path]) -> None:
 
 
 def _row(arch: architecture.Architecture, held: Manifest, folder: Path) -> Published:
-    row = gguf_identity.row_of(arch, folder)
+    row = gguf_model.row_of(arch, folder)
     if row.spec.name != held.model:
         raise ModelDamaged(f"{folder}: its manifest says {held.model}, its config {row.spec.name}.")
     return row
@@ -201,7 +202,7 @@ def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked, row:
     """GGUF files, each with what a manifest says of it; `where` is what the caller gave, `row` the model if known."""
     if asked.tasks and (known := row or _model_of(files)):
         asked = replace(asked, tasks=registry.spelled_out(known, asked.tasks))
-    choice = gguf_choice.choose(files, str(where), label=asked.label, tasks=asked.tasks)
+    choice = ggufs.choose(files, str(where), label=asked.label, tasks=asked.tasks)
     first = next(iter(choice.files.values()))
     tokenizer, why = _gguf_tokenizer(first.path.parent, first.row)
     return Weights(
@@ -224,11 +225,11 @@ def _named(model: str) -> Published | None:
 
 def _model_of(files: Mapping[Path, Entry | None]) -> Published | None:
     """The model that files are of, by the first one's name that says it, else by the first header that does."""
-    if name := next((name for path in files if (name := gguf_identity.own_name(path))), None):
+    if name := next((name for path in files if (name := gguf_model.own_name(path))), None):
         return name[0]
     for path, entry in files.items():
         with suppress(ModelDamaged, UsageError):  # what is wrong with a file is said where files are chosen
-            return gguf_identity.identify(path, entry).row
+            return gguf_model.identify(path, entry).row
     return None
 
 
@@ -236,7 +237,7 @@ def of_published(folder: Path, asked: Asked) -> Weights:
     """The base checkpoint with its adapters, as on the hub."""
     refuse_other(asked, "mlx", f"{folder} is a published checkpoint")
     with Checkpoint(folder) as base:
-        row = gguf_identity.row_of(base.arch, folder)
+        row = gguf_model.row_of(base.arch, folder)
         if asked.label and asked.label.casefold() != base.dtype.casefold():
             hint = how_to_convert(asked.label, str(folder))
             raise UsageError(f"{folder}: its weights are {base.dtype}, not {asked.label!r}. {hint}")
@@ -302,7 +303,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 def engines_for(label: str | None, backend: str) -> tuple[str, ...]:
     """The engines whose files may answer, the preferred one first. A label that both have means GGUF."""
-    reads = {"llama": gguf_identity.ORDER, "mlx": MLX_ORDER}
+    reads = {"llama": gguf_model.ORDER, "mlx": MLX_ORDER}
     fit = [engine for engine, labels in reads.items() if label is None or label in labels]
     if backend != "auto":
         if backend not in fit:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import gguf_adapter, registry
-from .errors import ModelDamaged, UsageError
-from .formats import gguf
-from .formats.manifest import Entry
-from .gguf_adapter import Base
-from .gguf_identity import SEPARATE, Identity, identify, not_a_model, own_name, rank
+from .. import gguf_adapter, registry
+from ..errors import ModelDamaged, UsageError
+from ..formats import gguf
+from ..formats.manifest import Entry
+from ..gguf_adapter import Base
+from .gguf_model import SEPARATE, Identity, identify, not_a_model, own_name, rank
 
 
 @dataclass(frozen=True)
