@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jina_local import console, registry
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
+from jina_local.weights.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 

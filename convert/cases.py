@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local import listwise, pairwise, registry, scoring, tokens, vectors
-from jina_local.projector import Projector
 from jina_local.spec import EmbeddingSpec, ModelSpec, TokenBatch
 from jina_local.tokens import Tokenizer
+from jina_local.weights.projector import Projector
 
 Floats = NDArray[np.float32]
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jina_local import architecture, gguf_adapter, names
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError
 from jina_local.formats import gguf as format_
 from jina_local.formats.safetensors import to_f16
-from jina_local.gguf_adapter import BASE_KEY, NAME_KEY, TASK_KEY, Base
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec
+from jina_local.weights import architecture, tensor_names
+from jina_local.weights.adapters import gguf_file
+from jina_local.weights.adapters.gguf_file import BASE_KEY, NAME_KEY, TASK_KEY, Base
+from jina_local.weights.checkpoint import Checkpoint
 
 _TAGS = ["feature-extraction", "sentence-similarity", "embeddings"]
 _FILE_TYPES = {label: number for number, label in format_.FILE_TYPES.items()}
@@ -41,7 +42,7 @@ def write(
     """
     import gguf
 
-    renamed = names.gguf_names(checkpoint.arch)
+    renamed = tensor_names.gguf_names(checkpoint.arch)
     writer = gguf.GGUFWriter(path, checkpoint.arch.kind)
     try:
         with checkpoint.adapter(task) as adapter:
@@ -69,7 +70,7 @@ def write(
         header = format_.read_header(path)
     except ModelDamaged as error:
         raise OutputError(f"{path.name}: was not written to the end; the disk is full ({error}).") from error
-    gguf_adapter.check(header, task, Base(path, base, checkpoint.arch))
+    gguf_file.check(header, task, Base(path, base, checkpoint.arch))
 
 
 def add_identity(

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
-from jina_local.formats import adapter as format_
 from jina_local.formats import safetensors
-from jina_local.formats.adapter import Header
-from jina_local.lora import Adapter
 from jina_local.spec import NO_TASK, ModelSpec
 from jina_local.tokens import Tokenizer
+from jina_local.weights.adapters import mlx_file as format_
+from jina_local.weights.adapters.mlx_file import Header
+from jina_local.weights.adapters.published import Adapter
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import source
 from .publish import staging, write_manifest

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local.architecture import Architecture
+from jina_local.weights.architecture import Architecture
 
 from . import reference_xlm_roberta
 

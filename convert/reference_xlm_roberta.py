@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local.architecture import Architecture
+from jina_local.weights.architecture import Architecture
 
 Floats = NDArray[np.float32]
 _PAD = 1  # positions are counted from the one after the padding id

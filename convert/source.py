@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jina_local import projector, registry
-from jina_local.architecture import Architecture
-from jina_local.checkpoint import Checkpoint
+from jina_local import registry
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.manifest import Source
 from jina_local.registry import Published
 from jina_local.spec import NO_TASK, RERANK
+from jina_local.weights import projector
+from jina_local.weights.architecture import Architecture
+from jina_local.weights.checkpoint import Checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local.checkpoint import Checkpoint
 from jina_local.formats import safetensors
 from jina_local.tokens import Tokenizer
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import source
 from .publish import staging, write_manifest

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import architecture
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
 from jina_local.formats import safetensors
 from jina_local.spec import ModelSpec
+from jina_local.weights import architecture
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import source
 from .task_folders import Form, Progress, write_folders

@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import architecture, names, projector, registry
-from jina_local.architecture import POSITION_OFFSET
-from jina_local.checkpoint import Checkpoint
+from jina_local import registry
 from jina_local.errors import EngineMissing, ModelDamaged, OutputError, UsageError
 from jina_local.formats import gguf as format_
 from jina_local.formats.files import read_json
-from jina_local.gguf_adapter import BASE_KEY
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import tokenizer_json
+from jina_local.weights import architecture, projector, tensor_names
+from jina_local.weights.adapters.gguf_file import BASE_KEY
+from jina_local.weights.architecture import POSITION_OFFSET
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import ggml, gguf_adapters, source, vocabulary
 from . import imatrix as importance_of
@@ -223,7 +224,7 @@ def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> Non
     import gguf
 
     arch = job.checkpoint.arch
-    shapes, renamed = names.gguf_shapes(arch), names.gguf_names(arch)
+    shapes, renamed = tensor_names.gguf_shapes(arch), tensor_names.gguf_names(arch)
     writer = gguf.GGUFWriter(path, arch.kind)
     try:
         add_keys(writer, job.checkpoint, job.row, model, task, job.revision)
@@ -271,7 +272,7 @@ def add_keys(
     import gguf
 
     arch = checkpoint.arch
-    count = sum(math.prod(shape) for shape in names.gguf_shapes(arch).values())
+    count = sum(math.prod(shape) for shape in tensor_names.gguf_shapes(arch).values())
     gguf_adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
     writer.add_file_type(0)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
@@ -317,7 +318,7 @@ def _verify(path: Path, label: str, job: _Job) -> format_.Header:
         raise OutputError(
             f"{path.name}: was not written to the end; the disk is full, or a quota is met ({error})."
         ) from error
-    expected = {name: format_.plain(shape) for name, shape in names.gguf_shapes(job.checkpoint.arch).items()}
+    expected = {name: format_.plain(shape) for name, shape in tensor_names.gguf_shapes(job.checkpoint.arch).items()}
     if header.weights != label or {n: format_.plain(t.shape) for n, t in header.tensors.items()} != expected:
         raise OutputError(f"{path.name}: llama.cpp wrote {header.weights} with other tensors than it was given.")
     return header

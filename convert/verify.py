@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import backends, projector, resident
-from jina_local.architecture import Architecture
-from jina_local.checkpoint import Checkpoint
+from jina_local import backends, resident
 from jina_local.errors import UsageError
-from jina_local.projector import Projector
 from jina_local.spec import TokenBatch, Weights
 from jina_local.store import find
 from jina_local.tokens import Tokenizer
+from jina_local.weights import projector
+from jina_local.weights.architecture import Architecture
+from jina_local.weights.checkpoint import Checkpoint
+from jina_local.weights.projector import Projector
 
 from . import cases, reference, source
 

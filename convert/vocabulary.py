@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jina_local.architecture import Architecture
 from jina_local.errors import ModelDamaged
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import (
@@ -26,6 +25,7 @@ from jina_local.vocabulary import (
     UNUSED,
     USER_DEFINED,
 )
+from jina_local.weights.architecture import Architecture
 
 # The name that llama.cpp knows each kind's tokenizer by.
 _PRE = {"qwen3": "qwen2", "eurobert": "jina-v5-nano", "jina-bert-v3": "default", "bert": "default"}

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import lanes, listwise, pairwise, projector, ranking, scoring
+from . import lanes, listwise, pairwise, ranking, scoring
 from .backends import Backend
 from .errors import ModelDamaged, NonFiniteError, UsageError
-from .projector import Projector
 from .ranking import Request
 from .resident import Resident, check_vocabulary, open_tokenizer, origin
 from .spec import RERANK, ModelSpec, Weights
+from .weights import projector
+from .weights.projector import Projector
 
 _log = logging.getLogger("jina_local")
 

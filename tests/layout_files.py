@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from convert.publish import write_manifest
-from jina_local import architecture, backends, names
+from jina_local import backends
 from jina_local.formats.gguf import FILE_TYPES
 from jina_local.formats.manifest import Source
+from jina_local.weights import architecture, tensor_names
 
 from . import tiny
 
@@ -41,7 +42,7 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
     }  # fmt: skip
     writer = gguf.GGUFWriter(str(path), name)
     _add_keys(writer, body)
-    renamed = names.gguf_names(arch)
+    renamed = tensor_names.gguf_names(arch)
     for tensor, shape in (architecture.tensors(arch) | (extra or {})).items():
         if tensor not in drop:
             stored = tensor if tensor in (extra or {}) else renamed[tensor]
@@ -67,7 +68,7 @@ def write_adapter(path, kind="nano", *, arch=None, task="retrieval", base=DIGEST
     rng = np.random.default_rng(0)
     factors = {}
     for name in ("layers.0.self_attn.q_proj.weight", "layers.0.mlp.down_proj.weight"):
-        (out, inner), stem = architecture.tensors(arch)[name], names.gguf_names(arch)[name]
+        (out, inner), stem = architecture.tensors(arch)[name], tensor_names.gguf_names(arch)[name]
         factors[f"{stem}.lora_a"] = rng.standard_normal((4, inner)).astype(np.float16)
         factors[f"{stem}.lora_b"] = rng.standard_normal((out, 4)).astype(np.float16)
     for name, values in {**factors, **(tensors or {})}.items():

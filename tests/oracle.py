@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_local.checkpoint import Checkpoint
+from jina_local.weights.checkpoint import Checkpoint
 
 
 class Oracle:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from jina_local import architecture
 from jina_local.errors import ModelDamaged
+from jina_local.weights import architecture
 from tests import tiny, tiny_family
 
 SMALL = {**tiny.CONFIGS["small"], **tiny.FULL["small"]}

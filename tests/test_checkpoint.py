@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile
+from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny
 
 

@@ -16,14 +16,15 @@ from convert import source
 from convert.reference import hidden_states
 from convert.to_checkpoint import merge
 from convert.to_mlx import to_mlx
-from jina_local import architecture, lora, projector
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import UsageError
-from jina_local.formats import adapter as format_
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.spec import NO_TASK, RERANK
 from jina_local.tokens import Tokenizer
+from jina_local.weights import architecture, projector
+from jina_local.weights.adapters import mlx_file as format_
+from jina_local.weights.adapters import published
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny_family
 from tests.oracle import cosines
 from tests.test_to_mlx import _MLX_LM
@@ -267,7 +268,7 @@ def test_q_k_and_v_with_an_a_each_are_three_times_the_rank(tmp_path):
     assert shapes["encoder.layers.0.mixer.Wqkv.lora_A"] == (12, 256)
     assert shapes["encoder.layers.0.mixer.Wqkv.lora_B"] == (768, 12)
     assert shapes["encoder.layers.0.mixer.out_proj.lora_A"] == (4, 256)
-    assert (folder / "separation" / lora.CONFIG).exists()
+    assert (folder / "separation" / published.CONFIG).exists()
 
 
 def test_the_base_alone_has_no_adapter_file(tmp_path):

@@ -13,14 +13,14 @@ import pytest
 
 from convert import ggml, imatrix, reference, source
 from convert.to_gguf import to_gguf
-from jina_local import architecture, names
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
 from jina_local.store import find
 from jina_local.tokens import Tokenizer
+from jina_local.weights import architecture, tensor_names
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import made, tiny
 
@@ -126,7 +126,7 @@ def test_the_factors_and_the_base_are_those_of_the_checkpoint(separate, tmp_path
         out = tmp_path / "out"
         _convert(src, out, types=types)
     with Checkpoint(src) as checkpoint, checkpoint.adapter("clustering") as adapter:
-        renamed = names.gguf_names(checkpoint.arch)
+        renamed = tensor_names.gguf_names(checkpoint.arch)
         expected = {}
         for name in architecture.projections(checkpoint.arch):
             for letter, factor in zip("ab", adapter.factors(name), strict=True):

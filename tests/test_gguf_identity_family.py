@@ -12,13 +12,13 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 
 import gguf
 
-from jina_local import architecture, names, projector
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.gguf import FILE_TYPES, plain
 from jina_local.model_files import gguf_model
 from jina_local.spec import RERANK
 from jina_local.store import find
+from jina_local.weights import architecture, projector, tensor_names
 
 from . import layout_files
 
@@ -65,7 +65,7 @@ def write(path: Path, kind: str, *, label: str = "Q8_0", keys=None, drop=(), ext
     body |= {"tokenizer.ggml.tokens": tokens, **(keys or {})}
     writer = gguf.GGUFWriter(str(path), name)
     layout_files._add_keys(writer, body)
-    for tensor, shape in (names.gguf_shapes(arch) | (extra or {})).items():
+    for tensor, shape in (tensor_names.gguf_shapes(arch) | (extra or {})).items():
         if tensor not in drop:
             writer.add_tensor(tensor, np.zeros((shapes or {}).get(tensor, shape), np.float32))
     writer.write_header_to_file()

@@ -7,11 +7,12 @@ import pytest
 
 from convert import ggml, imatrix, reference
 from convert.to_gguf import FILE_TYPES, narrowed, to_gguf
-from jina_local import architecture, names, registry
-from jina_local.checkpoint import Checkpoint
+from jina_local import registry
 from jina_local.errors import EngineError, UsageError
 from jina_local.formats.gguf import read_header
 from jina_local.tokens import Tokenizer
+from jina_local.weights import architecture, tensor_names
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import tiny
 
@@ -63,7 +64,7 @@ def true_inputs(source, ids) -> dict[str, np.ndarray]:
 
     for name in architecture.projections(arch):
         weights[name] = weights[name].view(Noting)
-        weights[name].name = names.gguf_names(arch)[name]
+        weights[name].name = tensor_names.gguf_names(arch)[name]
     reference.hidden_states(arch, weights, ids)
     return seen
 
@@ -100,7 +101,7 @@ def test_the_texts_are_documents_cut_to_one_pass(model):
 def weighted_error(path, weights, importance) -> dict[str, float]:
     """Per tensor: the mean over the rows of sum(importance x (rounded - true) squared)."""
     arch = architecture.from_gguf(read_header(path).keys, len(weights["embed_tokens.weight"]))
-    back = names.checkpoint_names(arch)
+    back = tensor_names.checkpoint_names(arch)
     return {
         t.name: float(
             ((gguf.quants.dequantize(t.data, t.tensor_type) - weights[back[t.name]]) ** 2 @ importance[t.name]).mean()
@@ -115,7 +116,7 @@ def test_it_changes_the_files_and_lowers_the_weighted_error(model, tmp_path):
     rng = np.random.default_rng(0)
     with Checkpoint(source) as checkpoint:
         weights = dict(checkpoint.merged("retrieval"))
-        shapes, renamed = architecture.tensors(checkpoint.arch), names.gguf_names(checkpoint.arch)
+        shapes, renamed = architecture.tensors(checkpoint.arch), tensor_names.gguf_names(checkpoint.arch)
         layers = architecture.projections(checkpoint.arch)
     # Inputs of real models have a few columns that are a hundred times the others.
     importance = {renamed[n]: np.exp(2 * rng.standard_normal(shapes[n][1])).astype(np.float32) for n in layers}

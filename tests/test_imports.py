@@ -19,38 +19,15 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "spec": (set(), {"numpy"}),
     "registry": ({"errors", "spec"}, set()),
     "batching": ({"spec"}, set()),
-    "architecture": ({"errors"}, set()),
-    "names": ({"architecture"}, set()),
-    "projector": ({"checkpoint", "errors", "formats"}, {"numpy"}),
+    "weights": ({"errors", "formats", "spec"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
     "tokens": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
     "vocabulary": ({"errors", "formats"}, set()),
     "vectors": ({"errors", "spec"}, {"numpy"}),
-    "lora": ({"architecture", "errors", "formats"}, {"numpy"}),
-    "checkpoint": ({"architecture", "errors", "formats", "lora", "spec"}, {"numpy"}),
-    "backends": (
-        {"architecture", "batching", "checkpoint", "errors", "formats", "gguf_adapter", "lora", "spec"},
-        {"llama_cpp", "mlx", "numpy"},
-    ),
-    "gguf_adapter": ({"architecture", "errors", "formats", "names"}, {"numpy"}),
-    "model_files": (
-        {
-            "architecture",
-            "backends",
-            "checkpoint",
-            "errors",
-            "formats",
-            "gguf_adapter",
-            "names",
-            "projector",
-            "registry",
-            "spec",
-            "store",
-        },
-        set(),
-    ),
+    "backends": ({"batching", "errors", "formats", "spec", "weights"}, {"llama_cpp", "mlx", "numpy"}),
+    "model_files": ({"backends", "errors", "formats", "registry", "spec", "store", "weights"}, set()),
     "store": (
-        {"backends", "errors", "formats", "model_files", "projector", "registry", "spec"},
+        {"backends", "errors", "formats", "model_files", "registry", "spec", "weights"},
         {"huggingface_hub", "tqdm"},
     ),
     "resident": ({"backends", "errors", "formats", "spec", "tokens", "vocabulary"}, set()),
@@ -59,18 +36,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "pairwise": ({"errors", "spec", "tokens"}, {"numpy"}),
     "ranking": ({"errors", "spec", "tokens"}, set()),
     "reranker": (
-        {
-            "backends",
-            "errors",
-            "lanes",
-            "listwise",
-            "pairwise",
-            "projector",
-            "ranking",
-            "resident",
-            "scoring",
-            "spec",
-        },
+        {"backends", "errors", "lanes", "listwise", "pairwise", "ranking", "resident", "scoring", "spec", "weights"},
         {"numpy"},
     ),
     "lanes": ({"backends", "batching"}, {"tqdm"}),
@@ -120,22 +86,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {
-    "architecture",
-    "checkpoint",
-    "console",
-    "errors",
-    "formats",
-    "gguf_adapter",
-    "lora",
-    "names",
-    "projector",
-    "registry",
-    "spec",
-    "store",
-    "tokens",
-    "vocabulary",
-}
+CONVERT_MAY = {"console", "errors", "formats", "registry", "spec", "store", "tokens", "vocabulary", "weights"}
 CONVERT_MORE = {"verify": {"model", "backends", "resident"}, "cases": {"listwise", "pairwise", "scoring", "vectors"}}
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}

@@ -10,12 +10,13 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import architecture, load
+from jina_local import load
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.formats.gguf import read_header
-from jina_local.gguf_adapter import BASE_KEY
 from jina_local.store import find
 from jina_local.tokens import pack
+from jina_local.weights import architecture
+from jina_local.weights.adapters.gguf_file import BASE_KEY
 from tests import made, tiny
 from tests.layout_files import write_adapter
 from tests.oracle import cosines

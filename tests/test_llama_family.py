@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
 from convert.reference import hidden_states, logits
-from jina_local import names
-from jina_local.architecture import POSITION_OFFSET, Architecture
 from jina_local.backends.extra_buffers import canary
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, TokenBatch
 from jina_local.tokens import Encoded, pack
+from jina_local.weights import tensor_names
+from jina_local.weights.architecture import POSITION_OFFSET, Architecture
 from tests import made
 from tests.oracle import cosines
 from tests.test_llama import _amx_and_old_compiler, backend
@@ -39,7 +39,7 @@ def weights_of(arch):
     """Every tensor under its GGUF name: linear layers keep the size of what passes through them."""
     rng = np.random.default_rng(7)
     out = {}
-    for name, shape in names.gguf_shapes(arch).items():
+    for name, shape in tensor_names.gguf_shapes(arch).items():
         drawn = rng.standard_normal(shape, np.float32)
         if "norm" in name:
             drawn = 0.1 * drawn + (0 if name.endswith("bias") else 1)
@@ -105,7 +105,7 @@ def texts(arch, lengths=LENGTHS):
 
 def canonical(arch):
     """The same weights under checkpoint names, positions after the rows that no token has."""
-    back = names.checkpoint_names(arch)
+    back = tensor_names.checkpoint_names(arch)
     out = {back[name]: data for name, data in weights_of(arch).items()}
     table = "embeddings.position_embeddings.weight"
     if table in out:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import architecture
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile
+from jina_local.weights import architecture
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_family
 
 TABLE, TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"

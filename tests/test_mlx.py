@@ -17,9 +17,9 @@ from convert.reference import hidden_states
 from convert.to_mlx import to_mlx
 from jina_local import backends
 from jina_local.backends.mlx import padding
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, UsageError
 from jina_local.spec import TokenBatch
+from jina_local.weights.checkpoint import Checkpoint
 from tests.test_to_mlx import small_source
 
 pytestmark = pytest.mark.mlx

@@ -15,13 +15,14 @@ from convert.quantise import Quantised, dequantise
 from convert.reference import hidden_states
 from convert.to_checkpoint import merge
 from convert.to_mlx import to_mlx
-from jina_local import architecture, backends, load
+from jina_local import backends, load
 from jina_local.backends.mlx import MlxBackend, padding
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, ModelDamaged, UsageError
-from jina_local.formats import adapter as format_
 from jina_local.formats import manifest
 from jina_local.formats.safetensors import SafetensorsFile
+from jina_local.weights import architecture
+from jina_local.weights.adapters import mlx_file as format_
+from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny
 from tests.test_mlx import batch, cosines
 from tests.test_to_mlx import rewrite, small_source

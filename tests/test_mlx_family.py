@@ -12,11 +12,12 @@ import pytest
 
 from convert.reference import hidden_states, logits
 from convert.to_mlx import to_mlx
-from jina_local import architecture, backends, projector
+from jina_local import backends
 from jina_local.backends.mlx import MlxBackend, padding
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, RERANK
+from jina_local.weights import architecture, projector
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny_family
 from tests.test_mlx import batch, cosines
 from tests.test_mlx_adapters import beside, files_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jina_local import architecture, names
+from jina_local.weights import architecture, tensor_names
 from tests import tiny, tiny_family
 
 CONFIGS = {
@@ -16,7 +16,7 @@ CONFIGS = {
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_one_name_for_every_weight_and_back(kind):
     arch = architecture.from_config(CONFIGS[kind])
-    there, back = names.gguf_names(arch), names.checkpoint_names(arch)
+    there, back = tensor_names.gguf_names(arch), tensor_names.checkpoint_names(arch)
     assert list(there) == list(architecture.tensors(arch))
     assert {back[right]: right for right in there.values()} == there
     assert len(set(there.values())) == len(there)
@@ -25,8 +25,8 @@ def test_one_name_for_every_weight_and_back(kind):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_shapes_are_those_of_the_checkpoint_but_for_learned_positions(kind):
     arch = architecture.from_config(CONFIGS[kind])
-    shapes, found = architecture.tensors(arch), names.gguf_shapes(arch)
-    other = {left for left, right in names.gguf_names(arch).items() if found[right] != shapes[left]}
+    shapes, found = architecture.tensors(arch), tensor_names.gguf_shapes(arch)
+    other = {left for left, right in tensor_names.gguf_names(arch).items() if found[right] != shapes[left]}
     if kind != "reranker-v2":
         assert other == set()
         return
@@ -36,7 +36,7 @@ def test_shapes_are_those_of_the_checkpoint_but_for_learned_positions(kind):
 
 
 def test_the_names_of_the_bert_kinds():
-    v3, v2 = (names.gguf_names(architecture.from_config(CONFIGS[kind])) for kind in ("v3", "reranker-v2"))
+    v3, v2 = (tensor_names.gguf_names(architecture.from_config(CONFIGS[kind])) for kind in ("v3", "reranker-v2"))
     assert v3["encoder.layers.23.mixer.Wqkv.bias"] == "blk.23.attn_qkv.bias"
     assert v3["encoder.layers.0.norm1.weight"] == "blk.0.attn_output_norm.weight"
     assert v3["encoder.layers.0.norm2.weight"] == "blk.0.layer_output_norm.weight"
@@ -47,7 +47,7 @@ def test_the_names_of_the_bert_kinds():
 
 def test_a_table_that_misses_a_weight_is_found_out(monkeypatch):
     arch = architecture.from_config(CONFIGS["v3"])
-    short = {left: right for left, right in names.TABLES["jina-bert-v3"].items() if left != "emb_ln"}
-    monkeypatch.setitem(names.TABLES, "jina-bert-v3", short)
+    short = {left: right for left, right in tensor_names.TABLES["jina-bert-v3"].items() if left != "emb_ln"}
+    monkeypatch.setitem(tensor_names.TABLES, "jina-bert-v3", short)
     with pytest.raises(ValueError, match=r"no GGUF name for \['emb_ln.bias', 'emb_ln.weight'\]"):
-        names.gguf_names(arch)
+        tensor_names.gguf_names(arch)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from convert.reference import hidden_states, logits
-from jina_local import backends, load, projector
-from jina_local.checkpoint import Checkpoint
+from jina_local import backends, load
 from jina_local.spec import RERANK, TokenBatch
 from jina_local.store import find
 from jina_local.tokens import Encoded, pack
+from jina_local.weights import projector
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny_family
 from tests.oracle import cosines
 from tests.oracle_family import OracleV3

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from jina_local import projector
 from jina_local.errors import ModelDamaged
 from jina_local.formats import safetensors
+from jina_local.weights import projector
 from tests import made
 
 FIRST, SECOND = np.full((4, 8), 0.5, np.float32), np.eye(6, 4, dtype=np.float32)

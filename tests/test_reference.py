@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convert.reference import hidden_states
-from jina_local.checkpoint import Checkpoint
+from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny
 from tests.oracle import Oracle, cosines
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jina_local.checkpoint import Checkpoint
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_family, unigram
 
 

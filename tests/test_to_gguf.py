@@ -15,14 +15,14 @@ import pytest
 
 from convert import ggml, reference
 from convert.to_gguf import FILE_TYPES, NEEDS_IMATRIX, choose_types, to_gguf
-from jina_local import architecture, names
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import EngineError, ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
 from jina_local.tokens import Tokenizer
 from jina_local.vocabulary import tokenizer_json
+from jina_local.weights import architecture, tensor_names
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import tiny
 from .test_vocabulary import TEXTS, hostile
@@ -82,7 +82,7 @@ def test_the_float32_file_holds_the_merged_weights_bit_for_bit(converted):
         path = path_of(kind, out, "F32", task)
         header, raw = read_header(path), path.read_bytes()
         arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0])
-        renamed = names.gguf_names(arch)
+        renamed = tensor_names.gguf_names(arch)
         weights = merged(source, task)
         assert set(header.tensors) == {renamed[name] for name in weights}
         for name, data in weights.items():
@@ -98,7 +98,7 @@ def test_every_type_reads_back_close_to_the_weights(converted):
         header = read_header(path)
         assert header.weights == label
         arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0])
-        back = names.checkpoint_names(arch)
+        back = tensor_names.checkpoint_names(arch)
         read = {back[t.name]: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
         assert read.keys() == weights.keys()
         for name, data in weights.items():
@@ -389,14 +389,14 @@ def test_names_cover_every_tensor_both_ways():
     for kind in KINDS:
         config = {**tiny.CONFIGS[kind], **tiny.FULL[kind]}
         arch = architecture.from_config(config)
-        forth, back = names.gguf_names(arch), names.checkpoint_names(arch)
+        forth, back = tensor_names.gguf_names(arch), tensor_names.checkpoint_names(arch)
         assert list(forth) == list(architecture.tensors(arch))
         assert {back[name] for name in forth.values()} == set(forth)
-    assert names.gguf_names(arch)["layers.11.self_attn.o_proj.weight"] == "blk.11.attn_output.weight"
+    assert tensor_names.gguf_names(arch)["layers.11.self_attn.o_proj.weight"] == "blk.11.attn_output.weight"
 
 
 def test_a_table_that_lacks_a_tensor_is_found(monkeypatch):
     arch = architecture.from_config({**tiny.CONFIGS["small"], **tiny.FULL["small"]})
-    monkeypatch.setitem(names.TABLES, "qwen3", names.TABLES["eurobert"])
+    monkeypatch.setitem(tensor_names.TABLES, "qwen3", tensor_names.TABLES["eurobert"])
     with pytest.raises(ValueError, match=r"no GGUF name for \['layers\.0\.self_attn\.k_norm\.weight'"):
-        names.gguf_names(arch)
+        tensor_names.gguf_names(arch)

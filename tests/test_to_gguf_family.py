@@ -14,9 +14,6 @@ import pytest
 
 from convert import ggml, reference
 from convert.to_gguf import to_gguf
-from jina_local import architecture, names, projector
-from jina_local.architecture import POSITION_OFFSET
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.gguf import plain, read_header
@@ -24,6 +21,9 @@ from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.spec import RERANK
 from jina_local.store import find
 from jina_local.tokens import Tokenizer
+from jina_local.weights import architecture, projector, tensor_names
+from jina_local.weights.architecture import POSITION_OFFSET
+from jina_local.weights.checkpoint import Checkpoint
 
 from . import tiny
 from .test_to_gguf import llama_ids
@@ -106,8 +106,8 @@ def test_the_float32_file_holds_the_merged_weights_bit_for_bit(converted):
     path = path_of(kind, out, "F32")
     header, raw = read_header(path), path.read_bytes()
     with Checkpoint(source) as checkpoint:
-        renamed = names.gguf_names(checkpoint.arch)
-        assert {n: t.shape for n, t in header.tensors.items()} == names.gguf_shapes(checkpoint.arch)
+        renamed = tensor_names.gguf_names(checkpoint.arch)
+        assert {n: t.shape for n, t in header.tensors.items()} == tensor_names.gguf_shapes(checkpoint.arch)
     stored = merged(kind, source)
     assert set(header.tensors) == {renamed[name] for name in stored}
     for name, data in stored.items():

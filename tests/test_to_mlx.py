@@ -17,11 +17,11 @@ import pytest
 from convert.quantise import Quantised, dequantise
 from convert.to_checkpoint import merge
 from convert.to_mlx import to_mlx
-from jina_local import architecture
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
+from jina_local.weights import architecture
+from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny
 
 SIZE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 64,

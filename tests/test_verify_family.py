@@ -11,12 +11,12 @@ import pytest
 from convert import cases
 from convert.verify import FLOORS, floor_of, verify
 from jina_local import registry
-from jina_local.checkpoint import Checkpoint
 from jina_local.errors import ModelDamaged
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.store import find
 from jina_local.tokens import Tokenizer
+from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_family
 
 STEPS = {"reranker-v2": ("ids", "rows", "ranking")}  # a logit has no direction

@@ -18,9 +18,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from jina_local import architecture
-from jina_local.architecture import Architecture
 from jina_local.formats import safetensors
+from jina_local.weights import architecture
+from jina_local.weights.architecture import Architecture
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TASKS = ("retrieval", "text-matching", "clustering", "classification")

@@ -18,8 +18,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from jina_local import architecture
-from jina_local.architecture import Architecture
+from jina_local.weights import architecture
+from jina_local.weights.architecture import Architecture
 from tests import tiny
 from tests.unigram import tokenizer as unigram
 

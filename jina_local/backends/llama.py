@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import architecture
-from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged, UsageError
 from ..formats import gguf
 from ..formats.gguf import Header
 from ..spec import Budget, TokenBatch
+from ..weights import architecture
+from ..weights.architecture import Architecture
 from . import llama_adapters
 from . import llama_tableless as tableless
 from .extra_buffers import use_extra_buffers

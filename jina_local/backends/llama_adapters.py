@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import gguf_adapter
-from ..architecture import Architecture
 from ..errors import EngineError, ModelDamaged
 from ..formats import gguf
 from ..formats.gguf import Header
 from ..spec import NO_TASK
+from ..weights.adapters import gguf_file
+from ..weights.architecture import Architecture
 from .llama_library import Library, forget_words, last_words
 
 
@@ -24,16 +24,16 @@ def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
             f"{base.path}: llama.cpp leaves out what an adapter changes in the table of token types, so {arch.kind} "
             "runs merged on it. Convert again without separate adapters, or use the mlx backend."
         )
-    digest = base.text(gguf_adapter.BASE_KEY)
+    digest = base.text(gguf_file.BASE_KEY)
     if files and digest is None:
         raise ModelDamaged(
-            f"{base.path}: carries no digest of a base ({gguf_adapter.BASE_KEY}); it is merged, or made by other "
+            f"{base.path}: carries no digest of a base ({gguf_file.BASE_KEY}); it is merged, or made by other "
             "programs, and adapters cannot be run beside it. Take the base that was written with them."
         )
     for task, path in files.items():
         header = gguf.read_header(path)
-        gguf_adapter.check(header, task, gguf_adapter.Base(base.path, digest or "", arch))
-        gguf_adapter.check_values(header)
+        gguf_file.check(header, task, gguf_file.Base(base.path, digest or "", arch))
+        gguf_file.check_values(header)
 
 
 class Adapters:

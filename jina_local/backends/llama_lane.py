@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import Architecture
 from ..errors import EngineError
 from ..spec import TokenBatch
+from ..weights.architecture import Architecture
 from .llama_adapters import Adapters
 from .llama_library import Library, forget_words, last_words
 from .machine import available_memory, give_back

@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import architecture, backends, projector, registry
-from ..checkpoint import Checkpoint
+from .. import backends, registry
 from ..errors import ModelDamaged, ModelNotFound, UsageError
 from ..formats import manifest
 from ..formats.files import open_regular, read_json
@@ -19,6 +18,8 @@ from ..formats.safetensors import SafetensorsFile
 from ..registry import Published
 from ..spec import NO_TASK, RERANK, Weights
 from ..store import hub, hub_cache
+from ..weights import architecture, projector
+from ..weights.checkpoint import Checkpoint
 from . import gguf_model, ggufs
 
 # As for GGUF: the first whose loss does not matter, then what loses less, then downwards.

@@ -10,16 +10,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import architecture, gguf_adapter, names, registry
-from ..architecture import Architecture
+from .. import registry
 from ..errors import ModelDamaged, UsageError
 from ..formats import gguf
 from ..formats.checks import check_shapes
 from ..formats.gguf import FILE_TYPES, Header
 from ..formats.manifest import Entry
-from ..gguf_adapter import BASE_KEY, TASK_KEY
 from ..registry import Published
 from ..spec import MARKS, RERANK, ModelSpec
+from ..weights import architecture, tensor_names
+from ..weights.adapters import gguf_file
+from ..weights.adapters.gguf_file import BASE_KEY, TASK_KEY
+from ..weights.architecture import Architecture
 
 # Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
 # arithmetic, then what loses less and takes more room, then downwards by loss.
@@ -103,7 +105,7 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
     task, and for an adapter.
     """
     header = gguf.read_header(path)
-    if gguf_adapter.is_adapter(header):
+    if gguf_file.is_adapter(header):
         raise UsageError(not_a_model(path))
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
@@ -140,7 +142,7 @@ def _check_tensors(header: Header, arch: Architecture) -> None:
             f"{header.path}: holds output.weight, the head of a language model; the models known here have none. "
             "It is another model, or was converted from one."
         )
-    expected = {name: gguf.plain(shape) for name, shape in names.gguf_shapes(arch).items()}
+    expected = {name: gguf.plain(shape) for name, shape in tensor_names.gguf_shapes(arch).items()}
     check_shapes({name: gguf.plain(t.shape) for name, t in header.tensors.items()}, expected, str(header.path))
 
 

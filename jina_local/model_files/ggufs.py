@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import gguf_adapter, registry
+from .. import registry
 from ..errors import ModelDamaged, UsageError
 from ..formats import gguf
 from ..formats.manifest import Entry
-from ..gguf_adapter import Base
+from ..weights.adapters import gguf_file
+from ..weights.adapters.gguf_file import Base
 from .gguf_model import SEPARATE, Identity, identify, not_a_model, own_name, rank
 
 
@@ -135,7 +136,7 @@ def _on_base(
         )
     base = Base(path, found.base, found.arch)
     for task, adapter in adapters.items():
-        gguf_adapter.check(gguf.read_header(adapter), task, base)
+        gguf_file.check(gguf.read_header(adapter), task, base)
     return dict.fromkeys(sorted(adapters), found), dict(sorted(adapters.items()))
 
 
@@ -158,11 +159,11 @@ def _claim(path: Path, entry: Entry | None) -> _Claim:
             return _Claim("base", "", label)
         return _Claim("adapter", task, "") if label == "ADAPTER" else _Claim("merged", task, label)
     header = gguf.read_header(path)
-    if gguf_adapter.is_adapter(header):
-        named = gguf_adapter.task_of(header)
+    if gguf_file.is_adapter(header):
+        named = gguf_file.task_of(header)
         if named is None:
             raise UsageError(
-                f"{path}: is an adapter, and neither its name nor {gguf_adapter.NAME_KEY} says for which task."
+                f"{path}: is an adapter, and neither its name nor {gguf_file.NAME_KEY} says for which task."
             )
         return _Claim("adapter", named, "")
     found = identify(path, entry)

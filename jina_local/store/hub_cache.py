@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from .. import projector
 from ..errors import UsageError
 from ..formats.files import open_regular, read_json
 from ..model_files import gguf_model
 from ..registry import Published
+from ..weights import projector
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")

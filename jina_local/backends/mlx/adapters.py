@@ -15,13 +15,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import architecture
-from ...architecture import Architecture
 from ...errors import ModelDamaged, UsageError
-from ...formats import adapter as format_
 from ...formats.checks import check_types, finite
 from ...formats.safetensors import SafetensorsFile
-from ...lora import Adapter, pair_factors
+from ...weights import architecture
+from ...weights.adapters import mlx_file as format_
+from ...weights.adapters.published import Adapter, pair_factors
+from ...weights.architecture import Architecture
 from .folder import Folder, PlainFolder, evaluated
 from .layers import Beside, Factors
 

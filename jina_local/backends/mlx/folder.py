@@ -15,14 +15,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import architecture
-from ...architecture import Architecture
-from ...checkpoint import Checkpoint
 from ...errors import ModelDamaged, UsageError
-from ...formats.adapter import BASE
 from ...formats.checks import FLOATS, check_shapes, check_types
 from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
+from ...weights import architecture
+from ...weights.adapters.mlx_file import BASE
+from ...weights.architecture import Architecture
+from ...weights.checkpoint import Checkpoint
 from .layers import Matrix, Packed
 
 _BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)

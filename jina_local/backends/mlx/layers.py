@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ...architecture import Architecture
+from ...weights.architecture import Architecture
 
 # Without the fused kernel the scores of all queries stand in memory at once: 16 heads x 4096 x 4096 are 1.2 GB.
 # Blocks of queries give the same result in the same time.

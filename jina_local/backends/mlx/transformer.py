@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from ...architecture import Architecture
+from ...weights.architecture import Architecture
 from .layers import Beside, Factors, Matrix, Rotation, attend, embed, linear, optional, plain, rows_at, through
 from .padding import Padded
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from ...architecture import POSITION_OFFSET, Architecture
+from ...weights.architecture import POSITION_OFFSET, Architecture
 from .layers import (
     Beside,
     Factors,

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import architecture
-from .architecture import Architecture
-from .errors import ModelDamaged
-from .formats.adapter import check_scale
-from .formats.checks import FLOATS, check_shapes, check_types, finite
-from .formats.files import read_json
-from .formats.safetensors import SafetensorsFile
+from ...errors import ModelDamaged
+from ...formats.checks import FLOATS, check_shapes, check_types, finite
+from ...formats.files import read_json
+from ...formats.safetensors import SafetensorsFile
+from .. import architecture
+from ..architecture import Architecture
+from .mlx_file import check_scale
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 

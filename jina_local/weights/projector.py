@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelDamaged
+from ..formats.checks import FLOATS, check_types, finite
+from ..formats.safetensors import SafetensorsFile
 from .checkpoint import Checkpoint
-from .errors import ModelDamaged
-from .formats.checks import FLOATS, check_types, finite
-from .formats.safetensors import SafetensorsFile
 
 FILE = "projector.safetensors"
 NAMINGS = (("projector.0.weight", "projector.2.weight"), ("linear1.weight", "linear2.weight"))

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import architecture, lora
-from .errors import ModelDamaged, UsageError
-from .formats.checks import check_shapes, finite
-from .formats.files import read_json
-from .formats.safetensors import SafetensorsFile
-from .lora import Adapter
-from .spec import NO_TASK
+from ..errors import ModelDamaged, UsageError
+from ..formats.checks import check_shapes, finite
+from ..formats.files import read_json
+from ..formats.safetensors import SafetensorsFile
+from ..spec import NO_TASK
+from . import architecture
+from .adapters import published
+from .adapters.published import Adapter
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _DROPPED = (
@@ -51,7 +52,7 @@ class Checkpoint:
             self._opened = opened.pop_all()
         file, stored = self._where[self.arch.table]
         self.dtype = file.tensors[stored].dtype
-        self._folders = {} if self._inside else lora.folders(folder, self.arch)
+        self._folders = {} if self._inside else published.folders(folder, self.arch)
 
     def _index(self) -> None:
         """Place every stored tensor, and hold the set and the shapes against the config."""
@@ -84,15 +85,15 @@ class Checkpoint:
     def tasks(self) -> tuple[str, ...]:
         """The adapters of the checkpoint, by name; empty for a plain or merged one."""
         if self._inside:
-            return lora.inside_tasks(self.config, str(self.folder))
+            return published.inside_tasks(self.config, str(self.folder))
         return tuple(sorted(self._folders))
 
     def adapter(self, task: str) -> Adapter:
         """One task's adapter, to be closed. Raises UsageError where there is none, ModelDamaged."""
         if self._inside and task in self.tasks:
-            return lora.from_inside(str(self.folder), self.config, self._inside, self.arch, task)
+            return published.from_inside(str(self.folder), self.config, self._inside, self.arch, task)
         if task in self._folders:
-            return lora.from_folder(self._folders[task], self.arch)
+            return published.from_folder(self._folders[task], self.arch)
         raise UsageError(
             f"no adapter for task {task!r} in {self.folder}. "
             f"There: {', '.join(self.tasks) or 'none (a merged or plain checkpoint)'}."
@@ -104,7 +105,11 @@ class Checkpoint:
 
     def adapter_files(self, task: str) -> list[Path]:
         """The files of a task's adapter beside those of the base; none where it lies inside them."""
-        return [self._folders[task] / name for name in (lora.CONFIG, lora.WEIGHTS)] if task in self._folders else []
+        return (
+            [self._folders[task] / name for name in (published.CONFIG, published.WEIGHTS)]
+            if task in self._folders
+            else []
+        )
 
     def projector(self) -> dict[str, NDArray[np.float32]]:
         """What of the listwise reranker's projector lies in the weight files: name -> float32 matrix."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from . import architecture, names
-from .architecture import Architecture
-from .errors import ModelDamaged
-from .formats.adapter import check_scale
-from .formats.checks import check_shapes
-from .formats.gguf import Header
+from ...errors import ModelDamaged
+from ...formats.checks import check_shapes
+from ...formats.gguf import Header
+from .. import architecture, tensor_names
+from ..architecture import Architecture
+from .mlx_file import check_scale
 
 BASE_KEY = "jina_local.base"  # in a base and in its adapters; merged files have none
 TASK_KEY = "jina_local.task"  # in merged files and in adapters
@@ -98,7 +98,7 @@ def _check_base(header: Header, base: Base) -> None:
 
 
 def _check_tensors(header: Header, base: Base) -> None:
-    path, shapes, renamed = header.path, architecture.tensors(base.arch), names.gguf_names(base.arch)
+    path, shapes, renamed = header.path, architecture.tensors(base.arch), tensor_names.gguf_names(base.arch)
     targets = {renamed[name]: shapes[name] for name in architecture.projections(base.arch)}
     found = {name: tensor.shape for name, tensor in header.tensors.items()}
     if not found:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import ModelDamaged
+from ..errors import ModelDamaged
 
 # Bounds that any of these models keeps by a wide margin; a value outside them is damage or an attack.
 _LIMITS = {

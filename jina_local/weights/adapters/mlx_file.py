@@ -40,7 +40,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import ModelDamaged
+from ...errors import ModelDamaged
 
 FORMAT = "jina_local adapter 1"
 DTYPES = ("F16", "F32")

@@ -1,0 +1,1 @@
+"""The tensors of one model: its shape, their names, its adapters. It knows no place."""
