@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jina_local import registry
 from jina_local.errors import EngineError, UsageError
 from jina_local.spec import EmbeddingSpec, ModelSpec
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 
 from .ggml import Passes, Reader, Tensor
 

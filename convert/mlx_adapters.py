@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jina_local.errors import UsageError
 from jina_local.formats import safetensors
 from jina_local.spec import NO_TASK, ModelSpec
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.adapters import mlx_file as format_
 from jina_local.weights.adapters.mlx_file import Header
 from jina_local.weights.adapters.published import Adapter

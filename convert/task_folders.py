@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local.formats import safetensors
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.checkpoint import Checkpoint
 
 from . import source

@@ -25,8 +25,8 @@ from jina_local.formats import gguf as format_
 from jina_local.formats.files import read_json
 from jina_local.registry import Published
 from jina_local.spec import ModelSpec
-from jina_local.tokens import Tokenizer
-from jina_local.vocabulary import tokenizer_json
+from jina_local.text.gguf_vocabulary import tokenizer_json
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, projector, tensor_names
 from jina_local.weights.adapters.gguf_file import BASE_KEY
 from jina_local.weights.architecture import POSITION_OFFSET

@@ -18,7 +18,7 @@ from jina_local import backends, resident
 from jina_local.errors import UsageError
 from jina_local.spec import TokenBatch, Weights
 from jina_local.store import find
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import projector
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jina_local.errors import ModelDamaged
-from jina_local.tokens import Tokenizer
-from jina_local.vocabulary import (
+from jina_local.text.gguf_vocabulary import (
     CONTROL,
     FLAGS_KEY,
     NORMAL,
@@ -25,6 +24,7 @@ from jina_local.vocabulary import (
     UNUSED,
     USER_DEFINED,
 )
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.architecture import Architecture
 
 # The name that llama.cpp knows each kind's tokenizer by.

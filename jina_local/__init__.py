@@ -9,9 +9,10 @@ from .errors import JinaError
 if TYPE_CHECKING:
     from .model import Embedder, load
     from .reranker import Ranked, Reranker
+    from .text import chunks
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "JinaError", "Ranked", "Reranker", "__version__", "load"]
+__all__ = ["Embedder", "JinaError", "Ranked", "Reranker", "__version__", "chunks", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> object:
         from . import reranker
 
         return getattr(reranker, name)
+    if name == "chunks":
+        from .text import chunks
+
+        return chunks
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,14 +9,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import chunks as spans_of
-from . import lanes, late_chunking, registry, tokens, vectors
+from . import lanes, late_chunking, registry, vectors
 from .backends import Backend
-from .chunks import Span
 from .errors import NonFiniteError, UsageError
 from .resident import Resident, check_vocabulary, open_tokenizer, origin
 from .spec import Embedded, EmbeddingSpec, ModelSpec, Weights
-from .tokens import Encoded, checked
+from .text import chunks as spans_of
+from .text import tokenizer
+from .text.chunks import Span
+from .text.tokenizer import Encoded, checked
 
 _log = logging.getLogger("jina_local")
 
@@ -265,7 +266,7 @@ class Embedder:
     def spans(self, document: str, tokens: int) -> list[Span]:
         """A document cut every so many tokens, for `encode_chunks`: (start, end) in characters, one after another."""
         _, starts = self._tokenizer.located(checked(0, document))
-        return spans_of.of_size(starts.tolist(), len(document), tokens)
+        return spans_of.of_size(starts.tolist(), len(document), tokenizer)
 
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""
@@ -301,7 +302,7 @@ def _run(
     pooled = np.empty((len(lengths), engine.hidden), np.float32)
 
     def one_pass(group: list[int], sharers: int) -> None:
-        batch = tokens.pack(encoded, group, spec.pooling)
+        batch = tokenizer.pack(encoded, group, spec.pooling)
         pooled[group] = vectors.pool(engine.forward(batch, sharers, adapter), batch.owner, len(group), spec.pooling)
 
     lanes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import chunks, lanes, registry, vectors
+from . import lanes, registry, vectors
 from .backends import Backend
-from .chunks import Span, Window
 from .errors import TextError, UsageError
 from .spec import EmbeddingSpec, ModelSpec, TokenBatch
-from .tokens import Tokenizer, checked
+from .text import chunks
+from .text.chunks import Span, Window
+from .text.tokenizer import Tokenizer, checked
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import ModelDamaged
 from .spec import MARKS, TokenBatch
-from .tokens import Tokenizer
+from .text.tokenizer import Tokenizer
 
 DOCUMENT_MARK, QUERY_MARK = MARKS
 

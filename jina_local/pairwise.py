@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .spec import TokenBatch
-from .tokens import PairTemplate, Tokenizer
+from .text.tokenizer import PairTemplate, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jina_local import chunks
-from jina_local.chunks import Window
 from jina_local.errors import UsageError
+from jina_local.text import chunks
+from jina_local.text.chunks import Window
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from jina_local.errors import UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.spec import NO_TASK, RERANK
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, projector
 from jina_local.weights.adapters import mlx_file as format_
 from jina_local.weights.adapters import published

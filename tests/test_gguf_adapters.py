@@ -18,7 +18,7 @@ from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
 from jina_local.store import find
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, tensor_names
 from jina_local.weights.checkpoint import Checkpoint
 

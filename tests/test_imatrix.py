@@ -10,7 +10,7 @@ from convert.to_gguf import FILE_TYPES, narrowed, to_gguf
 from jina_local import registry
 from jina_local.errors import EngineError, UsageError
 from jina_local.formats.gguf import read_header
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, tensor_names
 from jina_local.weights.checkpoint import Checkpoint
 

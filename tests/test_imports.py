@@ -21,8 +21,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "batching": ({"spec"}, set()),
     "weights": ({"errors", "formats", "spec"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
-    "tokens": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
-    "vocabulary": ({"errors", "formats"}, set()),
+    "text": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
     "vectors": ({"errors", "spec"}, {"numpy"}),
     "backends": ({"batching", "errors", "formats", "spec", "weights"}, {"llama_cpp", "mlx", "numpy"}),
     "model_files": ({"backends", "errors", "formats", "registry", "spec", "store", "weights"}, set()),
@@ -30,31 +29,19 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
         {"backends", "errors", "formats", "model_files", "registry", "spec", "weights"},
         {"huggingface_hub", "tqdm"},
     ),
-    "resident": ({"backends", "errors", "formats", "spec", "tokens", "vocabulary"}, set()),
+    "resident": ({"backends", "errors", "formats", "spec", "text"}, set()),
     "scoring": (set(), {"numpy"}),
-    "listwise": ({"errors", "spec", "tokens"}, {"numpy"}),
-    "pairwise": ({"errors", "spec", "tokens"}, {"numpy"}),
-    "ranking": ({"errors", "spec", "tokens"}, set()),
+    "listwise": ({"errors", "spec", "text"}, {"numpy"}),
+    "pairwise": ({"errors", "spec", "text"}, {"numpy"}),
+    "ranking": ({"errors", "spec", "text"}, set()),
     "reranker": (
         {"backends", "errors", "lanes", "listwise", "pairwise", "ranking", "resident", "scoring", "spec", "weights"},
         {"numpy"},
     ),
     "lanes": ({"backends", "batching"}, {"tqdm"}),
-    "chunks": ({"errors"}, set()),
-    "late_chunking": ({"backends", "chunks", "errors", "lanes", "registry", "spec", "tokens", "vectors"}, {"numpy"}),
+    "late_chunking": ({"backends", "errors", "lanes", "registry", "spec", "text", "vectors"}, {"numpy"}),
     "embedder": (
-        {
-            "backends",
-            "chunks",
-            "errors",
-            "lanes",
-            "late_chunking",
-            "registry",
-            "resident",
-            "spec",
-            "tokens",
-            "vectors",
-        },
+        {"backends", "errors", "lanes", "late_chunking", "registry", "resident", "spec", "text", "vectors"},
         {"numpy"},
     ),
     "model": ({"embedder", "registry", "reranker", "store"}, set()),
@@ -82,11 +69,11 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
         {"numpy"},
     ),
     "cli": ({"commands", "console", "errors", "registry"}, set()),
-    "__init__": ({"errors", "model", "reranker"}, set()),
+    "__init__": ({"errors", "model", "reranker", "text"}, set()),
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"console", "errors", "formats", "registry", "spec", "store", "tokens", "vocabulary", "weights"}
+CONVERT_MAY = {"console", "errors", "formats", "registry", "spec", "store", "text", "weights"}
 CONVERT_MORE = {"verify": {"model", "backends", "resident"}, "cases": {"listwise", "pairwise", "scoring", "vectors"}}
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}

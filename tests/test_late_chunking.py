@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from convert import reference
-from jina_local import backends, chunks, load, registry
+from jina_local import backends, load, registry
 from jina_local.embedder import Embedder
 from jina_local.errors import NonFiniteError, TextError, UsageError
 from jina_local.spec import TokenBatch, Weights
+from jina_local.text import chunks
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_family
 from tests.conftest import FakeBackend

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jina_local import listwise
 from jina_local.errors import ModelDamaged
 from jina_local.listwise import Part, Prompter, blocks, clean, first_block, prompt, shorten
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 
 E, R = "<|embed_token|>", "<|rerank_token|>"

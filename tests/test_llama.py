@@ -16,7 +16,7 @@ from jina_local import batching
 from jina_local.backends.extra_buffers import canary, decide
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
 from jina_local.spec import TokenBatch
-from jina_local.tokens import Encoded, pack
+from jina_local.text.tokenizer import Encoded, pack
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made
 from tests.oracle import cosines

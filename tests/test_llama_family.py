@@ -18,7 +18,7 @@ from convert.reference import hidden_states, logits
 from jina_local.backends.extra_buffers import canary
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, TokenBatch
-from jina_local.tokens import Encoded, pack
+from jina_local.text.tokenizer import Encoded, pack
 from jina_local.weights import tensor_names
 from jina_local.weights.architecture import POSITION_OFFSET, Architecture
 from tests import made

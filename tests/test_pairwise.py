@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.pairwise import longest_first, truncated, windowed, windows
-from jina_local.tokens import PairTemplate, Tokenizer
+from jina_local.text.tokenizer import PairTemplate, Tokenizer
 from tests import tiny
 
 needs_shared = pytest.mark.skipif(not tiny.SHARED.exists(), reason=f"the test data is not at {tiny.SHARED}")

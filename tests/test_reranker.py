@@ -17,7 +17,7 @@ from jina_local.formats import safetensors
 from jina_local.listwise import Prompter, prompt
 from jina_local.reranker import Ranked, Reranker
 from jina_local.spec import RERANK, Budget, Weights
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.projector import Projector
 from tests import tiny
 from tests.conftest import FakeBackend, noise

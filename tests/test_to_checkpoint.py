@@ -12,7 +12,7 @@ from convert.reference import hidden_states
 from convert.to_checkpoint import merge
 from jina_local.errors import OutputError, UsageError
 from jina_local.formats import manifest
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny

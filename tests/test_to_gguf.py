@@ -19,8 +19,8 @@ from jina_local.errors import EngineError, ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.gguf import read_header
-from jina_local.tokens import Tokenizer
-from jina_local.vocabulary import tokenizer_json
+from jina_local.text.gguf_vocabulary import tokenizer_json
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, tensor_names
 from jina_local.weights.checkpoint import Checkpoint
 

@@ -20,7 +20,7 @@ from jina_local.formats.gguf import plain, read_header
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.spec import RERANK
 from jina_local.store import find
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture, projector, tensor_names
 from jina_local.weights.architecture import POSITION_OFFSET
 from jina_local.weights.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jina_local import registry
 from jina_local.errors import ModelDamaged, TextError, UsageError
-from jina_local.tokens import Tokenizer, pack
+from jina_local.text.tokenizer import Tokenizer, pack
 from tests import tiny
 
 needs_shared = pytest.mark.skipif(not tiny.SHARED.exists(), reason=f"the test data is not at {tiny.SHARED}")
@@ -214,7 +214,7 @@ def test_fingerprints_tell_tokenizers_apart():
     ],
 )
 def test_pack(pooling, rows, owner):
-    from jina_local.tokens import Encoded
+    from jina_local.text.tokenizer import Encoded
 
     ids = [np.array(x, np.int32) for x in ([9, 9], [1, 2, 3], [4], [5, 6, 7, 8])]
     batch = pack(Encoded(ids, np.zeros(4, bool)), [1, 2, 3], pooling)

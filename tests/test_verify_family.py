@@ -15,7 +15,7 @@ from jina_local.errors import ModelDamaged
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.store import find
-from jina_local.tokens import Tokenizer
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_family
 

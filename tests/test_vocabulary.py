@@ -10,8 +10,8 @@ import pytest
 from convert import vocabulary
 from jina_local.errors import ModelDamaged
 from jina_local.formats.gguf import Header
-from jina_local.tokens import Tokenizer
-from jina_local.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_json
+from jina_local.text.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_json
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture
 
 from . import tiny

@@ -15,8 +15,8 @@ import tokenizers
 from convert import ggml, vocabulary
 from jina_local.errors import ModelDamaged
 from jina_local.formats.gguf import Header, read_header
-from jina_local.tokens import Tokenizer
-from jina_local.vocabulary import CONTROL, FLAGS_KEY, NORMAL, UNKNOWN, UNUSED, tokenizer_json
+from jina_local.text.gguf_vocabulary import CONTROL, FLAGS_KEY, NORMAL, UNKNOWN, UNUSED, tokenizer_json
+from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture
 
 from . import tiny, tiny_family

@@ -35,7 +35,7 @@ import tokenizers
 from jina_local import batching, load, registry
 from jina_local.model import Embedder
 from jina_local.spec import RERANK
-from jina_local.tokens import Encoded, Tokenizer, pack
+from jina_local.text.tokenizer import Encoded, Tokenizer, pack
 from tests import tiny
 
 from . import family

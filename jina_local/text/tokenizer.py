@@ -14,9 +14,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from .errors import ModelDamaged, TextError, UsageError
-from .formats.files import open_regular
-from .spec import EmbeddingSpec, TokenBatch
+from ..errors import ModelDamaged, TextError, UsageError
+from ..formats.files import open_regular
+from ..spec import EmbeddingSpec, TokenBatch
 
 # A text is cut to this many characters a token before it is tokenised, so that a 10 MB line costs what the
 # model's limit costs; the cut is widened until the tokens that are kept lie well before it.

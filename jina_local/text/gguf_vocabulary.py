@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import ModelDamaged
-from .formats.gguf import Header
+from ..errors import ModelDamaged
+from ..formats.gguf import Header
 
 # tokenizer.ggml.token_type (llama.h, enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

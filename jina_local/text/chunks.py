@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .errors import UsageError
+from ..errors import UsageError
 
 Span = tuple[int, int]
 
