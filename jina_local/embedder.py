@@ -266,7 +266,7 @@ class Embedder:
     def spans(self, document: str, tokens: int) -> list[Span]:
         """A document cut every so many tokens, for `encode_chunks`: (start, end) in characters, one after another."""
         _, starts = self._tokenizer.located(checked(0, document))
-        return spans_of.of_size(starts.tolist(), len(document), tokenizer)
+        return spans_of.of_size(starts.tolist(), len(document), tokens)
 
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jina_local import ranking, registry, vectors
-from jina_local.backends.passes import check_task
+from jina_local.backends.checks import check_task
 from jina_local.errors import EngineError, TextError
 from jina_local.reranker import Ranked, Reranking
 from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, TokenBatch

@@ -13,7 +13,7 @@ import pytest
 
 from convert.reference import hidden_states
 from jina_local import batching
-from jina_local.backends.extra_buffers import canary, decide
+from jina_local.backends.llama.repack import canary, decide
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
 from jina_local.spec import TokenBatch
 from jina_local.text.tokenizer import Encoded, pack
@@ -26,7 +26,7 @@ LENGTHS = (1, 2, 3, 8, 31, 32, 33, 64, 127, 200, 256, 257, 300, 511, 512, 513, 7
 
 
 def backend(path, **options):
-    from jina_local.backends.llama import LlamaBackend
+    from jina_local.backends.llama.backend import LlamaBackend
 
     return LlamaBackend(path, **options)
 
@@ -225,7 +225,7 @@ def test_unknown_devices_are_refused(kind):
 
 def test_the_library_says_nothing_on_either_stream(kind):
     script = (
-        "import numpy as np; from pathlib import Path; from jina_local.backends.llama import LlamaBackend as B;"
+        "import numpy as np; from pathlib import Path; from jina_local.backends.llama.backend import LlamaBackend as B;"
         "from jina_local.spec import TokenBatch as T; a = lambda *x: np.array(x, np.int32);"
         f"b = B(Path({str(made.gguf_file(kind, 'Q8_0'))!r})); b.forward(T(a(1, 2, 3), a(0, 3), a(2), a(0)))"
     )
@@ -278,7 +278,7 @@ def test_the_canary_lives_on_a_good_file_dies_on_a_bad_one_and_is_asked_once(kin
 
 
 def _amx_and_old_compiler() -> bool:
-    from jina_local.backends.llama_library import library
+    from jina_local.backends.llama.library import library
 
     return library().has("AMX_INT8") and os.environ.get("JINA_LOCAL_TEST_AMX_DIES") == "1"
 
@@ -300,15 +300,15 @@ def test_damaged_files_are_our_errors(tmp_path, damage):
 
 
 def test_a_pass_that_cannot_fit_is_refused_with_the_numbers(kind, exact, monkeypatch):
-    from jina_local.backends import llama_lane
+    from jina_local.backends.llama import context
 
     _, encoded, states = exact
     long = pack(encoded, [LENGTHS.index(1000)], "last")
     engine = backend(made.gguf_file(kind, "F32"))
-    monkeypatch.setattr(llama_lane, "available_memory", lambda: 2_000_000)
+    monkeypatch.setattr(context, "available_memory", lambda: 2_000_000)
     with pytest.raises(EngineError, match=r"a pass of \d+ tokens takes llama.cpp about 0.0 GB .* 0.0 GB are free"):
         engine.forward(long)
-    monkeypatch.setattr(llama_lane, "available_memory", lambda: None)
+    monkeypatch.setattr(context, "available_memory", lambda: None)
     assert cosines(engine.forward(long)[0], states[-1][-1]) > 0.999999
     engine.close()
 

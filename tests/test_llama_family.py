@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
 from convert.reference import hidden_states, logits
-from jina_local.backends.extra_buffers import canary
+from jina_local.backends.llama.repack import canary
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, TokenBatch
 from jina_local.text.tokenizer import Encoded, pack
@@ -260,16 +260,16 @@ def test_the_last_rows_of_a_32_bit_prompt_are_as_good_as_the_first(files, length
 
 
 def test_the_usual_block_of_documents_reuses_one_context(files, monkeypatch):
-    from jina_local.backends import llama
+    from jina_local.backends.llama import backend
 
     made_ones = []
 
-    class Counted(llama.Lane):
+    class Counted(backend.Lane):
         def __init__(self, *args):
             made_ones.append(args[1])
             super().__init__(*args)
 
-    monkeypatch.setattr(llama, "Lane", Counted)
+    monkeypatch.setattr(backend, "Lane", Counted)
     engine, ids = backend(files(LISTWISE)), texts(LISTWISE, (2048,)).ids[0]
     first = engine.forward(at(ids, range(30, 2030, 31)))
     again = engine.forward(at(ids, range(30, 2030, 31)))
@@ -282,10 +282,10 @@ def test_the_usual_block_of_documents_reuses_one_context(files, monkeypatch):
 
 
 def test_a_prompt_that_cannot_fit_is_refused_and_says_what_to_lower(files, monkeypatch):
-    from jina_local.backends import llama_lane
+    from jina_local.backends.llama import context
 
     engine = backend(files(LISTWISE, "F16"))
-    monkeypatch.setattr(llama_lane, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(context, "available_memory", lambda: 100_000_000)
     message = (
         r"a pass of 131072 tokens .* 0\.3 GB beside .* Lower max_length \(of a reranker: max_doc_length, or block_"
     )

@@ -25,9 +25,9 @@ __all__ = ["files"]  # a fixture
 @pytest.fixture
 def tableless(monkeypatch):
     """Every pass beyond a lane's size runs on the copy without a table."""
-    from jina_local.backends import llama
+    from jina_local.backends.llama import backend
 
-    monkeypatch.setattr(llama, "_MOST_LOGITS", 0)
+    monkeypatch.setattr(backend, "_MOST_LOGITS", 0)
 
 
 @pytest.mark.parametrize("label", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
@@ -77,20 +77,20 @@ def test_without_a_table_adapters_run_too(tableless, monkeypatch):
 
 
 def test_no_memory_or_no_disk_for_the_copy_is_said(files, tableless, monkeypatch, tmp_path):
-    from jina_local.backends import llama_tableless
+    from jina_local.backends.llama import tableless
 
     engine, encoded = backend(files(V3)), texts(V3, (700,))
-    monkeypatch.setattr(llama_tableless, "available_memory", lambda: 1000)
+    monkeypatch.setattr(tableless, "available_memory", lambda: 1000)
     with pytest.raises(
         EngineError, match=r"jina-bert-v3-F32\.gguf: so long a text runs on a copy .* Lower max_length"
     ):
         engine.forward(pack(encoded, [0], "mean"))
-    monkeypatch.setattr(llama_tableless, "available_memory", lambda: None)
+    monkeypatch.setattr(tableless, "available_memory", lambda: None)
 
     def full(header, out):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(llama_tableless, "_write", full)
+    monkeypatch.setattr(tableless, "_write", full)
     with pytest.raises(EngineError, match=r"cannot be written \(No space left on device\)\. Make room, set TMPDIR"):
         engine.forward(pack(encoded, [0], "mean"))
     engine.close()

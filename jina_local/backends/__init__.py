@@ -99,7 +99,7 @@ def open_backend(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
         raise UsageError(f"threads {threads!r} is out of range; give a whole number from 1 to 512, or leave it out.")
     if name == "llama":
-        from .llama import LlamaBackend
+        from .llama.backend import LlamaBackend
 
         return LlamaBackend(path, adapters=adapters, device=device, threads=threads)
     from .mlx import MlxBackend

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, EngineMissing, UsageError
 from ...spec import NO_TASK, Budget, TokenBatch
-from ..passes import check, check_classified, check_task
+from ..checks import check, check_classified, check_task
 from .padding import Padded, pad
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .llama_library import Library
+from .library import Library
 
 _PLAIN = ("F32", "F16", "BF16")
 # Measured on x86 (tokens per second, repacked against plain): what gains from each kind of buffer.
@@ -56,7 +56,7 @@ def canary(path: Path, weights: str) -> bool:
     known = _read(record)
     if key in known:
         return known[key]
-    command = [sys.executable, "-m", "jina_local.backends.canary", str(path)]
+    command = [sys.executable, "-m", "jina_local.backends.llama.canary", str(path)]
     child = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

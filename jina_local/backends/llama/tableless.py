@@ -18,11 +18,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError
-from ..formats import gguf
-from ..formats.gguf import Header, Tensor
-from .llama_library import Library
-from .machine import available_memory
+from ...errors import EngineError
+from ...formats import gguf
+from ...formats.gguf import Header, Tensor
+from ..machine import available_memory
+from .library import Library
 
 _TABLE = "token_embd.weight"
 _ALIGNMENT = 32  # GGUF's default

@@ -25,19 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, ModelDamaged, UsageError
-from ..formats import gguf
-from ..formats.gguf import Header
-from ..spec import Budget, TokenBatch
-from ..weights import architecture
-from ..weights.architecture import Architecture
-from . import llama_adapters
-from . import llama_tableless as tableless
-from .extra_buffers import use_extra_buffers
-from .llama_lane import Lane, Loaded
-from .llama_library import Library, forget_words, last_words, library
-from .machine import physical_cores
-from .passes import check, check_classified, check_task
+from ...errors import EngineError, ModelDamaged, UsageError
+from ...formats import gguf
+from ...formats.gguf import Header
+from ...spec import Budget, TokenBatch
+from ...weights import architecture
+from ...weights.architecture import Architecture
+from ..checks import check, check_classified, check_task
+from ..machine import physical_cores
+from . import adapters, tableless
+from .context import Lane, Loaded
+from .library import Library, forget_words, last_words, library
+from .repack import use_extra_buffers
 
 # What a lane holds, and what the one context for longer passes holds; a pass beyond that, or a second one beside
 # it, gets a context of its own, freed after it.
@@ -72,7 +71,7 @@ class LlamaBackend:
         self.arch = _complete(header)
         self.hidden, self.vocab = self.arch.width, self.arch.vocab
         adapters = adapters or {}
-        llama_adapters.check(adapters, header, self.arch)
+        adapters.check(adapters, header, self.arch)
         self._lib = library()
         self.device = _device(self._lib, device)
         self.threads = threads or physical_cores()
@@ -98,7 +97,7 @@ class LlamaBackend:
         self._models = [model]
         self._finalizer = weakref.finalize(self, _free, self._lib, self._models, self._opened)
         try:
-            beside = llama_adapters.Adapters(self._lib, model, adapters)
+            beside = adapters.Adapters(self._lib, model, adapters)
         except ModelDamaged:
             self.close()
             raise
@@ -160,7 +159,7 @@ class LlamaBackend:
                     one_row = replace(self.arch, vocab=1)
                     model = _load(self._lib, copy, one_row, self.device, self._extra_buffers, mapped=False)
                 self._models.append(model)
-                beside = llama_adapters.Adapters(self._lib, model, self._adapter_files)
+                beside = adapters.Adapters(self._lib, model, self._adapter_files)
                 self._tableless = replace(self._loaded, model=model, adapters=beside, embeddings=table.rows)
             return self._tableless
 

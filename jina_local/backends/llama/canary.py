@@ -1,6 +1,6 @@
 """A few tokens decoded with repacked weights, in a process of its own: `python -m` this module, and a .gguf file.
 
-`extra_buffers` starts it by its name, because a build with a fault dies at the decode. It exits with 0 if the
+`repack` starts it by its name, because a build with a fault dies at the decode. It exits with 0 if the
 rows are finite.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..spec import TokenBatch
-from .llama import LlamaBackend
+from ...spec import TokenBatch
+from .backend import LlamaBackend
 
 
 def _decode_once(path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError
-from ..spec import TokenBatch
-from ..weights.architecture import Architecture
-from .llama_adapters import Adapters
-from .llama_library import Library, forget_words, last_words
-from .machine import available_memory, give_back
+from ...errors import EngineError
+from ...spec import TokenBatch
+from ...weights.architecture import Architecture
+from ..machine import available_memory, give_back
+from .adapters import Adapters
+from .library import Library, forget_words, last_words
 
 _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 # Longest pass of 32-bit files without flash attention: an encoder's scores are a square, a causal model's are not.

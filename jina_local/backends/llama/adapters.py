@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, ModelDamaged
-from ..formats import gguf
-from ..formats.gguf import Header
-from ..spec import NO_TASK
-from ..weights.adapters import gguf_file
-from ..weights.architecture import Architecture
-from .llama_library import Library, forget_words, last_words
+from ...errors import EngineError, ModelDamaged
+from ...formats import gguf
+from ...formats.gguf import Header
+from ...spec import NO_TASK
+from ...weights.adapters import gguf_file
+from ...weights.architecture import Architecture
+from .library import Library, forget_words, last_words
 
 
 def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:

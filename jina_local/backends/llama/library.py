@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, EngineMissing
+from ...errors import EngineError, EngineMissing
 
 _FLOOR = (0, 3, 36)
 _recent: collections.deque[str] = collections.deque(maxlen=40)
