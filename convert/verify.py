@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import backends, resident
+from jina_local import backends
 from jina_local.errors import UsageError
+from jina_local.inference import loaded
 from jina_local.spec import TokenBatch, Weights
 from jina_local.store import find
 from jina_local.text.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def verify(
         if row.spec.name != found.model.name:
             raise UsageError(f"{out} is {found.model.name}, {against} is {row.spec.name}: nothing to compare.")
         original = Tokenizer.from_file(against / "tokenizer.json")
-        converted = resident.open_tokenizer(found)
+        converted = loaded.open_tokenizer(found)
         findings: list[Finding] = []
         for done, task in enumerate(found.model.tasks, 1):
             findings.extend(_judge(found, task, checkpoint, converted, original))

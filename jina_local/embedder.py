@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import lanes, late_chunking, registry, vectors
+from . import late_chunking, registry, vectors
 from .backends import Backend
 from .errors import NonFiniteError, UsageError
-from .resident import Resident, check_vocabulary, open_tokenizer, origin
+from .inference import passes
+from .inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
 from .spec import Embedded, EmbeddingSpec, ModelSpec, Weights
 from .text import chunks as spans_of
 from .text import tokenizer
@@ -305,7 +306,7 @@ def _run(
         batch = tokenizer.pack(encoded, group, spec.pooling)
         pooled[group] = vectors.pool(engine.forward(batch, sharers, adapter), batch.owner, len(group), spec.pooling)
 
-    lanes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
+    passes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
     for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)):
         one_pass([int(i)], 1)
     return pooled

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import lanes, registry, vectors
+from . import registry, vectors
 from .backends import Backend
 from .errors import TextError, UsageError
+from .inference import passes
 from .spec import EmbeddingSpec, ModelSpec, TokenBatch
 from .text import chunks
 from .text.chunks import Span, Window
@@ -148,7 +149,7 @@ def run(
 ) -> NDArray[np.float32]:
     """The mean over each chunk's tokens: (n_chunks, hidden) float32. The rows of one pass are in memory at a time."""
     sums = np.zeros((len(plan.counts), engine.hidden), np.float64)
-    with lanes.bar(sum(len(one.ids) for one in plan.passes), show_progress) as advance:
+    with passes.bar(sum(len(one.ids) for one in plan.passes), show_progress) as advance:
         for one in plan.passes:
             wanted = np.zeros(len(one.ids), np.bool_)
             for start, end in zip(one.starts, one.ends, strict=True):

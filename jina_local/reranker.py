@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import lanes, listwise, pairwise, ranking, scoring
+from . import listwise, pairwise, ranking, scoring
 from .backends import Backend
 from .errors import ModelDamaged, NonFiniteError, UsageError
+from .inference import passes
+from .inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
 from .ranking import Request
-from .resident import Resident, check_vocabulary, open_tokenizer, origin
 from .spec import RERANK, ModelSpec, Weights
 from .weights import projector
 from .weights.projector import Projector
@@ -208,7 +209,7 @@ class Reranker:
         def one_pass(group: list[int], sharers: int) -> None:
             logits[group] = engine.forward(pairs.batch(group), sharers)[:, 0]
 
-        lanes.run(engine, pairs.lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
+        passes.run(engine, pairs.lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
         for i in np.flatnonzero(~np.isfinite(logits)):
             one_pass([int(i)], 1)
         logits[~np.isfinite(logits)] = np.nan
@@ -232,7 +233,7 @@ class Reranker:
             block_size=request.block_size,
         )
         projected: list[NDArray[np.float32]] = []
-        with lanes.bar(sum(len(block.batch.ids) for block in blocks), show_progress) as advance:
+        with passes.bar(sum(len(block.batch.ids) for block in blocks), show_progress) as advance:
             for block in blocks:
                 states = engine.forward(block.batch)
                 with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is looked for below

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jina_local.batching import cost, lanes_for, plan
+from jina_local.inference.batching import cost, lanes_for, plan
 from jina_local.spec import Budget, round_up
 
 PADDED = Budget(tokens=2048, texts=256, padded=True, overhead=16, multiple=8)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from convert.reference import hidden_states
-from jina_local import batching
 from jina_local.backends.llama.repack import canary, decide
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
+from jina_local.inference import batching
 from jina_local.spec import TokenBatch
 from jina_local.text.tokenizer import Encoded, pack
 from jina_local.weights.checkpoint import Checkpoint

@@ -32,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from jina_local import batching, load, registry
+from jina_local import load, registry
+from jina_local.inference import batching
 from jina_local.model import Embedder
 from jina_local.spec import RERANK
 from jina_local.text.tokenizer import Encoded, Tokenizer, pack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .spec import Budget, round_up
+from ..spec import Budget, round_up
 
 _UNEVEN = 1.15  # what lanes may lose to an uneven end; one context on all threads loses 5 to 20 % to its barriers
 _RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting

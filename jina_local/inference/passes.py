@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from ..backends import Backend
 from . import batching
-from .backends import Backend
 
 _BAR_AFTER = 2.0  # seconds before a progress bar appears
 

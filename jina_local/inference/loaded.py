@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import backends
-from .backends import Backend
-from .errors import EngineError, ModelDamaged
-from .formats import gguf
-from .spec import NO_TASK, Origin, Weights
-from .text.gguf_vocabulary import tokenizer_json
-from .text.tokenizer import Tokenizer
+from .. import backends
+from ..backends import Backend
+from ..errors import EngineError, ModelDamaged
+from ..formats import gguf
+from ..spec import NO_TASK, Origin, Weights
+from ..text.gguf_vocabulary import tokenizer_json
+from ..text.tokenizer import Tokenizer
 
 _RESIDENT = 2  # merged tasks whose weights stay open; a third closes the one used longest ago
 
