@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import listwise, pairwise, registry, scoring, vectors
+from jina_local import registry
+from jina_local.embedding import vectors
+from jina_local.inference import batching
+from jina_local.reranking import listwise, pairwise, scoring
 from jina_local.spec import EmbeddingSpec, ModelSpec, TokenBatch
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.projector import Projector
@@ -75,7 +78,7 @@ def _texts(specs: Sequence[EmbeddingSpec], tokenizer: Tokenizer) -> list[TokenBa
     batches = []
     for spec, texts in zip(specs, (QUERIES, DOCUMENTS), strict=True):
         encoded = tokenizer.encode(texts, replace(spec, max_tokens=min(spec.max_tokens, _MAX_TOKENS)))
-        batches += [tokenizer.pack(encoded, [i], spec.pooling) for i in range(len(texts))]
+        batches += [batching.pack(encoded, [i], spec.pooling) for i in range(len(texts))]
     return batches
 
 

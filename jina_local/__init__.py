@@ -8,7 +8,7 @@ from .errors import JinaError
 
 if TYPE_CHECKING:
     from .model import Embedder, load
-    from .reranker import Ranked, Reranker
+    from .reranking.reranker import Ranked, Reranker
     from .text import chunks
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(model, name)
     if name in ("Ranked", "Reranker"):
-        from . import reranker
+        from .reranking import reranker
 
         return getattr(reranker, name)
     if name == "chunks":

@@ -6,8 +6,8 @@ import os
 from typing import Literal, overload
 
 from . import registry
-from .embedder import Embedder as Embedder
-from .reranker import Reranker
+from .embedding.embedder import Embedder as Embedder
+from .reranking.reranker import Reranker
 from .store.find import find
 
 # For type checkers: the names by which `load` gives a Reranker. The registry decides; a test holds the two together.

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import ranking, registry, vectors
+from jina_local import registry
 from jina_local.backends.checks import check_task
+from jina_local.embedding import vectors
 from jina_local.errors import EngineError, TextError
-from jina_local.reranker import Ranked, Reranking
+from jina_local.reranking.request import resolve
+from jina_local.reranking.reranker import Ranked, Reranking
 from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, TokenBatch
 
 _NEEDS = {
@@ -211,7 +213,7 @@ class FakeReranker:
             "overlap_tokens": overlap_tokens, "window": window, "show_progress": show_progress,
             "deterministic": deterministic,
         }  # fmt: skip
-        request = ranking.resolve(
+        request = resolve(
             self.spec, query, documents, top_n=top_n, instruction=instruction, max_doc_length=max_doc_length,
             max_query_length=max_query_length, return_embeddings=return_embeddings, block_size=block_size,
             max_length=max_length, overlap_tokens=overlap_tokens, window=window,

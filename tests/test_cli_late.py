@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import cli, late_chunking, registry
+from jina_local import cli, registry
+from jina_local.embedding import late_chunking
 from jina_local.errors import TextError, UsageError
 from jina_local.spec import Embedded
 

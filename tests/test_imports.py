@@ -22,27 +22,15 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "weights": ({"errors", "formats", "spec"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
     "text": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
-    "vectors": ({"errors", "spec"}, {"numpy"}),
+    "embedding": ({"backends", "errors", "inference", "registry", "spec", "text"}, {"numpy"}),
     "backends": ({"errors", "formats", "inference", "spec", "weights"}, {"llama_cpp", "mlx", "numpy"}),
     "model_files": ({"backends", "errors", "formats", "registry", "spec", "store", "weights"}, set()),
     "store": (
         {"backends", "errors", "formats", "model_files", "registry", "spec", "weights"},
         {"huggingface_hub", "tqdm"},
     ),
-    "scoring": (set(), {"numpy"}),
-    "listwise": ({"errors", "spec", "text"}, {"numpy"}),
-    "pairwise": ({"errors", "spec", "text"}, {"numpy"}),
-    "ranking": ({"errors", "spec", "text"}, set()),
-    "reranker": (
-        {"backends", "errors", "inference", "listwise", "pairwise", "ranking", "scoring", "spec", "weights"},
-        {"numpy"},
-    ),
-    "late_chunking": ({"backends", "errors", "inference", "registry", "spec", "text", "vectors"}, {"numpy"}),
-    "embedder": (
-        {"backends", "errors", "inference", "late_chunking", "registry", "spec", "text", "vectors"},
-        {"numpy"},
-    ),
-    "model": ({"embedder", "registry", "reranker", "store"}, set()),
+    "reranking": ({"backends", "errors", "inference", "spec", "text", "weights"}, {"numpy"}),
+    "model": ({"embedding", "registry", "reranking", "store"}, set()),
     "doctor": ({"backends", "errors", "registry", "spec", "store"}, {"llama_cpp", "mlx", "numpy"}),
     "console": ({"errors"}, {"tqdm"}),
     "terminal": (set(), set()),
@@ -53,12 +41,12 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
             "backends",
             "console",
             "doctor",
+            "embedding",
             "errors",
-            "late_chunking",
             "model",
             "readers",
             "registry",
-            "reranker",
+            "reranking",
             "spec",
             "store",
             "terminal",
@@ -67,12 +55,15 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
         {"numpy"},
     ),
     "cli": ({"commands", "console", "errors", "registry"}, set()),
-    "__init__": ({"errors", "model", "reranker", "text"}, set()),
+    "__init__": ({"errors", "model", "reranking", "text"}, set()),
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"console", "errors", "formats", "registry", "spec", "store", "text", "weights"}
-CONVERT_MORE = {"verify": {"model", "backends", "resident"}, "cases": {"listwise", "pairwise", "scoring", "vectors"}}
+CONVERT_MORE = {
+    "verify": {"model", "backends", "inference"},
+    "cases": {"inference", "embedding", "reranking"},
+}
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 

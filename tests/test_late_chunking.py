@@ -9,7 +9,7 @@ import pytest
 
 from convert import reference
 from jina_local import backends, load, registry
-from jina_local.embedder import Embedder
+from jina_local.embedding.embedder import Embedder
 from jina_local.errors import NonFiniteError, TextError, UsageError
 from jina_local.spec import TokenBatch, Weights
 from jina_local.text import chunks

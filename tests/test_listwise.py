@@ -10,9 +10,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jina_local import listwise
 from jina_local.errors import ModelDamaged
-from jina_local.listwise import Part, Prompter, blocks, clean, first_block, prompt, shorten
+from jina_local.reranking import listwise
+from jina_local.reranking.listwise import Part, Prompter, blocks, clean, first_block, prompt, shorten
 from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 

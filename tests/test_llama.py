@@ -15,8 +15,9 @@ from convert.reference import hidden_states
 from jina_local.backends.llama.repack import canary, decide
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
 from jina_local.inference import batching
+from jina_local.inference.batching import pack
 from jina_local.spec import TokenBatch
-from jina_local.text.tokenizer import Encoded, pack
+from jina_local.text.tokenizer import Encoded
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made
 from tests.oracle import cosines
@@ -225,7 +226,8 @@ def test_unknown_devices_are_refused(kind):
 
 def test_the_library_says_nothing_on_either_stream(kind):
     script = (
-        "import numpy as np; from pathlib import Path; from jina_local.backends.llama.backend import LlamaBackend as B;"
+        "import numpy as np; from pathlib import Path;"
+        "from jina_local.backends.llama.backend import LlamaBackend as B;"
         "from jina_local.spec import TokenBatch as T; a = lambda *x: np.array(x, np.int32);"
         f"b = B(Path({str(made.gguf_file(kind, 'Q8_0'))!r})); b.forward(T(a(1, 2, 3), a(0, 3), a(2), a(0)))"
     )

@@ -13,8 +13,8 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 from jina_local import load
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.formats.gguf import read_header
+from jina_local.inference.batching import pack
 from jina_local.store import find
-from jina_local.text.tokenizer import pack
 from jina_local.weights import architecture
 from jina_local.weights.adapters.gguf_file import BASE_KEY
 from tests import made, tiny

@@ -17,8 +17,9 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 from convert.reference import hidden_states, logits
 from jina_local.backends.llama.repack import canary
 from jina_local.errors import EngineError, ModelDamaged
+from jina_local.inference.batching import pack
 from jina_local.spec import NO_TASK, TokenBatch
-from jina_local.text.tokenizer import Encoded, pack
+from jina_local.text.tokenizer import Encoded
 from jina_local.weights import tensor_names
 from jina_local.weights.architecture import POSITION_OFFSET, Architecture
 from tests import made

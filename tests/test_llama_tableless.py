@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
 from jina_local.errors import EngineError
+from jina_local.inference.batching import pack
 from jina_local.spec import NO_TASK
-from jina_local.text.tokenizer import pack
 from tests import made, tiny
 from tests.test_llama import backend
 from tests.test_llama_family import CROSS, V3, at, files, texts, write

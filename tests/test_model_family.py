@@ -11,9 +11,9 @@ import pytest
 
 import jina_local
 from jina_local import backends, load, model, registry
-from jina_local.embedder import Embedder
+from jina_local.embedding.embedder import Embedder
 from jina_local.errors import UsageError
-from jina_local.reranker import Ranked, Reranker
+from jina_local.reranking.reranker import Ranked, Reranker
 from jina_local.spec import Weights
 from tests import made, tiny, tiny_family
 from tests.conftest import FakeBackend

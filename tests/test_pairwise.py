@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jina_local.errors import ModelDamaged, UsageError
-from jina_local.pairwise import longest_first, truncated, windowed, windows
+from jina_local.reranking.pairwise import longest_first, truncated, windowed, windows
 from jina_local.text.tokenizer import PairTemplate, Tokenizer
 from tests import tiny
 

@@ -10,9 +10,10 @@ import pytest
 
 from convert.reference import hidden_states, logits
 from jina_local import backends, load
+from jina_local.inference.batching import pack
 from jina_local.spec import RERANK, TokenBatch
 from jina_local.store import find
-from jina_local.text.tokenizer import Encoded, pack
+from jina_local.text.tokenizer import Encoded
 from jina_local.weights import projector
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny_family

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jina_local.reranker import Reranker
+from jina_local.reranking.reranker import Reranker
 from jina_local.store import find
 from tests import made
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from jina_local import backends, registry
 from jina_local.errors import EngineError, ModelDamaged, NonFiniteError, TextError, UsageError
 from jina_local.formats import safetensors
-from jina_local.listwise import Prompter, prompt
-from jina_local.reranker import Ranked, Reranker
+from jina_local.reranking.listwise import Prompter, prompt
+from jina_local.reranking.reranker import Ranked, Reranker
 from jina_local.spec import RERANK, Budget, Weights
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.projector import Projector

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from jina_local import load as load_model
-from jina_local.reranker import Ranked, Reranker
+from jina_local.reranking.reranker import Ranked, Reranker
 from tests import made
 from tests.test_reranker import DOCUMENTS, KINDS, QUERY
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from jina_local import scoring
+from jina_local.reranking import scoring
 
 
 def test_sigmoid_is_right_where_exp_overflows_and_keeps_nan():

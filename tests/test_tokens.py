@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jina_local import registry
 from jina_local.errors import ModelDamaged, TextError, UsageError
-from jina_local.text.tokenizer import Tokenizer, pack
+from jina_local.inference.batching import pack
+from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 
 needs_shared = pytest.mark.skipif(not tiny.SHARED.exists(), reason=f"the test data is not at {tiny.SHARED}")

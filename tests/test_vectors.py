@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jina_local import registry, vectors
+from jina_local import registry
+from jina_local.embedding import vectors
 from jina_local.errors import UsageError
 
 MODEL = registry.lookup("v5-nano").spec

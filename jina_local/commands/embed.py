@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_late(name: str, args: argparse.Namespace) -> None:
     """What can be refused of --late-chunking before a model is looked for."""
-    from .. import late_chunking
+    from ..embedding import late_chunking
 
     if args.overflow == "truncate":
         raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
@@ -123,7 +123,7 @@ def _check_late(name: str, args: argparse.Namespace) -> None:
 
 
 def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen: str, stdout: BinaryIO) -> _Tally:
-    from .. import late_chunking
+    from ..embedding import late_chunking
 
     request: dict[str, Any] = {
         "task": args.task,

@@ -17,7 +17,7 @@ from ..readers import Item, Source
 from . import inputs, loading
 
 if TYPE_CHECKING:
-    from ..reranker import Ranked, Reranker, Reranking
+    from ..reranking.reranker import Ranked, Reranker, Reranking
 
 SUMMARY = "put documents in the order in which they answer a query"
 FORMATS = ("table", "json", "jsonl")

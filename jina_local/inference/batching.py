@@ -1,10 +1,14 @@
-"""Which texts share a forward pass: `plan(lengths, budget)` -> groups of indices. Integers only."""
+"""Which texts share a forward pass, and the pass itself: lengths -> groups; the ids of a group -> TokenBatch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..spec import Budget, round_up
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec import Budget, TokenBatch, round_up
+from ..text.tokenizer import Encoded
 
 _UNEVEN = 1.15  # what lanes may lose to an uneven end; one context on all threads loses 5 to 20 % to its barriers
 _RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting
@@ -43,6 +47,33 @@ def lanes_for(loads: Sequence[int], most: int) -> int:
     for load in loads:
         ends[ends.index(min(ends))] += load
     return len(ends) if max(ends) * len(ends) <= _UNEVEN * sum(loads) else 1
+
+
+def pack(encoded: Encoded, group: Sequence[int], pooling: str) -> TokenBatch:
+    """The texts of one group as a pass, with the rows that their pooling reads."""
+    return lay_out([encoded.ids[i] for i in group], pooling)
+
+
+def lay_out(texts: Sequence[NDArray[np.int32]], wanted: str | Sequence[NDArray[np.int32]]) -> TokenBatch:
+    """Texts, each (n_tokens,) ids, end to end as one pass. Every TokenBatch of the runtime is built here.
+
+    wanted: "last" or "first" asks for that token's row of each text, "mean" for all rows; or, for each text, the
+    positions in it whose rows are wanted, ascending.
+    """
+    lengths = np.array([len(ids) for ids in texts], np.int32)
+    starts = np.zeros(len(texts) + 1, np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    owner = np.arange(len(texts), dtype=np.int32)
+    if wanted == "mean":
+        rows, owner = np.arange(starts[-1], dtype=np.int32), np.repeat(owner, lengths)
+    elif wanted == "last":
+        rows = starts[1:] - 1
+    elif wanted == "first":
+        rows = starts[:-1].copy()
+    else:
+        rows = np.concatenate([start + at for start, at in zip(starts[:-1], wanted, strict=True)]).astype(np.int32)
+        owner = np.repeat(owner, [len(at) for at in wanted])
+    return TokenBatch(np.concatenate(texts), starts, rows, owner)
 
 
 def _packed(order: list[int], lengths: Sequence[int], budget: Budget) -> list[list[int]]:

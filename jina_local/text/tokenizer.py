@@ -1,4 +1,4 @@
-"""text -> ids: prompt, special tokens, truncation that keeps the closing token, counts; packs a TokenBatch.
+"""text -> ids: prompt, special tokens, truncation that keeps the closing token, counts.
 
 What is put before and after a text is read off the model's own tokenizer.json, never written here.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelDamaged, TextError, UsageError
 from ..formats.files import open_regular
-from ..spec import EmbeddingSpec, TokenBatch
+from ..spec import EmbeddingSpec
 
 # A text is cut to this many characters a token before it is tokenised, so that a 10 MB line costs what the
 # model's limit costs; the cut is widened until the tokens that are kept lie well before it.
@@ -200,19 +200,6 @@ class Tokenizer:
             if len(encoding) > room and encoding.offsets[room][1] <= chars * _SETTLED:
                 return list(encoding.ids[: room + 1])
             chars *= 2
-
-
-def pack(encoded: Encoded, group: Sequence[int], pooling: str) -> TokenBatch:
-    """Lay the texts of one group end to end and mark the rows that their pooling reads."""
-    lengths = np.array([len(encoded.ids[i]) for i in group], np.int32)
-    starts = np.zeros(len(group) + 1, np.int32)
-    np.cumsum(lengths, out=starts[1:])
-    texts = np.arange(len(group), dtype=np.int32)
-    if pooling == "mean":
-        rows, owner = np.arange(starts[-1], dtype=np.int32), np.repeat(texts, lengths)
-    else:
-        rows, owner = (starts[1:] - 1 if pooling == "last" else starts[:-1].copy()), texts
-    return TokenBatch(np.concatenate([encoded.ids[i] for i in group]), starts, rows, owner)
 
 
 def _find(whole: list[int], part: list[int], start: int) -> int:

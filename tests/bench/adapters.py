@@ -23,9 +23,10 @@ import numpy as np
 
 from jina_local import backends
 from jina_local.backends import Backend
+from jina_local.inference.batching import pack
 from jina_local.spec import TokenBatch, Weights
 from jina_local.store import find
-from jina_local.text.tokenizer import Encoded, pack
+from jina_local.text.tokenizer import Encoded
 
 CASES = {"4 texts of 64 tokens": [64] * 4, "1 text of 128": [128], "1 text of 12": [12]}
 _MEMORY = """

@@ -15,8 +15,8 @@ import numpy as np
 import tokenizers
 
 from jina_local import Embedder, load, registry
-from jina_local.listwise import prompt
-from jina_local.reranker import Reranker
+from jina_local.reranking.listwise import prompt
+from jina_local.reranking.reranker import Reranker
 from tests.oracle import Oracle
 
 QUERY = 12  # tokens

@@ -34,9 +34,10 @@ import tokenizers
 
 from jina_local import load, registry
 from jina_local.inference import batching
+from jina_local.inference.batching import pack
 from jina_local.model import Embedder
 from jina_local.spec import RERANK
-from jina_local.text.tokenizer import Encoded, Tokenizer, pack
+from jina_local.text.tokenizer import Encoded, Tokenizer
 from tests import tiny
 
 from . import family

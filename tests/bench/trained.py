@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_local import load, registry, vectors
+from jina_local import load, registry
+from jina_local.embedding import vectors
 from jina_local.model import Embedder
 
 from . import datasets, measure, metrics

@@ -33,7 +33,9 @@ from ...weights import architecture
 from ...weights.architecture import Architecture
 from ..checks import check, check_classified, check_task
 from ..machine import physical_cores
-from . import adapters, tableless
+from . import tableless
+from .adapters import Adapters
+from .adapters import check as check_adapters
 from .context import Lane, Loaded
 from .library import Library, forget_words, last_words, library
 from .repack import use_extra_buffers
@@ -71,7 +73,7 @@ class LlamaBackend:
         self.arch = _complete(header)
         self.hidden, self.vocab = self.arch.width, self.arch.vocab
         adapters = adapters or {}
-        adapters.check(adapters, header, self.arch)
+        check_adapters(adapters, header, self.arch)
         self._lib = library()
         self.device = _device(self._lib, device)
         self.threads = threads or physical_cores()
@@ -97,7 +99,7 @@ class LlamaBackend:
         self._models = [model]
         self._finalizer = weakref.finalize(self, _free, self._lib, self._models, self._opened)
         try:
-            beside = adapters.Adapters(self._lib, model, adapters)
+            beside = Adapters(self._lib, model, adapters)
         except ModelDamaged:
             self.close()
             raise
@@ -159,7 +161,7 @@ class LlamaBackend:
                     one_row = replace(self.arch, vocab=1)
                     model = _load(self._lib, copy, one_row, self.device, self._extra_buffers, mapped=False)
                 self._models.append(model)
-                beside = adapters.Adapters(self._lib, model, self._adapter_files)
+                beside = Adapters(self._lib, model, self._adapter_files)
                 self._tableless = replace(self._loaded, model=model, adapters=beside, embeddings=table.rows)
             return self._tableless
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import listwise, pairwise, ranking, scoring
-from .backends import Backend
-from .errors import ModelDamaged, NonFiniteError, UsageError
-from .inference import passes
-from .inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
-from .ranking import Request
-from .spec import RERANK, ModelSpec, Weights
-from .weights import projector
-from .weights.projector import Projector
+from ..backends import Backend
+from ..errors import ModelDamaged, NonFiniteError, UsageError
+from ..inference import passes
+from ..inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
+from ..spec import RERANK, ModelSpec, Weights
+from ..weights import projector
+from ..weights.projector import Projector
+from . import listwise, pairwise, scoring
+from .request import Request, resolve
 
 _log = logging.getLogger("jina_local")
 
@@ -152,7 +152,7 @@ class Reranker:
         deterministic: bool = False,
     ) -> Reranking:
         """As `rerank`, with what was cut, what it cost, and which documents have no score; logs nothing."""
-        request = ranking.resolve(
+        request = resolve(
             self.spec,
             query,
             documents,

@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import late_chunking, registry, vectors
-from .backends import Backend
-from .errors import NonFiniteError, UsageError
-from .inference import passes
-from .inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
-from .spec import Embedded, EmbeddingSpec, ModelSpec, Weights
-from .text import chunks as spans_of
-from .text import tokenizer
-from .text.chunks import Span
-from .text.tokenizer import Encoded, checked
+from .. import registry
+from ..backends import Backend
+from ..errors import NonFiniteError, UsageError
+from ..inference import batching, passes
+from ..inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
+from ..spec import Embedded, EmbeddingSpec, ModelSpec, Weights
+from ..text import chunks as spans_of
+from ..text.chunks import Span
+from ..text.tokenizer import Encoded, checked
+from . import late_chunking, vectors
 
 _log = logging.getLogger("jina_local")
 
@@ -303,7 +303,7 @@ def _run(
     pooled = np.empty((len(lengths), engine.hidden), np.float32)
 
     def one_pass(group: list[int], sharers: int) -> None:
-        batch = tokenizer.pack(encoded, group, spec.pooling)
+        batch = batching.pack(encoded, group, spec.pooling)
         pooled[group] = vectors.pool(engine.forward(batch, sharers, adapter), batch.owner, len(group), spec.pooling)
 
     passes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import registry, vectors
-from .backends import Backend
-from .errors import TextError, UsageError
-from .inference import passes
-from .spec import EmbeddingSpec, ModelSpec, TokenBatch
-from .text import chunks
-from .text.chunks import Span, Window
-from .text.tokenizer import Tokenizer, checked
+from .. import registry
+from ..backends import Backend
+from ..errors import TextError, UsageError
+from ..inference import batching, passes
+from ..spec import EmbeddingSpec, ModelSpec
+from ..text import chunks
+from ..text.chunks import Span, Window
+from ..text.tokenizer import Tokenizer, checked
+from . import vectors
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,7 @@ def run(
             for start, end in zip(one.starts, one.ends, strict=True):
                 wanted[start:end] = True
             rows = np.flatnonzero(wanted).astype(np.int32)
-            batch = TokenBatch(one.ids, np.array([0, len(one.ids)], np.int32), rows, np.zeros_like(rows))
-            states = engine.forward(batch, 1, adapter)
+            states = engine.forward(batching.lay_out([one.ids], [rows]), 1, adapter)
             # A chunk's tokens are all wanted, so their rows follow each other.
             sums[one.owner] += vectors.sums(
                 states, np.searchsorted(rows, one.starts), np.searchsorted(rows, one.ends)

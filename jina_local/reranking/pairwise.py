@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .spec import TokenBatch
-from .text.tokenizer import PairTemplate, Tokenizer
+from ..errors import UsageError
+from ..inference.batching import lay_out
+from ..spec import TokenBatch
+from ..text.tokenizer import PairTemplate, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class Pairs:
 
     def batch(self, group: Sequence[int]) -> TokenBatch:
         """The pairs of a group end to end; the first token of each is read."""
-        starts = np.zeros(len(group) + 1, np.int32)
-        np.cumsum([len(self.ids[i]) for i in group], out=starts[1:])
-        texts = np.arange(len(group), dtype=np.int32)
-        return TokenBatch(np.concatenate([self.ids[i] for i in group]), starts, starts[:-1].copy(), texts)
+        return lay_out([self.ids[i] for i in group], "first")
 
 
 def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:

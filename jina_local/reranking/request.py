@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import TextError, UsageError
-from .spec import ModelSpec
-from .text.tokenizer import checked
+from ..errors import TextError, UsageError
+from ..spec import ModelSpec
+from ..text.tokenizer import checked
 
 # The published defaults. Where a model has a shorter context, the parts of what it reads shrink with it.
 _DOC_LENGTH, _QUERY_LENGTH, _PAIR_LENGTH, _OVERLAP = 2048, 512, 1024, 80

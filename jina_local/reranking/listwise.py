@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import ModelDamaged
-from .spec import MARKS, TokenBatch
-from .text.tokenizer import Tokenizer
+from ..errors import ModelDamaged
+from ..inference.batching import lay_out
+from ..spec import MARKS, TokenBatch
+from ..text.tokenizer import Tokenizer
 
 DOCUMENT_MARK, QUERY_MARK = MARKS
 
@@ -114,8 +115,7 @@ class Prompter:
                 f"{self.tokenizer.where}: does not keep {DOCUMENT_MARK} and {QUERY_MARK} whole, so the rows of "
                 f"{len(documents)} documents cannot be found. Take the tokenizer.json of the published repository."
             )
-        starts = np.array([0, len(ids)], np.int32)
-        return TokenBatch(ids, starts, rows, np.zeros(len(rows), np.int32))
+        return lay_out([ids], [rows])
 
     def overhead(self, instruction: str | None = None) -> int:
         """Tokens of a block of one document beside that document and the two queries."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .spec import EmbeddingSpec
+from ..errors import UsageError
+from ..spec import EmbeddingSpec
 
 # int8 and uint8: components of a unit vector of width d have the size of 1/sqrt(d); the range is fixed at
 # RANGE/sqrt(d) either side of zero and what lies outside is clipped. Never taken from the batch: the same

@@ -1,0 +1,1 @@
+"""Texts -> vectors: request, what is fed, passes, answer."""
