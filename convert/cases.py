@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import registry
 from jina_local.embedding import vectors
+from jina_local.embedding.request import resolve
 from jina_local.inference import batching
 from jina_local.reranking import listwise, pairwise, scoring
 from jina_local.spec import EmbeddingSpec, ModelSpec, TokenBatch
@@ -68,9 +68,9 @@ def of(model: ModelSpec, task: str) -> Cases:
     if model.scoring == "pairwise":
         return Cases(lambda tokenizer: _pairs(model, tokenizer), _logits, _pairwise_scores, directed=False)
     if model.default_prompt is None:
-        specs = [registry.resolve(model, task=task)] * 2
+        specs = [resolve(model, task=task)] * 2
     else:
-        specs = [registry.resolve(model, task=task, prompt_name=name) for name in ("query", "document")]
+        specs = [resolve(model, task=task, prompt_name=name) for name in ("query", "document")]
     return Cases(lambda tokenizer: _texts(specs, tokenizer), _pooled(model.pooling), _cosines, directed=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_local import registry
+from jina_local.embedding.request import resolve
 from jina_local.errors import EngineError, UsageError
 from jina_local.spec import EmbeddingSpec, ModelSpec
 from jina_local.text.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def encode(texts: list[str], tokenizer: Tokenizer, model: ModelSpec, task: str) 
     if model.scoring:
         spec = EmbeddingSpec(model.name, task, "", model.pooling, longest, "truncate", 0, False, "float32")
     else:
-        spec = registry.resolve(model, task=task, max_length=longest)
+        spec = resolve(model, task=task, max_length=longest)
     return tokenizer.encode(texts, spec).ids
 
 

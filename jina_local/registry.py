@@ -1,4 +1,4 @@
-"""The models as rows of facts, and `resolve`: a caller's words -> one EmbeddingSpec, or an error."""
+"""The models as rows of facts: names, tasks, prompts, repositories, licences."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .errors import ModelDamaged, UsageError
-from .spec import NO_TASK, RERANK, EmbeddingSpec, ModelSpec
+from .spec import NO_TASK, RERANK, ModelSpec
 
 DEFAULT_MODEL = "jina-embeddings-v5-text-nano"
 DEFAULT_RERANKER = "jina-reranker-v3"
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
-OVERFLOWS = ("truncate", "error")
 
 _V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
 _V5_PROMPTS = {"query": "Query: ", "document": "Document: "}
@@ -214,7 +212,7 @@ def lookup(name: str) -> Published:
     if wanted in _NOT_HERE:
         raise UsageError(f"{name} cannot be run here: {_NOT_HERE[wanted]}.")
     raise UsageError(
-        f"unknown model {name!r}{_near(wanted, [n for r in PUBLISHED for n in (r.spec.name, *r.aliases)])}. "
+        f"unknown model {name!r}{near_match(wanted, [n for r in PUBLISHED for n in (r.spec.name, *r.aliases)])}. "
         f"Known: {', '.join(names())}. A folder or a .gguf file can be given by its path."
     )
 
@@ -224,7 +222,7 @@ def check_tasks(tasks: Iterable[str]) -> None:
     known = list(dict.fromkeys(word for row in PUBLISHED for word in (*row.spec.tasks, *row.spec.task_words)))
     for task in tasks:
         if task not in known:
-            raise UsageError(f"unknown task {task!r}{_near(task, known)}. Known: {', '.join(known)}.")
+            raise UsageError(f"unknown task {task!r}{near_match(task, known)}. Known: {', '.join(known)}.")
 
 
 def spelled_out(row: Published, words: Iterable[str]) -> tuple[str, ...]:
@@ -270,109 +268,6 @@ def identify(*, architecture: str, rope_theta: float) -> Published:
     )
 
 
-def resolve(
-    model: ModelSpec,
-    *,
-    task: str | None = None,
-    prompt_name: str | None = None,
-    truncate_dim: int | None = None,
-    max_length: int | None = None,
-    normalize: bool = True,
-    precision: str = "float32",
-    overflow: str = "truncate",
-) -> EmbeddingSpec:
-    """Decide one request. Every argument is honoured or refused with UsageError; nothing is guessed."""
-    if model.scoring:
-        raise UsageError(f"{model.name} ranks documents and has no vectors for texts. Use rerank, or another model.")
-    chosen, prefix = _task(model, task, prompt_name)
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"unknown precision {precision!r}{_near(precision, PRECISIONS)}. Possible: {', '.join(PRECISIONS)}."
-        )
-    if precision in ("int8", "uint8") and not normalize:
-        raise UsageError(
-            f"precision {precision!r} has fixed ranges for unit vectors and cannot be had with normalize=False. "
-            "Leave normalize on, or ask for precision 'float32'."
-        )
-    if overflow not in OVERFLOWS:
-        raise UsageError(f"unknown overflow {overflow!r}. Possible: {', '.join(OVERFLOWS)}.")
-    return EmbeddingSpec(
-        model=model.name,
-        task=chosen,
-        prefix=prefix,
-        pooling=model.pooling,
-        max_tokens=_length(model, max_length),
-        overflow=overflow,
-        dim=_dim(model, truncate_dim, precision),
-        normalize=normalize,
-        precision=precision,
-    )
-
-
-def _task(model: ModelSpec, task: str | None, prompt_name: str | None) -> tuple[str, str]:
-    """(task, text put before every input) for the caller's words."""
-    own_prompts = model.default_prompt is None
-    asked = task if task is not None else model.default_task
-    if asked is None and own_prompts and prompt_name is not None:
-        # A prompt that only one word has says which is meant: "query" is retrieval's.
-        asked = next((word for word, by in model.task_words.items() if prompt_name in by), None)
-    if asked is None:
-        without = f" ({NO_TASK!r}: the base without an adapter)" if NO_TASK in model.tasks else ""
-        raise UsageError(f"{model.name} needs a task: one of {', '.join(model.tasks)}{without}.")
-    by_prompt = model.task_words.get(asked)
-    chosen = by_prompt.get(prompt_name or "", "") if by_prompt else asked
-    possible = (*model.tasks, *model.task_words)
-    if asked not in possible or (chosen and chosen not in model.tasks):
-        raise UsageError(f"unknown task {asked!r}{_near(asked, possible)}. {_holds(model)}")
-    if own_prompts:
-        # What says the same twice is harmless: retrieval.query with the prompt "query", or with its own name.
-        fits = {"", chosen} | {name for by in model.task_words.values() for name, to in by.items() if to == chosen}
-        if not chosen or (prompt_name or "") not in fits:
-            names = [name for name in by_prompt if name] if by_prompt else sorted(fits - {""})
-            raise UsageError(
-                f"prompt_name {prompt_name!r} does not go with task {asked!r} of {model.name}, whose prompt follows "
-                f"from the task. Possible: {', '.join(names) or 'none'}."
-            )
-        return chosen, model.prompts[chosen]
-    prompt = prompt_name if prompt_name is not None else str(model.default_prompt)
-    if prompt not in model.prompts:
-        raise UsageError(
-            f"unknown prompt_name {prompt!r}{_near(prompt, model.prompts)}. "
-            f"{model.name} has: {', '.join(model.prompts)}."
-        )
-    return chosen, model.prompts[prompt]
-
-
-def _dim(model: ModelSpec, truncate_dim: int | None, precision: str) -> int:
-    if truncate_dim is None:
-        dim = model.dims[-1]
-    elif isinstance(truncate_dim, bool) or not isinstance(truncate_dim, int) or truncate_dim not in model.dims:
-        raise UsageError(
-            f"truncate_dim {truncate_dim!r} is not a trained width of {model.name}. "
-            f"Possible: {', '.join(map(str, model.dims))}."
-        )
-    else:
-        dim = truncate_dim
-    if precision in ("binary", "ubinary") and dim % 8:
-        raise UsageError(f"precision {precision!r} packs 8 dimensions a byte and {dim} is not a multiple of 8.")
-    return dim
-
-
-def _length(model: ModelSpec, max_length: int | None) -> int:
-    if max_length is None:
-        return model.max_tokens
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or not 1 <= max_length <= model.max_tokens:
-        raise UsageError(
-            f"max_length {max_length!r} is out of range: {model.name} takes 1 to {model.max_tokens} tokens."
-        )
-    return max_length
-
-
-def _holds(model: ModelSpec) -> str:
-    where = f" as found in {model.origin.path}" if model.origin else ""
-    return f"{model.name}{where} has: {', '.join(model.tasks)}."
-
-
-def _near(given: str, known: Iterable[str]) -> str:
+def near_match(given: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(given, list(known), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""

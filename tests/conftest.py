@@ -16,8 +16,9 @@ import pytest
 from jina_local import registry
 from jina_local.backends.checks import check_task
 from jina_local.embedding import vectors
+from jina_local.embedding.request import resolve
 from jina_local.errors import EngineError, TextError
-from jina_local.reranking.request import resolve
+from jina_local.reranking.request import resolve as resolve_ranking
 from jina_local.reranking.reranker import Ranked, Reranking
 from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, TokenBatch
 
@@ -139,7 +140,7 @@ class FakeEmbedder:
     ) -> Embedded:
         """As Embedder.embed."""
         self.calls.append(len(texts))
-        spec = registry.resolve(
+        spec = resolve(
             self.spec, task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
             normalize=normalize, precision=precision, overflow=overflow,
         )  # fmt: skip
@@ -213,7 +214,7 @@ class FakeReranker:
             "overlap_tokens": overlap_tokens, "window": window, "show_progress": show_progress,
             "deterministic": deterministic,
         }  # fmt: skip
-        request = resolve(
+        request = resolve_ranking(
             self.spec, query, documents, top_n=top_n, instruction=instruction, max_doc_length=max_doc_length,
             max_query_length=max_query_length, return_embeddings=return_embeddings, block_size=block_size,
             max_length=max_length, overlap_tokens=overlap_tokens, window=window,

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from jina_local import cli, registry
-from jina_local.embedding import late_chunking
 from jina_local.errors import TextError, UsageError
 from jina_local.spec import Embedded
 
@@ -42,8 +41,9 @@ class FakeV3(FakeEmbedder):
         max_length=None, show_progress=None,
     ):  # fmt: skip
         self.asked = {"task": task, "prompt_name": prompt_name, "max_length": max_length}
-        spec = late_chunking.resolve(
-            self.spec, task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
+        spec = resolve(
+            self.spec, late_chunking=True,
+            task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
             normalize=normalize, precision=precision,
         )  # fmt: skip
         for n, text in enumerate(texts):

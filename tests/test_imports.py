@@ -18,7 +18,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "spec": (set(), {"numpy"}),
     "registry": ({"errors", "spec"}, set()),
-    "inference": ({"backends", "errors", "formats", "spec", "text"}, {"tqdm"}),
+    "inference": ({"backends", "errors", "formats", "spec", "text"}, {"numpy", "tqdm"}),
     "weights": ({"errors", "formats", "spec"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
     "text": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
@@ -38,10 +38,10 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "writers": ({"errors", "formats", "spec"}, {"numpy", "pyarrow"}),
     "commands": (
         {
+            "embedding",
             "backends",
             "console",
             "doctor",
-            "embedding",
             "errors",
             "model",
             "readers",
@@ -59,7 +59,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"console", "errors", "formats", "registry", "spec", "store", "text", "weights"}
+CONVERT_MAY = {"embedding", "console", "errors", "formats", "registry", "spec", "store", "text", "weights"}
 CONVERT_MORE = {
     "verify": {"model", "backends", "inference"},
     "cases": {"inference", "embedding", "reranking"},

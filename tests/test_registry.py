@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jina_local import registry
+from jina_local.embedding.request import resolve
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.spec import ModelSpec
 
@@ -31,8 +32,8 @@ def test_unknown_model_names_the_known_ones():
 
 def test_document_is_the_default_prompt_for_every_task():
     for task in NANO.tasks:
-        assert registry.resolve(NANO, task=task).prefix == "Document: "
-        assert registry.resolve(NANO, task=task, prompt_name="query").prefix == "Query: "
+        assert resolve(NANO, task=task).prefix == "Document: "
+        assert resolve(NANO, task=task, prompt_name="query").prefix == "Query: "
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,11 @@ def test_document_is_the_default_prompt_for_every_task():
 )
 def test_refusals(options, message):
     with pytest.raises(UsageError, match=message):
-        registry.resolve(NANO, **options)
+        resolve(NANO, **options)
 
 
 def test_a_request_is_fully_decided():
-    spec = registry.resolve(NANO, task="clustering", truncate_dim=128, precision="binary", max_length=99)
+    spec = resolve(NANO, task="clustering", truncate_dim=128, precision="binary", max_length=99)
     assert (spec.task, spec.dim, spec.precision, spec.max_tokens) == ("clustering", 128, "binary", 99)
     assert spec.space == (NANO.name, "clustering", 128, "binary")
 
@@ -69,7 +70,7 @@ def test_no_default_task_means_the_caller_has_to_say():
     )
     assert spec.default_task is None
     with pytest.raises(UsageError, match="needs a task: one of clustering, classification"):
-        registry.resolve(spec)
+        resolve(spec)
 
 
 def test_narrow_keeps_what_the_files_can_serve():
@@ -133,7 +134,7 @@ def test_published_facts_of_the_family():
     ],
 )
 def test_v3s_words(task, prompt, chosen, prefix):
-    found = registry.resolve(V3, task=task, prompt_name=prompt)
+    found = resolve(V3, task=task, prompt_name=prompt)
     assert (found.task, found.prefix, found.pooling, found.dim) == (chosen, prefix, "mean", 1024)
 
 
@@ -157,7 +158,7 @@ def test_v3s_words(task, prompt, chosen, prefix):
 )
 def test_refusals_of_v3(options, message):
     with pytest.raises(UsageError, match=message):
-        registry.resolve(V3, **options)
+        resolve(V3, **options)
 
 
 def test_a_word_for_a_task_that_the_files_lack_is_refused():
@@ -165,14 +166,14 @@ def test_a_word_for_a_task_that_the_files_lack_is_refused():
         registry.lookup("v3"), hidden=1024, max_positions=8194, tasks=["separation", "retrieval.query"]
     )
     assert (some.tasks, some.default_task, some.max_tokens) == (("retrieval.query", "separation"), None, 8192)
-    assert registry.resolve(some, task="clustering").task == "separation"
-    assert registry.resolve(some, task="retrieval", prompt_name="query").task == "retrieval.query"
+    assert resolve(some, task="clustering").task == "separation"
+    assert resolve(some, task="retrieval", prompt_name="query").task == "retrieval.query"
     with pytest.raises(UsageError, match="unknown task 'retrieval'"):
-        registry.resolve(some, task="retrieval")
+        resolve(some, task="retrieval")
     with pytest.raises(UsageError, match="unknown task 'none'"):
-        registry.resolve(some, task="none")
+        resolve(some, task="none")
     one = registry.narrow(registry.lookup("v3"), hidden=1024, max_positions=8194, tasks=["separation"])
-    assert registry.resolve(one).task == "separation"
+    assert resolve(one).task == "separation"
 
 
 def test_words_are_spelled_out_as_the_models_own_tasks():
@@ -188,7 +189,7 @@ def test_words_are_spelled_out_as_the_models_own_tasks():
 @pytest.mark.parametrize("name", ["reranker-v3", "reranker-v2"])
 def test_a_reranker_has_no_vectors(name):
     with pytest.raises(UsageError, match="ranks documents and has no vectors for texts. Use rerank"):
-        registry.resolve(registry.lookup(name).spec)
+        resolve(registry.lookup(name).spec)
 
 
 def test_every_row_is_known_by_its_architecture_and_rope_base():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jina_local import registry
+from jina_local.embedding.request import resolve
 from jina_local.errors import ModelDamaged, TextError, UsageError
 from jina_local.inference.batching import pack
 from jina_local.text.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from tests import tiny
 
 needs_shared = pytest.mark.skipif(not tiny.SHARED.exists(), reason=f"the test data is not at {tiny.SHARED}")
 MODEL = registry.lookup("v5-nano").spec
-SPEC = registry.resolve(MODEL)
+SPEC = resolve(MODEL)
 BARE = replace(SPEC, prefix="")
 _cache: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]] = {}
 

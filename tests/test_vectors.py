@@ -7,13 +7,14 @@ import pytest
 
 from jina_local import registry
 from jina_local.embedding import vectors
+from jina_local.embedding.request import resolve
 from jina_local.errors import UsageError
 
 MODEL = registry.lookup("v5-nano").spec
 
 
 def spec(**options):
-    return registry.resolve(MODEL, **options)
+    return resolve(MODEL, **options)
 
 
 def random(n=5, width=768, seed=0):

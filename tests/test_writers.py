@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jina_local import registry, writers
+from jina_local.embedding.request import PRECISIONS, resolve
 from jina_local.errors import EngineMissing, OutputError
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.writers import Block
@@ -22,7 +23,7 @@ ROWS = registry.PUBLISHED[1].spec
 
 
 def request(precision="float32", dim=32):
-    return registry.resolve(ROWS, truncate_dim=dim, precision=precision)
+    return resolve(ROWS, truncate_dim=dim, precision=precision)
 
 
 def awkward():
@@ -86,7 +87,7 @@ def values(chosen, data):
 
 
 @pytest.mark.parametrize("chosen", writers.FORMATS)
-@pytest.mark.parametrize("precision", registry.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("target", [io.BytesIO, Pipe])
 def test_every_format_reads_back_equal(chosen, precision, target):
     rows = awkward() if precision == "float32" else codes(precision)

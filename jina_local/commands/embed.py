@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, readers, registry, writers
+from ..embedding.request import OVERFLOWS, PRECISIONS, check_late_chunking, resolve
 from ..errors import TextError, UsageError
 from ..readers import Item, Source
 from ..writers import Block
@@ -63,9 +64,9 @@ def parser(add: Any) -> argparse.ArgumentParser:
     g.add_argument("--late-chunking", action="store_true", help="the texts are the pieces of one document, see below")
     g.add_argument("--truncate-dim", type=int, metavar="N", help="cut to a trained width, then normalise")
     g.add_argument("--max-length", type=int, metavar="TOKENS", help="default: all that the model takes")
-    g.add_argument("--precision", choices=registry.PRECISIONS, default="float32")
+    g.add_argument("--precision", choices=PRECISIONS, default="float32")
     g.add_argument("--no-normalize", action="store_true", help="leave the length of the vectors as it comes")
-    g.add_argument("--overflow", choices=registry.OVERFLOWS, help="a text that is too long (default: truncate)")
+    g.add_argument("--overflow", choices=OVERFLOWS, help="a text that is too long (default: truncate)")
     g.add_argument("--deterministic", action="store_true", help="one text a pass: the same bits in any company")
     g = p.add_argument_group("input and output")
     inputs.add_options(g)
@@ -109,8 +110,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_late(name: str, args: argparse.Namespace) -> None:
     """What can be refused of --late-chunking before a model is looked for."""
-    from ..embedding import late_chunking
-
     if args.overflow == "truncate":
         raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
     if os.path.lexists(name):
@@ -119,12 +118,10 @@ def _check_late(name: str, args: argparse.Namespace) -> None:
         row = registry.lookup(name.partition(":")[0])
     except UsageError:  # no model's name; `load` says what is wrong with it
         return
-    late_chunking.check(row.spec)
+    check_late_chunking(row.spec)
 
 
 def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen: str, stdout: BinaryIO) -> _Tally:
-    from ..embedding import late_chunking
-
     request: dict[str, Any] = {
         "task": args.task,
         "prompt_name": args.prompt_name,
@@ -135,11 +132,11 @@ def _stream(embedder: Embedder, args: argparse.Namespace, source: Source, chosen
     }
     # Refused before anything is read or written.
     if args.late_chunking:
-        spec = late_chunking.resolve(embedder.spec, **request)
+        spec = resolve(embedder.spec, **request, late_chunking=True)
         answers = _joined(embedder, source, request, spec.max_tokens)
     else:
         request["overflow"] = args.overflow or "truncate"
-        spec = registry.resolve(embedder.spec, **request)
+        spec = resolve(embedder.spec, **request)
         answers = _one_by_one(embedder, source, request, args.deterministic)
     tally = _Tally(spec.max_tokens)
     with (

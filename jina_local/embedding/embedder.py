@@ -19,6 +19,7 @@ from ..text import chunks as spans_of
 from ..text.chunks import Span
 from ..text.tokenizer import Encoded, checked
 from . import late_chunking, vectors
+from .request import PRECISIONS, resolve
 
 _log = logging.getLogger("jina_local")
 
@@ -32,7 +33,7 @@ class Embedder:
         self._found = found
         self._tokenizer = open_tokenizer(found)
         asked = task if task is not None else found.model.default_task or found.model.tasks[0]
-        registry.resolve(found.model, task=asked)
+        resolve(found.model, task=asked)
         own = registry.spelled_out(registry.lookup(found.model.name), [asked])
         # Two merged copies of a model would cost more than adapters beside one base.
         merge = own[0] if task is not None and len(own) == 1 else None
@@ -51,7 +52,7 @@ class Embedder:
         max_length: int | None = None,
         normalize: bool = True,
         precision: str = "float32",
-        overflow: str = "truncate",
+        overflow: str | None = None,
         show_progress: bool | None = None,
         deterministic: bool = False,
     ) -> NDArray[np.generic]:
@@ -100,12 +101,12 @@ class Embedder:
         max_length: int | None = None,
         normalize: bool = True,
         precision: str = "float32",
-        overflow: str = "truncate",
+        overflow: str | None = None,
         show_progress: bool | None = None,
         deterministic: bool = False,
     ) -> Embedded:
         """As `encode`, with the token count of every text, which were cut, and which have no usable vector."""
-        spec = registry.resolve(
+        spec = resolve(
             self.spec,
             task=task,
             prompt_name=prompt_name,
@@ -146,8 +147,8 @@ class Embedder:
         self, a: NDArray[np.generic], b: NDArray[np.generic], *, precision: str = "float32"
     ) -> NDArray[np.float32]:
         """Cosine of every row of `a` with every row of `b`: (n_a, n_b) float32. See vectors.similarity."""
-        if precision not in registry.PRECISIONS:
-            raise UsageError(f"unknown precision {precision!r}. Possible: {', '.join(registry.PRECISIONS)}.")
+        if precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {precision!r}. Possible: {', '.join(PRECISIONS)}.")
         return vectors.similarity(np.asarray(a), np.asarray(b), precision)
 
     def tokenize(
@@ -161,7 +162,7 @@ class Embedder:
         """The ids that `encode` would run for each text: prompt, special tokens and truncation applied."""
         if task is None and self.spec.default_prompt is not None:
             task = self.spec.default_task or self.spec.tasks[0]  # the prompt is the same for every task
-        spec = registry.resolve(self.spec, task=task, prompt_name=prompt_name, max_length=max_length)
+        spec = resolve(self.spec, task=task, prompt_name=prompt_name, max_length=max_length)
         return self._tokenizer.encode(_listed(texts), spec).ids
 
     def encode_chunks(
@@ -189,8 +190,9 @@ class Embedder:
         Only for models that take a mean over tokens; others are refused. Raises UsageError, TextError, EngineError,
         NonFiniteError.
         """
-        spec = late_chunking.resolve(
+        spec = resolve(
             self.spec,
+            late_chunking=True,
             task=task,
             prompt_name=prompt_name,
             truncate_dim=truncate_dim,
@@ -250,8 +252,9 @@ class Embedder:
         show_progress: bool | None = None,
     ) -> Embedded:
         """As `encode_joined`, with the token count of every text, and which have no usable vector."""
-        spec = late_chunking.resolve(
+        spec = resolve(
             self.spec,
+            late_chunking=True,
             task=task,
             prompt_name=prompt_name,
             truncate_dim=truncate_dim,

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import registry
 from ..backends import Backend
 from ..errors import TextError, UsageError
 from ..inference import batching, passes
-from ..spec import EmbeddingSpec, ModelSpec
+from ..spec import EmbeddingSpec
 from ..text import chunks
 from ..text.chunks import Span, Window
 from ..text.tokenizer import Tokenizer, checked
@@ -58,46 +57,6 @@ class _Around:
                 "the prompt and the template."
             )
         return room
-
-
-def check(model: ModelSpec) -> None:
-    """Raise UsageError for a model whose vectors are no means over tokens."""
-    if model.late_chunking:
-        return
-    able = [row.spec.name for row in registry.PUBLISHED if row.spec.late_chunking]
-    why = {
-        "last": "its vector is the state of a text's last token, which no other part of the text has",
-        "first": "its vector is the state of a text's first token, which no other part of the text has",
-    }.get(model.pooling, "it was not made for that")
-    raise UsageError(
-        f"{model.name} has no late chunking: {why}. It is for models that take a mean: {', '.join(able)}."
-    )
-
-
-def resolve(
-    model: ModelSpec,
-    *,
-    task: str | None = None,
-    prompt_name: str | None = None,
-    truncate_dim: int | None = None,
-    max_length: int | None = None,
-    normalize: bool = True,
-    precision: str = "float32",
-) -> EmbeddingSpec:
-    """As registry.resolve; where nothing says the task, chunks are documents to be retrieved. Raises UsageError."""
-    check(model)
-    if task is None and model.default_task is None and prompt_name is None:
-        prompt_name = "document"
-    return registry.resolve(
-        model,
-        task=task,
-        prompt_name=prompt_name,
-        truncate_dim=truncate_dim,
-        max_length=max_length,
-        normalize=normalize,
-        precision=precision,
-        overflow="error",
-    )
 
 
 def of_document(

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from jina_local import Embedder, load, registry
+from jina_local import Embedder, load
+from jina_local.embedding.request import resolve
 from jina_local.reranking.listwise import prompt
 from jina_local.reranking.reranker import Reranker
 from tests.oracle import Oracle
@@ -83,7 +84,7 @@ def chunking(
     assert isinstance(model, Embedder)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, CHUNK)) for _ in range(chunks)]
-    spec = registry.resolve(model.spec, task="retrieval.passage")
+    spec = resolve(model.spec, task="retrieval.passage")
     tokens = int(model._tokenizer.encode([" ".join(texts)], spec).counts[0])
     runs: dict[str, Callable[[list[str]], object]] = {
         "late chunking, one pass": lambda parts: model.encode_joined(parts),

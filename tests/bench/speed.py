@@ -32,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from jina_local import load, registry
+from jina_local import load
+from jina_local.embedding.request import resolve
 from jina_local.inference import batching
 from jina_local.inference.batching import pack
 from jina_local.model import Embedder
@@ -166,7 +167,7 @@ def mlx_rival(model: Embedder) -> Run:
     """The same MLX model in the same process: sorted, 32 texts a batch, every row of the last layer computed."""
 
     def run(texts: list[str]) -> object:
-        spec = registry.resolve(model.spec, task="retrieval")
+        spec = resolve(model.spec, task="retrieval")
         encoded: Encoded = model._tokenizer.encode(texts, spec)
         order = np.argsort(encoded.counts, kind="stable").tolist()
         with model._resident.lease("retrieval") as (engine, adapter):
@@ -305,7 +306,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
     vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
     texts = texts_of(mix(args.texts), vocabulary)
-    counts = tokenizer.encode(texts, registry.resolve(model.spec, task="retrieval")).counts.tolist()
+    counts = tokenizer.encode(texts, resolve(model.spec, task="retrieval")).counts.tolist()
     runs: dict[str, Run] = {"jina_local": lambda t: model.encode(t)}
     if args.mlx:
         runs["the same in sorted batches of 32"] = mlx_rival(model)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_local import load, registry
+from jina_local import load
 from jina_local.embedding import vectors
+from jina_local.embedding.request import resolve
 from jina_local.model import Embedder
 
 from . import datasets, measure, metrics
@@ -193,7 +194,7 @@ def finished(model: Embedder, wanted: Sample, dim: int, precision: str) -> tuple
     """The scores of vectors cut to `dim` and quantised, compared as `Embedder.similarity` compares them."""
 
     def compare(task: str, a: Matrix, b: Matrix) -> Matrix:
-        spec = registry.resolve(model.spec, task=task, truncate_dim=dim, precision=precision)
+        spec = resolve(model.spec, task=task, truncate_dim=dim, precision=precision)
         return model.similarity(vectors.finish(a, spec), vectors.finish(b, spec), precision=precision)
 
     paired = np.diagonal(compare("text-matching", wanted.first, wanted.second))
