@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .errors import JinaError
 
 if TYPE_CHECKING:
-    from .model import Embedder, load
+    from .loading import Embedder, load
     from .reranking.reranker import Ranked, Reranker
     from .text import chunks
 
@@ -18,9 +18,9 @@ __all__ = ["Embedder", "JinaError", "Ranked", "Reranker", "__version__", "chunks
 def __getattr__(name: str) -> object:
     # numpy and tokenizers are only paid for by those who load a model.
     if name in ("load", "Embedder"):
-        from . import model
+        from . import loading
 
-        return getattr(model, name)
+        return getattr(loading, name)
     if name in ("Ranked", "Reranker"):
         from .reranking import reranker
 

@@ -1,6 +1,6 @@
 """`python -m jina_local`: hands over to the command line."""
 
-from .cli import run
+from .cli.main import run
 
 if __name__ == "__main__":
     run()

@@ -260,8 +260,8 @@ def fake_backend() -> Callable[..., FakeBackend]:
 
 @pytest.fixture
 def fake_embedder(monkeypatch: pytest.MonkeyPatch) -> FakeEmbedder:
-    """What `jina_local.model.load` returns while the test runs; `.loaded` has what it was asked for."""
-    from jina_local import model
+    """What `jina_local.loading.load` returns while the test runs; `.loaded` has what it was asked for."""
+    from jina_local import loading
 
     embedder = FakeEmbedder()
 
@@ -269,14 +269,14 @@ def fake_embedder(monkeypatch: pytest.MonkeyPatch) -> FakeEmbedder:
         embedder.loaded = {"name_or_path": name_or_path, **settings}
         return embedder
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     return embedder
 
 
 @pytest.fixture
 def fake_reranker(monkeypatch: pytest.MonkeyPatch) -> FakeReranker:
     """As `fake_embedder`, for a listwise reranker."""
-    from jina_local import model
+    from jina_local import loading
 
     reranker = FakeReranker()
 
@@ -284,7 +284,7 @@ def fake_reranker(monkeypatch: pytest.MonkeyPatch) -> FakeReranker:
         reranker.loaded = {"name_or_path": name_or_path, **settings}
         return reranker
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     return reranker
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jina_local import load, registry
-from jina_local.cli import main
+from jina_local.cli.main import main
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.formats.gguf import read_header
 from jina_local.store import hub, inventory, package

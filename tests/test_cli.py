@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import __version__, cli
+from jina_local import __version__
+from jina_local.cli import main
 from jina_local.errors import (
     UsageError,
 )
-from jina_local.writers import UNUSABLE
+from jina_local.records.writers import UNUSABLE
 
 from .conftest import FakeEmbedder
 
@@ -38,13 +39,13 @@ def piped(monkeypatch, data):
 
 
 def test_help_and_version(capsys):
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("embed", "rerank", "models", "doctor", "examples:"))
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"jina-local {__version__}\n"
     for command in ("embed", "rerank", "models", "doctor"):
-        assert cli.main([command, "--help"]) == 0
+        assert main.main([command, "--help"]) == 0
         out = capsys.readouterr().out
         assert "examples:" in out
         assert f"jina-local {command}" in out
@@ -77,12 +78,12 @@ def test_help_and_version(capsys):
 )
 def test_misuse_says_what_is_possible(argv, message, fake_embedder):
     with pytest.raises(UsageError, match=re.compile(message, re.S)):
-        cli.main(argv)
+        main.main(argv)
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys; from jina_local import cli; cli.main(['--help']); cli.main(['embed', '--help']);"
+        "import sys; from jina_local.cli import main as cli; cli.main(['--help']); cli.main(['embed', '--help']);"
         "bad = {'numpy', 'tokenizers', 'mlx', 'llama_cpp', 'tqdm', 'huggingface_hub', 'pyarrow', 'socket', 'ssl'}"
         " & set(sys.modules); sys.exit(f'imported: {bad}' if bad else 0)"
     )
@@ -96,19 +97,19 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 def test_texts_of_the_command_line(fake_embedder, capfdbinary):
-    assert cli.main(["embed", "one", "--task", "clustering", "two", "--prompt-name", "query"]) == 0
+    assert main.main(["embed", "one", "--task", "clustering", "two", "--prompt-name", "query"]) == 0
     out = capfdbinary.readouterr()
     assert np.array_equal(rows(out.out), expected(["one", "two"], task="clustering", prompt_name="query"))
     assert out.err == b""
     assert fake_embedder.closed
-    assert cli.main(["embed", "--", "--task", "-x"]) == 0
+    assert main.main(["embed", "--", "--task", "-x"]) == 0
     assert np.array_equal(rows(capfdbinary.readouterr().out), expected(["--task", "-x"]))
 
 
 def test_every_option_reaches_the_model(fake_embedder, capfdbinary):
     options = ["--model", "v5-small", "--weights", "8bit", "--backend", "mlx", "--device", "cpu", "--threads", "3",
                "--offline", "--task", "classification", "--truncate-dim", "32", "--precision", "ubinary"]  # fmt: skip
-    assert cli.main(["embed", "one", *options]) == 0
+    assert main.main(["embed", "one", *options]) == 0
     assert fake_embedder.loaded == {
         "name_or_path": "v5-small", "weights": "8bit", "backend": "mlx", "device": "cpu", "threads": 3,
         "offline": True, "task": "classification",
@@ -126,7 +127,7 @@ def test_normalize_length_and_determinism_are_passed_on(fake_embedder, capfdbina
         return plain(texts, **request)
 
     monkeypatch.setattr(fake_embedder, "embed", spy)
-    cli.main(["embed", "one", "--no-normalize", "--max-length", "50", "--deterministic", "--overflow", "error"])
+    main.main(["embed", "one", "--no-normalize", "--max-length", "50", "--deterministic", "--overflow", "error"])
     assert (asked["normalize"], asked["max_length"], asked["deterministic"], asked["overflow"]) == (
         False, 50, True, "error",
     )  # fmt: skip
@@ -140,28 +141,28 @@ def test_the_environment_stands_in_for_options(fake_embedder, capfdbinary, monke
     monkeypatch.setenv("JINA_LOCAL_BACKEND", "llama")
     monkeypatch.setenv("JINA_LOCAL_THREADS", "2")
     monkeypatch.setenv("JINA_LOCAL_WEIGHTS", "")
-    cli.main(["embed", "one"])
+    main.main(["embed", "one"])
     assert fake_embedder.loaded["name_or_path"] == "v5-small"
     assert fake_embedder.loaded["backend"] == "llama"
     assert fake_embedder.loaded["threads"] == 2
     assert fake_embedder.loaded["weights"] is None
     assert fake_embedder.loaded["offline"] is None
-    cli.main(["embed", "one", "--backend", "mlx", "--model", "v5-nano"])
+    main.main(["embed", "one", "--backend", "mlx", "--model", "v5-nano"])
     assert (fake_embedder.loaded["backend"], fake_embedder.loaded["name_or_path"]) == ("mlx", "v5-nano")
     monkeypatch.setenv("JINA_LOCAL_BACKEND", "cuda")
     with pytest.raises(UsageError, match=r"JINA_LOCAL_BACKEND is 'cuda'\. Possible: auto, mlx, llama"):
-        cli.main(["embed", "one"])
+        main.main(["embed", "one"])
     monkeypatch.setenv("JINA_LOCAL_BACKEND", "")
     monkeypatch.setenv("JINA_LOCAL_THREADS", "many")
     with pytest.raises(UsageError, match=r"JINA_LOCAL_THREADS is 'many'"):
-        cli.main(["embed", "one"])
+        main.main(["embed", "one"])
 
 
 def test_many_lines_keep_their_order_over_blocks(fake_embedder, capfdbinary, tmp_path):
     lines = [f"line {i}" for i in range(3000)]
     path = tmp_path / "in.txt"
     path.write_text("\n".join(lines))
-    assert cli.main(["embed", "--input", str(path), "--truncate-dim", "32"]) == 0
+    assert main.main(["embed", "--input", str(path), "--truncate-dim", "32"]) == 0
     out = capfdbinary.readouterr().out
     assert [json.loads(line)["index"] for line in out.splitlines()] == list(range(3000))
     assert np.array_equal(rows(out), expected(lines, truncate_dim=32))
@@ -170,7 +171,7 @@ def test_many_lines_keep_their_order_over_blocks(fake_embedder, capfdbinary, tmp
 
 def test_cut_texts_are_marked_and_counted(fake_embedder, capfdbinary, monkeypatch):
     piped(monkeypatch, b"short\n" + b"x" * 200 + b"\n" + b"y" * 101 + b"\n")
-    assert cli.main(["embed"]) == 0
+    assert main.main(["embed"]) == 0
     out = capfdbinary.readouterr()
     assert [json.loads(line).get("truncated") for line in out.out.splitlines()] == [None, True, True]
     assert out.err == b"2 of 3 texts were cut to 100 tokens (first: line 2)\n"
@@ -181,19 +182,19 @@ def test_overflow_error_names_the_line_of_the_input(fake_embedder, monkeypatch):
     lines[80] = b"x" * 200
     piped(monkeypatch, b"\n".join(lines))
     with pytest.raises(UsageError, match=r"standard input line 81: has more than the 100 tokens"):
-        cli.main(["embed", "--overflow", "error"])
+        main.main(["embed", "--overflow", "error"])
 
 
 def test_lone_surrogates_name_their_line(fake_embedder, tmp_path, capfdbinary):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'"fine"\n' * 70 + b"\n" + b'"\\ud800"\n')
     with pytest.raises(UsageError, match=r"in\.jsonl line 72: invalid surrogate"):
-        cli.main(["embed", "--input", str(path)])
+        main.main(["embed", "--input", str(path)])
     assert len(capfdbinary.readouterr().out.splitlines()) == 64
 
 
 def test_a_text_without_a_vector_fails_alone(fake_embedder, capfdbinary, tmp_path):
-    assert cli.main(["embed", "good", FakeEmbedder.BROKEN, "fine"]) == 1
+    assert main.main(["embed", "good", FakeEmbedder.BROKEN, "fine"]) == 1
     out = capfdbinary.readouterr()
     first, second, third = map(json.loads, out.out.splitlines())
     assert np.array_equal(np.array([first["embedding"], third["embedding"]], np.float32), expected(["good", "fine"]))
@@ -201,7 +202,7 @@ def test_a_text_without_a_vector_fails_alone(fake_embedder, capfdbinary, tmp_pat
     assert out.err.startswith(b"1 of 3 texts has no vector: the model gave no usable vector")
     assert b"(first: text 2)" in out.err
     path = tmp_path / "out.npy"
-    assert cli.main(["embed", "good", FakeEmbedder.BROKEN, "--output", str(path)]) == 1
+    assert main.main(["embed", "good", FakeEmbedder.BROKEN, "--output", str(path)]) == 1
     assert np.array_equal(np.load(path), [expected(["good"])[0], np.zeros(64)])
 
 
@@ -215,17 +216,17 @@ def test_nothing_non_finite_is_written_whatever_the_model_says(fake_embedder, ca
 
     monkeypatch.setattr(fake_embedder, "embed", bad)
     for chosen in ("jsonl", "json", "csv"):
-        assert cli.main(["embed", "a", "b", "--format", chosen]) == 1
+        assert main.main(["embed", "a", "b", "--format", chosen]) == 1
         out = capfdbinary.readouterr().out.replace(UNUSABLE.encode(), b"")
         assert not re.search(rb"inf|nan", out, re.I)
 
 
 def test_an_empty_input_gives_an_empty_output(fake_embedder, capfdbinary, monkeypatch, tmp_path):
     piped(monkeypatch, b"")
-    assert cli.main(["embed"]) == 0
+    assert main.main(["embed"]) == 0
     assert capfdbinary.readouterr().out == b""
     piped(monkeypatch, b"")
-    assert cli.main(["embed", "--output", str(tmp_path / "out.npy")]) == 0
+    assert main.main(["embed", "--output", str(tmp_path / "out.npy")]) == 0
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
     assert fake_embedder.calls == []
 
@@ -235,9 +236,9 @@ def test_refused_requests_leave_the_output_alone(fake_embedder, tmp_path):
     path.write_bytes(b"old")
     for argv in (["--truncate-dim", "7"], ["--task", "none"]):
         with pytest.raises(UsageError):
-            cli.main(["embed", "a", "--output", str(path), *argv])
+            main.main(["embed", "a", "--output", str(path), *argv])
     with pytest.raises(UsageError, match="has more than"):
-        cli.main(["embed", "a", "x" * 500, "--overflow", "error", "--output", str(path)])
+        main.main(["embed", "a", "x" * 500, "--overflow", "error", "--output", str(path)])
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
 
@@ -251,4 +252,4 @@ def test_a_terminal_without_texts_gets_examples(monkeypatch):
     with pytest.raises(
         UsageError, match=r"no texts: give some, or --input FILE, or pipe them in\.\n\nexamples:\n  jina"
     ):
-        cli.main(["embed"])
+        main.main(["embed"])

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local import cli, registry
+from jina_local import registry
+from jina_local.cli import main
+from jina_local.embedding.request import resolve
 from jina_local.errors import TextError, UsageError
 from jina_local.spec import Embedded
 
@@ -62,7 +64,7 @@ class FakeV3(FakeEmbedder):
 @pytest.fixture
 def v3(monkeypatch):
     """What `load` returns, for any name."""
-    from jina_local import model
+    from jina_local import loading
 
     embedder = FakeV3()
 
@@ -70,7 +72,7 @@ def v3(monkeypatch):
         embedder.loaded = {"name_or_path": name_or_path, **settings}
         return embedder
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     return embedder
 
 
@@ -79,13 +81,13 @@ LATE = ["embed", "--model", "v3", "--late-chunking"]
 
 def test_the_lines_of_the_input_are_one_document(v3, capfdbinary, monkeypatch):
     piped(monkeypatch, b"one\ntwo\nthree\n")
-    assert cli.main(LATE) == 0
+    assert main.main(LATE) == 0
     out = capfdbinary.readouterr()
     assert np.array_equal(rows(out.out), FakeV3().embed_joined(["one", "two", "three"]).vectors)
     assert [json.loads(line)["index"] for line in out.out.splitlines()] == [0, 1, 2]
     assert out.err == b""
     assert (v3.calls, v3.asked["task"]) == ([3], None)
-    assert cli.main([*LATE, "one", "two", "three"]) == 0
+    assert main.main([*LATE, "one", "two", "three"]) == 0
     assert capfdbinary.readouterr().out == out.out
 
 
@@ -93,7 +95,7 @@ def test_requests_are_passed_on_and_files_are_written(v3, capfdbinary, tmp_path)
     source, target = tmp_path / "in.jsonl", tmp_path / "out.npy"
     source.write_text('{"body": "one"}\n\n{"body": "two"}\n')
     options = ["--field", "body", "--input", str(source), "--output", str(target), "--truncate-dim", "32"]
-    assert cli.main([*LATE, *options, "--task", "clustering", "--max-length", "50", "--no-normalize"]) == 0
+    assert main.main([*LATE, *options, "--task", "clustering", "--max-length", "50", "--no-normalize"]) == 0
     request = {"task": "clustering", "truncate_dim": 32, "normalize": False, "max_length": 50}
     assert np.array_equal(np.load(target), FakeV3().embed_joined(["one", "two"], **request).vectors)
     assert v3.asked == {"task": "clustering", "prompt_name": None, "max_length": 50}
@@ -102,7 +104,7 @@ def test_requests_are_passed_on_and_files_are_written(v3, capfdbinary, tmp_path)
 
 def test_more_than_a_blocks_worth_of_lines_is_still_one_document(v3, capfdbinary, monkeypatch):
     piped(monkeypatch, b"\n".join([b"x"] * 95))
-    assert cli.main(LATE) == 0
+    assert main.main(LATE) == 0
     assert v3.calls == [95]
     assert len(capfdbinary.readouterr().out.splitlines()) == 95
 
@@ -110,14 +112,14 @@ def test_more_than_a_blocks_worth_of_lines_is_still_one_document(v3, capfdbinary
 def test_too_much_is_refused_and_writes_nothing(v3, capfdbinary, monkeypatch, tmp_path):
     piped(monkeypatch, b"word " * 30)
     with pytest.raises(UsageError, match="too many tokens together; at most 100"):
-        cli.main([*LATE, "--output", str(tmp_path / "out.npy")])
+        main.main([*LATE, "--output", str(tmp_path / "out.npy")])
     assert list(tmp_path.iterdir()) == []
     piped(monkeypatch, (b"x" * 999 + b"\n") * 5000)
     with pytest.raises(
         UsageError,
         match=r"standard input: more than 4000000 characters at line 4005; .* one document, of at most 100",
     ):
-        cli.main(LATE)
+        main.main(LATE)
     assert len(v3.calls) == 0
 
 
@@ -125,11 +127,11 @@ def test_an_empty_line_is_refused_by_its_number(v3, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("one\n\ntwo\n")
     with pytest.raises(UsageError, match=r"in\.txt line 2: has no token of its own"):
-        cli.main([*LATE, "--input", str(path)])
+        main.main([*LATE, "--input", str(path)])
 
 
 def test_chunks_without_vectors_are_said(v3, capfdbinary):
-    assert cli.main([*LATE, "good", FakeEmbedder.BROKEN]) == 1
+    assert main.main([*LATE, "good", FakeEmbedder.BROKEN]) == 1
     out = capfdbinary.readouterr()
     assert [set(json.loads(line)) for line in out.out.splitlines()] == [{"index", "error"}] * 2
     assert out.err.startswith(b"2 of 2 texts have no vector")
@@ -137,7 +139,7 @@ def test_chunks_without_vectors_are_said(v3, capfdbinary):
 
 def test_no_input_is_no_output(v3, capfdbinary, monkeypatch):
     piped(monkeypatch, b"")
-    assert cli.main(LATE) == 0
+    assert main.main(LATE) == 0
     assert capfdbinary.readouterr().out == b""
     assert v3.calls == []
 
@@ -159,31 +161,31 @@ def test_no_input_is_no_output(v3, capfdbinary, monkeypatch):
 )
 def test_what_cannot_be_is_refused(v3, argv, message):
     with pytest.raises(UsageError, match=re.compile(message, re.S)):
-        cli.main(argv)
+        main.main(argv)
     assert v3.calls == []
 
 
 def test_a_folder_with_another_model_is_refused_once_it_is_known(fake_embedder, tmp_path):
     with pytest.raises(UsageError, match="has no late chunking"):
-        cli.main(["embed", "--late-chunking", "a", "--model", str(tmp_path)])
+        main.main(["embed", "--late-chunking", "a", "--model", str(tmp_path)])
     assert fake_embedder.calls == []
 
 
 def test_a_reranker_is_refused_by_name_and_by_path(fake_reranker, tmp_path):
     for name in ("reranker-v2", str(tmp_path)):
         with pytest.raises(UsageError, match=r"jina-reranker-\S+ ranks documents and has no vectors: use `rerank`"):
-            cli.main(["embed", "a", "--model", name])
+            main.main(["embed", "a", "--model", name])
 
 
 def test_v3_needs_a_task_but_for_late_chunking(v3):
     with pytest.raises(UsageError, match=r"jina-embeddings-v3 needs a task: one of retrieval\.query"):
-        cli.main(["embed", "a", "--model", "v3"])
-    assert cli.main(["embed", "a", "--model", "v3", "--task", "none"]) == 0
-    assert cli.main(["embed", "a", "--model", "v3", "--task", "retrieval", "--prompt-name", "query"]) == 0
+        main.main(["embed", "a", "--model", "v3"])
+    assert main.main(["embed", "a", "--model", "v3", "--task", "none"]) == 0
+    assert main.main(["embed", "a", "--model", "v3", "--task", "retrieval", "--prompt-name", "query"]) == 0
 
 
 def test_the_help_has_an_example_and_the_tasks(capsys):
-    assert cli.main(["embed", "--help"]) == 0
+    assert main.main(["embed", "--help"]) == 0
     out = capsys.readouterr().out
     assert "jina-local embed --model v3 --late-chunking > chunks.jsonl" in out
     assert all(task in out for task in registry.lookup("v3").spec.tasks)

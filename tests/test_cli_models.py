@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jina_local import cli
+from jina_local.cli import main
 from jina_local.errors import (
     JinaError,
     ModelNotFound,
@@ -40,13 +40,13 @@ def store(tmp_path, monkeypatch):
 
 
 def test_models_list_shows_what_is_here(store, capfd):
-    assert cli.main(["models", "list"]) == 0
+    assert main.main(["models", "list"]) == 0
     out = capfd.readouterr().out
     assert "jina-embeddings-v5-text-small  (v5-small, " in out
     assert "not here: jina-local models pull jina-embeddings-v5-text-small" in out
     assert "768 dimensions, 8192 tokens, CC BY-NC 4.0; retrieval, " in out
     assert re.search(rf"local store +0\.0 MB  retrieval 8bit\n +{re.escape(str(store))}\n", out)
-    assert cli.main(["models", "list", "--json"]) == 0
+    assert main.main(["models", "list", "--json"]) == 0
     small, nano, *_ = json.loads(capfd.readouterr().out)
     assert small["places"] == []
     assert nano["places"] == [
@@ -57,29 +57,29 @@ def test_models_list_shows_what_is_here(store, capfd):
 
 def test_models_verify(store, capfd):
     for argv in (["v5-nano"], [str(store)]):
-        assert cli.main(["models", "verify", *argv]) == 0
+        assert main.main(["models", "verify", *argv]) == 0
         assert capfd.readouterr().out == f"ok  {store}  (3 files)\n"
-    assert cli.main(["models", "verify"]) == 0
+    assert main.main(["models", "verify"]) == 0
     first, second = capfd.readouterr().out.splitlines()
     assert first == f"ok  {store}  (3 files)"
     assert second.startswith("ok  ")
     assert "bundled_models" in second
     (store / "model.safetensors").write_bytes(b"WEIGHTS")
-    assert cli.main(["models", "verify", "v5-nano"]) == 3
+    assert main.main(["models", "verify", "v5-nano"]) == 3
     first, second = capfd.readouterr().out.splitlines()
     assert first == f"NOT OK  {store}  (3 files)"
     assert "model.safetensors" in second
 
 
 def test_models_rm(store, capfd):
-    assert cli.main(["models", "rm", "v5-nano"]) == 0
+    assert main.main(["models", "rm", "v5-nano"]) == 0
     out = capfd.readouterr()
     assert out.out == ""
     assert out.err == f"removed from the local store: {store} (0.0 MB)\n"
     assert not store.exists()
     for action in ("rm", "verify", "path"):
         with pytest.raises(ModelNotFound, match="on this machine"):
-            cli.main(["models", action, "v5-nano"])
+            main.main(["models", action, "v5-nano"])
 
 
 def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capfd, monkeypatch):
@@ -94,7 +94,7 @@ def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capf
 
     monkeypatch.setattr(hub, "pull", pull)
     options = ["--backend", "llama", "--task", "retrieval", "--task", "clustering", "--weights", "Q4_K_M"]
-    assert cli.main(["models", "pull", "v5-nano", *options, "--revision", "c0ffee", "--progress"]) == 0
+    assert main.main(["models", "pull", "v5-nano", *options, "--revision", "c0ffee", "--progress"]) == 0
     settings = {"tasks": ["retrieval", "clustering"], "weights": "Q4_K_M", "revision": "c0ffee", "progress": True}
     assert asked == [("jina-embeddings-v5-text-nano", "llama", settings)]
     out = capfd.readouterr()
@@ -102,7 +102,7 @@ def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capf
     assert out.err == "jina-embeddings-v5-text-nano: the weights are CC BY-NC 4.0, non-commercial\na note\n"
     monkeypatch.setenv("JINA_LOCAL_MODEL", "v5-small")
     monkeypatch.setenv("JINA_LOCAL_BACKEND", "mlx")
-    assert cli.main(["models", "pull"]) == 0
+    assert main.main(["models", "pull"]) == 0
     nothing = {"tasks": None, "weights": None, "revision": None, "progress": False}
     assert asked[1] == ("jina-embeddings-v5-text-small", "mlx", nothing)
 
@@ -122,4 +122,4 @@ def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capf
 )
 def test_models_misuse(store, argv, message):
     with pytest.raises(JinaError, match=message):
-        cli.main(["models", *argv])
+        main.main(["models", *argv])

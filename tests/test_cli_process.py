@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jina_local.writers import FORMATS
+from jina_local.records.writers import FORMATS
 
 from . import tiny
 from .conftest import FakeEmbedder
@@ -30,13 +30,14 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSI
 FAKE = """
 import atexit, ctypes, os, sys
 from tests.conftest import FakeEmbedder
-from jina_local import cli, model
+from jina_local import loading
+from jina_local.cli import main as cli
 def load(*args, **settings):
     os.write(1, b"noise from an engine\\n")
     print("noise from Python")
     ctypes.CDLL(None).puts(b"noise from C")
     return FakeEmbedder()
-model.load = load
+loading.load = load
 atexit.register(os.write, 1, b"noise at exit\\n")
 sys.argv[0] = "jina-local"
 cli.run()
@@ -153,7 +154,7 @@ def test_a_hundred_thousand_lines_in_constant_memory():
         "cli.run()",
         "import resource\n"
         "from jina_local import console\n"
-        "from jina_local.commands import embed\n"
+        "from jina_local.cli import embed\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "def main():\n"

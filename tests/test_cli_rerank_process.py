@@ -22,7 +22,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSI
 FAKE = """
 import os, sys, time
 from tests.conftest import FakeReranker
-from jina_local import cli, model
+from jina_local import loading
+from jina_local.cli import main as cli
 def load(*args, **settings):
     os.write(1, b"noise from an engine\\n")
     print("noise from Python")
@@ -30,7 +31,7 @@ def load(*args, **settings):
     sys.stderr.flush()
     time.sleep(float(os.environ.get("SLOW", "0")))
     return FakeReranker()
-model.load = load
+loading.load = load
 sys.argv[0] = "jina-local"
 cli.run()
 """

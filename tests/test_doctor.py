@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jina_local import backends, cli, doctor
+from jina_local import backends, doctor
+from jina_local.cli import main
 from jina_local.doctor import Check
 
 from . import tiny
@@ -143,7 +144,7 @@ def report(tmp_path_factory):
     code = (
         "import os, sys\n"
         "sys.addaudithook(lambda event, args: os._exit(99) if event.startswith('socket.') else None)\n"
-        "from jina_local import cli\n"
+        "from jina_local.cli import main as cli\n"
         "sys.exit(cli.main(['doctor', '--json']))"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "JINA_LOCAL_", "XDG_"))}
@@ -240,14 +241,14 @@ def test_the_table(monkeypatch, capfd):
         Check("bad", False, "gone", "Do that."),
     ]
     monkeypatch.setattr(doctor, "checks", lambda: found)
-    assert cli.main(["doctor"]) == 1
+    assert main.main(["doctor"]) == 1
     lines = capfd.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
         ["ok", "good", "fine"], ["--", "weak", "slow"], ["->", "Do", "this."], ["!!", "bad", "gone"],
         ["->", "Do", "that."],
     ]  # fmt: skip
     monkeypatch.setattr(doctor, "checks", lambda: found[:2])
-    assert cli.main(["doctor", "--json"]) == 0
+    assert main.main(["doctor", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)[1] == {
         "label": "weak", "ok": None, "detail": "slow", "next_step": "Do this."
     }  # fmt: skip

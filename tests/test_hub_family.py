@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from jina_local import cli, registry
+from jina_local import registry
+from jina_local.cli import main
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.store import find, hub, hub_cache, inventory
 
@@ -160,7 +161,7 @@ def test_no_repository_has_an_empty_name():
 def test_the_command_takes_the_checkpoint_and_says_how_to_go_on(site, engine, kind, capfd):
     engine("llama")
     row = KINDS[kind]
-    assert cli.main(["models", "pull", row.aliases[0]]) == 0
+    assert main.main(["models", "pull", row.aliases[0]]) == 0
     out = capfd.readouterr()
     (folder,) = set(hub_cache.held(row, "mlx", tasks=()).files.values())
     assert out.out == f"{folder}\n"
@@ -168,20 +169,20 @@ def test_the_command_takes_the_checkpoint_and_says_how_to_go_on(site, engine, ki
     assert licence == f"{row.spec.name}: the weights are CC BY-NC 4.0, non-commercial"
     assert advice.startswith("for llama.cpp: no GGUF files are published. Convert the checkpoint")
     engine("mlx")
-    assert cli.main(["models", "pull", row.spec.name]) == 0
+    assert main.main(["models", "pull", row.spec.name]) == 0
     assert "llama.cpp" not in capfd.readouterr().err
     for options in (["--backend", "llama"], ["--backend", "llama", "--weights", "Q8_0"]):
         with pytest.raises(ModelNotFound, match="no GGUF files are published"):
-            cli.main(["models", "pull", row.spec.name, *options])
+            main.main(["models", "pull", row.spec.name, *options])
     engine("llama")
     with pytest.raises(ModelNotFound, match="no GGUF files are published"):
-        cli.main(["models", "pull", row.spec.name, "--weights", "Q8_0"])
+        main.main(["models", "pull", row.spec.name, "--weights", "Q8_0"])
 
 
 def test_the_list_says_what_each_can_do_and_what_is_here(site, capfd):
     hub.pull(V3, "mlx")
     hub.pull(LISTWISE)
-    assert cli.main(["models", "list"]) == 0
+    assert main.main(["models", "list"]) == 0
     text = capfd.readouterr().out
     blocks = {block.split("\0")[0].split()[0]: block for block in text.replace("\n  ", "\0").split("\n") if block}
     assert list(blocks) == registry.names()
@@ -202,7 +203,7 @@ def test_the_list_says_what_each_can_do_and_what_is_here(site, capfd):
 def test_the_list_as_json(site, capfd):
     import json
 
-    assert cli.main(["models", "list", "--json"]) == 0
+    assert main.main(["models", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
     assert [(rows[n]["scoring"], rows[n]["late_chunking"]) for n in registry.names()] == [
         (None, False), (None, False), (None, True), ("listwise", False), ("pairwise", False), (None, False),

@@ -30,36 +30,31 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
         {"huggingface_hub", "tqdm"},
     ),
     "reranking": ({"backends", "errors", "inference", "spec", "text", "weights"}, {"numpy"}),
-    "model": ({"embedding", "registry", "reranking", "store"}, set()),
+    "loading": ({"embedding", "registry", "reranking", "store"}, set()),
     "doctor": ({"backends", "errors", "registry", "spec", "store"}, {"llama_cpp", "mlx", "numpy"}),
     "console": ({"errors"}, {"tqdm"}),
-    "terminal": (set(), set()),
-    "readers": ({"errors"}, {"pyarrow"}),
-    "writers": ({"errors", "formats", "spec"}, {"numpy", "pyarrow"}),
-    "commands": (
+    "cli": (
         {
-            "embedding",
             "backends",
             "console",
             "doctor",
+            "embedding",
             "errors",
-            "model",
-            "readers",
+            "loading",
+            "records",
             "registry",
             "reranking",
             "spec",
             "store",
-            "terminal",
-            "writers",
         },
         {"numpy"},
     ),
-    "cli": ({"commands", "console", "errors", "registry"}, set()),
-    "__init__": ({"errors", "model", "reranking", "text"}, set()),
+    "records": ({"errors", "formats", "spec"}, {"numpy", "pyarrow"}),
+    "__init__": ({"errors", "loading", "reranking", "text"}, set()),
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"embedding", "console", "errors", "formats", "registry", "spec", "store", "text", "weights"}
+CONVERT_MAY = {"console", "embedding", "errors", "formats", "registry", "spec", "store", "text", "weights"}
 CONVERT_MORE = {
     "verify": {"model", "backends", "inference"},
     "cases": {"inference", "embedding", "reranking"},
@@ -140,7 +135,7 @@ def test_importing_the_package_loads_the_standard_library_only():
     assert not foreign
 
 
-@pytest.mark.parametrize("code", ["import jina_local.model", "import jina_local.cli"])
+@pytest.mark.parametrize("code", ["import jina_local.loading", "import jina_local.cli.main"])
 def test_no_engine_and_no_heavy_library_is_loaded_before_it_is_needed(code):
     loaded = {m.split(".")[0] for m in modules_after(code)}
     assert not loaded & {"mlx", "llama_cpp", "transformers", "torch", "mlx_lm", "huggingface_hub", "pyarrow", "gguf"}

@@ -10,7 +10,7 @@ import pytest
 
 from jina_local import backends, load, registry
 from jina_local.errors import EngineError, ModelDamaged, NonFiniteError, TextError, UsageError
-from jina_local.model import Embedder
+from jina_local.loading import Embedder
 from jina_local.spec import Budget, Weights
 from tests import made, tiny
 from tests.conftest import FakeBackend

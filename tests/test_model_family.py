@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jina_local
-from jina_local import backends, load, model, registry
+from jina_local import backends, load, loading, registry
 from jina_local.embedding.embedder import Embedder
 from jina_local.errors import UsageError
 from jina_local.reranking.reranker import Ranked, Reranker
@@ -179,7 +179,7 @@ def test_merged_files_serve_words_and_the_base_alone():
 
 def test_the_names_that_type_checkers_know_are_the_registrys_rerankers():
     known = {n for row in registry.PUBLISHED if row.spec.scoring for n in (row.spec.name, *row.aliases)}
-    assert set(typing.get_args(model.RerankerName)) == known
+    assert set(typing.get_args(loading.RerankerName)) == known
 
 
 def test_what_ranks_comes_as_a_reranker(monkeypatch):
@@ -189,7 +189,7 @@ def test_what_ranks_comes_as_a_reranker(monkeypatch):
         def __init__(self, found, *, device=None, threads=None):
             seen.append((found.model.name, device, threads))
 
-    monkeypatch.setattr(model, "Reranker", Spy)
+    monkeypatch.setattr(loading, "Reranker", Spy)
     for kind in ("reranker-v3", "reranker-v2"):
         assert isinstance(load(made.checkpoint(kind), device="cpu", threads=2), Spy)
     assert seen == [

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from jina_local import readers
 from jina_local.errors import EngineMissing, UsageError
+from jina_local.records import readers
 
 
 def items(path, input_format=None, field="text", **more):

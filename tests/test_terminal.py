@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from jina_local import terminal
+from jina_local.cli import terminal
 
 
 def width(line):

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import backends, cli, registry
+from jina_local import backends, registry
+from jina_local.cli import main
 from jina_local.errors import EngineMissing, ModelDamaged, ModelNotFound, UsageError
 from jina_local.store import find
 
@@ -130,9 +131,9 @@ def test_a_base_with_adapters_in_the_store_serves_all_its_tasks_by_name(places, 
     assert find.find("v5-nano:q8_0", tasks=["clustering", "retrieval"]).files == found.files
     with pytest.raises(ModelNotFound, match="not on this machine"):
         find.find("v5-nano", backend="llama", tasks=["classification"])
-    assert cli.main(["models", "list"]) == 0
+    assert main.main(["models", "list"]) == 0
     assert "base Q8_0, clustering adapter, retrieval adapter\n" in capfd.readouterr().out
-    assert cli.main(["models", "verify", "v5-nano"]) == 0
+    assert main.main(["models", "verify", "v5-nano"]) == 0
     assert capfd.readouterr().out == f"ok  {folder}  (3 files)\n"
 
 

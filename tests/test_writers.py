@@ -13,11 +13,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jina_local import registry, writers
+from jina_local import registry
 from jina_local.embedding.request import PRECISIONS, resolve
 from jina_local.errors import EngineMissing, OutputError
 from jina_local.formats.safetensors import SafetensorsFile
-from jina_local.writers import Block
+from jina_local.records import writers
+from jina_local.records.writers import Block
 
 ROWS = registry.PUBLISHED[1].spec
 

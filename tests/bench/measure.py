@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jina_local.model import Embedder
+from jina_local.loading import Embedder
 
 from . import datasets, metrics, probes
 from .metrics import Matrix, Score

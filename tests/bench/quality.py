@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jina_local import load
-from jina_local.model import Embedder
+from jina_local.loading import Embedder
 
 from . import datasets, rivals
 from .measure import Row, Vectors, measure, retrieval

@@ -36,7 +36,7 @@ from jina_local import load
 from jina_local.embedding.request import resolve
 from jina_local.inference import batching
 from jina_local.inference.batching import pack
-from jina_local.model import Embedder
+from jina_local.loading import Embedder
 from jina_local.spec import RERANK
 from jina_local.text.tokenizer import Encoded, Tokenizer
 from tests import tiny

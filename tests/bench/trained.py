@@ -13,7 +13,7 @@ import numpy as np
 from jina_local import load
 from jina_local.embedding import vectors
 from jina_local.embedding.request import resolve
-from jina_local.model import Embedder
+from jina_local.loading import Embedder
 
 from . import datasets, measure, metrics
 from .forms import Form, calibration, judge, make, megabytes

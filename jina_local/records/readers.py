@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .errors import EngineMissing, UsageError
+from ..errors import EngineMissing, UsageError
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 MAX_LINE = 64 << 20  # bytes; a file without line ends must not fill the memory

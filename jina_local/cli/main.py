@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
-from . import __version__, console
-from .commands import doctor, embed, models, rerank
-from .errors import UsageError
+from .. import __version__, console
+from ..errors import UsageError
+from . import doctor, embed, models, rerank
 
 
 class _Command(Protocol):
-    """What a file in commands/ has."""
+    """What the file of a command has."""
 
     SUMMARY: str
 

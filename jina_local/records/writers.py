@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from .errors import EngineMissing, OutputError
-from .spec import EmbeddingSpec
+from ..errors import EngineMissing, OutputError
+from ..spec import EmbeddingSpec
 
 if TYPE_CHECKING:
     import numpy as np

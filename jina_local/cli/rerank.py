@@ -11,10 +11,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from .. import console, registry, terminal, writers
+from .. import console, registry
 from ..errors import OutputError, TextError, UsageError
-from ..readers import Item, Source
-from . import inputs, loading
+from ..records import writers
+from ..records.readers import Item, Source
+from . import inputs, options, terminal
 
 if TYPE_CHECKING:
     from ..reranking.reranker import Ranked, Reranker, Reranking
@@ -59,7 +60,7 @@ def parser(add: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "texts", nargs="*", metavar="QUERY DOC", help="the query, then documents; without any and --input: stdin"
     )
-    loading.add_options(p, registry.DEFAULT_RERANKER)
+    options.add_options(p, registry.DEFAULT_RERANKER)
     g = p.add_argument_group("ranking")
     g.add_argument("--top-n", type=int, metavar="N", help="the best N only")
     g.add_argument("--max-query-length", type=int, metavar="TOKENS", help="default: 512")
@@ -88,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.texts:
         raise UsageError(f"no query was given.\n\n{EXAMPLES.rstrip()}")
     query, documents = args.texts[0], args.texts[1:]
-    settings = loading.settings(args, registry.DEFAULT_RERANKER, "RERANK_")
-    loading.check_name(settings["name_or_path"], rank=True)
+    settings = options.settings(args, registry.DEFAULT_RERANKER, "RERANK_")
+    options.check_name(settings["name_or_path"], rank=True)
     if args.top_n is not None and args.top_n < 1:
         raise UsageError(f"--top-n {args.top_n}: expected a whole number from 1.")
     writers.check_target(args.output, "")
@@ -142,11 +143,11 @@ def _hint(items: Sequence[Item], args: argparse.Namespace) -> None:
 def _ranked(
     settings: dict[str, Any], query: str, items: Sequence[Item], source: Source, args: argparse.Namespace
 ) -> Reranking:
-    from .. import model
+    from .. import loading
 
     request = {name: getattr(args, name) for name in _REQUEST}
-    with model.load(**settings) as loaded:
-        loading.check_kind(loaded.spec, rank=True)
+    with loading.load(**settings) as loaded:
+        options.check_kind(loaded.spec, rank=True)
         try:
             return cast("Reranker", loaded).rerank_result(
                 query, [item.text for item in items], **request, show_progress=args.progress

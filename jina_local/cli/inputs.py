@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .. import readers
 from ..errors import UsageError
-from ..readers import Source
+from ..records import readers
+from ..records.readers import Source
 
 
 def add_options(group: Any) -> None:

@@ -9,15 +9,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from .. import console, readers, registry, writers
+from .. import console, registry
 from ..embedding.request import OVERFLOWS, PRECISIONS, check_late_chunking, resolve
 from ..errors import TextError, UsageError
-from ..readers import Item, Source
-from ..writers import Block
-from . import inputs, loading
+from ..records import readers, writers
+from ..records.readers import Item, Source
+from ..records.writers import Block
+from . import inputs, options
 
 if TYPE_CHECKING:
-    from ..model import Embedder
+    from ..loading import Embedder
     from ..spec import Embedded
 
 # Texts per block: few at first, so that the first vectors come early. Characters bound what a block holds.
@@ -57,7 +58,7 @@ def parser(add: Any) -> argparse.ArgumentParser:
     """The options of `embed`; `add` makes the parser."""
     p: argparse.ArgumentParser = add("embed", SUMMARY, _EPILOG)
     p.add_argument("texts", nargs="*", metavar="TEXT", help="texts to embed; without any, and without --input, stdin")
-    loading.add_options(p, registry.DEFAULT_MODEL)
+    options.add_options(p, registry.DEFAULT_MODEL)
     g = p.add_argument_group("vectors")
     g.add_argument("--task", metavar="TASK", help="what the vectors are for; each model has its own, see below")
     g.add_argument("--prompt-name", metavar="NAME", help="query or document (default: document)")
@@ -90,8 +91,8 @@ class _Tally:
 
 def run(args: argparse.Namespace) -> int:
     """Embed; 1 where some texts have no vector."""
-    settings = {**loading.settings(args, registry.DEFAULT_MODEL), "task": args.task}
-    loading.check_name(settings["name_or_path"], rank=False)
+    settings = {**options.settings(args, registry.DEFAULT_MODEL), "task": args.task}
+    options.check_name(settings["name_or_path"], rank=False)
     if args.late_chunking:
         _check_late(settings["name_or_path"], args)
     chosen = writers.format_of(args.output, args.format)
@@ -99,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
     with closing(inputs.source(args, args.texts, EXAMPLES)) as source, console.quiet_stdout() as stdout:
         if args.output in (None, "-") and chosen in writers.BINARY and stdout.isatty():
             raise UsageError(f"{chosen} is binary and stdout is a terminal: give --output FILE, or redirect.")
-        from .. import model
+        from .. import loading
 
-        with cast("Embedder", model.load(**settings)) as embedder:
-            loading.check_kind(embedder.spec, rank=False)
+        with cast("Embedder", loading.load(**settings)) as embedder:
+            options.check_kind(embedder.spec, rank=False)
             tally = _stream(embedder, args, source, chosen, stdout)
     _report(tally, source)
     return console.SOME_FAILED if tally.failed else console.OK

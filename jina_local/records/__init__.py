@@ -1,0 +1,1 @@
+"""Texts in, vectors out: files, pipes and their formats."""
