@@ -132,7 +132,7 @@ def _hub(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from .to_checkpoint import merge
+    from .merge import merge
 
     folder, name, revision, tasks = _open(args)
     with _progress(args.progress) as progress:
@@ -150,7 +150,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _mlx(args: argparse.Namespace) -> int:
-    from .to_mlx import to_mlx
+    from .mlx.folders import to_mlx
 
     folder, name, revision, tasks = _open(args)
     with _progress(args.progress) as progress:
@@ -170,7 +170,7 @@ def _mlx(args: argparse.Namespace) -> int:
 
 
 def _gguf(args: argparse.Namespace) -> int:
-    from .to_gguf import to_gguf
+    from .gguf.files import to_gguf
 
     folder, name, revision, tasks = _open(args)
     with _progress(args.progress) as progress:
@@ -192,7 +192,7 @@ def _gguf(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from . import source
-    from .verify import verify
+    from .verify.verify import verify
 
     folder, _, _ = source.locate(args.against, revision=args.revision, offline=args.offline)
     with console.quiet_stdout() as stdout:

@@ -29,7 +29,7 @@ def checkpoint(kind: str) -> Path:
 @functools.cache
 def gguf(kind: str) -> Path:
     """A folder of GGUF files: every task as F32, and retrieval in all of TYPES."""
-    from convert.to_gguf import to_gguf
+    from convert.gguf.files import to_gguf
 
     out = _root() / f"{kind}-gguf"
     to_gguf(checkpoint(kind), out, tasks=["retrieval"], types=TYPES, source_name=kind)
@@ -39,7 +39,7 @@ def gguf(kind: str) -> Path:
 @functools.cache
 def gguf_all(kind: str) -> Path:
     """A folder of GGUF files of all four tasks, F32 and Q8_0."""
-    from convert.to_gguf import to_gguf
+    from convert.gguf.files import to_gguf
 
     out = _root() / f"{kind}-gguf-all"
     to_gguf(checkpoint(kind), out, tasks=list(tiny.TASKS), types=["F32", "Q8_0"], source_name=kind)
@@ -49,7 +49,7 @@ def gguf_all(kind: str) -> Path:
 @functools.cache
 def gguf_separate(kind: str, *types: str) -> Path:
     """A base of each type and the adapters of all four tasks, in F32 where that is one of the types, else in F16."""
-    from convert.to_gguf import to_gguf
+    from convert.gguf.files import to_gguf
 
     out = _root() / f"{kind}-separate-{'-'.join(types)}"
     to_gguf(checkpoint(kind), out, tasks=list(tiny.TASKS), types=types, separate=True, source_name=kind)
@@ -59,7 +59,7 @@ def gguf_separate(kind: str, *types: str) -> Path:
 @functools.cache
 def mlx(kind: str, bits: int) -> Path:
     """An MLX folder of the retrieval task."""
-    from convert.to_mlx import to_mlx
+    from convert.mlx.folders import to_mlx
 
     out = _root() / f"{kind}-mlx-{bits}"
     to_mlx(checkpoint(kind), out, tasks=["retrieval"], bits=bits, source_name=kind)
@@ -76,8 +76,8 @@ def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
 @functools.cache
 def reranker(kind: str, form: str | int) -> Path:
     """A reranker: "checkpoint" as published, a GGUF folder of a type ("F32"), or an MLX folder of so many bits."""
-    from convert.to_gguf import to_gguf
-    from convert.to_mlx import to_mlx
+    from convert.gguf.files import to_gguf
+    from convert.mlx.folders import to_mlx
 
     if form == "checkpoint":
         return checkpoint(kind)
@@ -92,8 +92,8 @@ def reranker(kind: str, form: str | int) -> Path:
 @functools.cache
 def v3(kind: str, form: str | int) -> Path:
     """jina-embeddings-v3 with all tasks and "none": as published, GGUF of a type, or MLX of so many bits."""
-    from convert.to_gguf import to_gguf
-    from convert.to_mlx import to_mlx
+    from convert.gguf.files import to_gguf
+    from convert.mlx.folders import to_mlx
 
     if form == "checkpoint":
         return checkpoint(kind)

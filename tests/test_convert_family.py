@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from convert import source
-from convert.reference import hidden_states
-from convert.to_checkpoint import merge
-from convert.to_mlx import to_mlx
+from convert.merge import merge
+from convert.mlx.folders import to_mlx
+from convert.verify.reference import hidden_states
 from jina_local.errors import UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile

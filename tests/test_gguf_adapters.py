@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import ggml, imatrix, reference, source
-from convert.to_gguf import to_gguf
+from convert import source
+from convert.gguf import engine, imatrix
+from convert.gguf.files import to_gguf
+from convert.verify import reference
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
@@ -151,7 +153,7 @@ def test_stock_llama_cpp_runs_base_and_adapter_and_reads_the_task_and_prompt(sep
     _convert(src, tmp_path / "out", ["clustering"], ["F32"])
     text = "Document: The quick brown fox"
     ids = Tokenizer.from_file(src / "tokenizer.json").ids(text)
-    with ggml.heard():
+    with engine.heard():
         stock = llama_cpp.Llama(
             str(tmp_path / "out" / f"v5-{kind}-base-F32.gguf"), embedding=True, n_ctx=512, n_threads=1, verbose=False
         )
@@ -202,7 +204,7 @@ def test_the_importance_matrix_is_that_of_the_base_alone(separate, tmp_path):
 
 
 def test_a_merged_source_has_nothing_to_keep_separate(tmp_path):
-    from convert.to_checkpoint import merge
+    from convert.merge import merge
 
     src = tiny.write(tmp_path / "source", "nano", tasks=("retrieval",))
     merge(src, tmp_path / "merged", tasks=["retrieval"], dtype=None, source_name="tiny")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert import ggml, imatrix, reference
-from convert.to_gguf import FILE_TYPES, narrowed, to_gguf
+from convert.gguf import engine, imatrix
+from convert.gguf.files import FILE_TYPES, narrowed, to_gguf
+from convert.verify import reference
 from jina_local import registry
 from jina_local.errors import EngineError, UsageError
 from jina_local.formats.gguf import read_header
@@ -123,7 +124,7 @@ def test_it_changes_the_files_and_lowers_the_weighted_error(model, tmp_path):
     for label in ("Q4_K_M", "Q4_0"):
         for name, given in (("plain", None), ("weighted", importance)):
             out = tmp_path / f"{name}-{label}.gguf"
-            ggml.quantize(path, out, FILE_TYPES[label], threads=2, imatrix=given)
+            engine.quantize(path, out, FILE_TYPES[label], threads=2, imatrix=given)
         plain, weighted = (
             weighted_error(tmp_path / f"{n}-{label}.gguf", weights, importance) for n in ("plain", "weighted")
         )
@@ -165,10 +166,10 @@ def test_an_importance_of_the_wrong_length_is_refused(model, tmp_path):
     _, _, path = model
     wrong = {"blk.0.attn_q.weight": np.ones(5, np.float32)}
     with pytest.raises(EngineError, match=r"imatrix size 5 is different from tensor size 256 for blk\.0\.attn_q"):
-        ggml.quantize(path, tmp_path / "x.gguf", FILE_TYPES["Q4_K_M"], threads=1, imatrix=wrong)
+        engine.quantize(path, tmp_path / "x.gguf", FILE_TYPES["Q4_K_M"], threads=1, imatrix=wrong)
     wrong["blk.0.attn_q.weight"] = np.full(256, np.nan, np.float32)
     with pytest.raises(EngineError, match="imatrix contains non-finite value"):
-        ggml.quantize(path, tmp_path / "x.gguf", FILE_TYPES["Q4_K_M"], threads=1, imatrix=wrong)
+        engine.quantize(path, tmp_path / "x.gguf", FILE_TYPES["Q4_K_M"], threads=1, imatrix=wrong)
 
 
 def test_a_pass_that_would_end_the_process_is_refused(model):
@@ -191,7 +192,7 @@ def test_an_interrupt_in_the_middle_of_a_pass_stops_it(model):
         return False
 
     with (
-        ggml.Passes(path, tokens=16, threads=1, watch=watch) as passes,
+        engine.Passes(path, tokens=16, threads=1, watch=watch) as passes,
         pytest.raises(KeyboardInterrupt),
     ):
         passes.run(np.array([1, 2, 3], np.int32))
@@ -210,8 +211,8 @@ def test_files_that_hold_no_texts_are_refused(tmp_path):
 
 
 def test_another_layout_of_tensors_is_refused(monkeypatch):
-    fields = [field for field in ggml.Tensor._fields_ if field[0] != "view_offs"]
-    older = type("Tensor", (ggml.ctypes.Structure,), {"_fields_": fields})
-    monkeypatch.setattr(ggml, "Tensor", older)
+    fields = [field for field in engine.Tensor._fields_ if field[0] != "view_offs"]
+    older = type("Tensor", (engine.ctypes.Structure,), {"_fields_": fields})
+    monkeypatch.setattr(engine, "Tensor", older)
     with pytest.raises(EngineError, match=r"lays its tensors out in another way than 0\.3\.36"):
-        ggml.Reader()
+        engine.Reader()

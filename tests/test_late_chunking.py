@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from convert import reference
+from convert.verify import reference
 from jina_local import backends, load, registry
 from jina_local.embedding.embedder import Embedder
 from jina_local.errors import NonFiniteError, TextError, UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states
+from convert.verify.reference import hidden_states
 from jina_local.backends.llama.repack import canary, decide
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
 from jina_local.inference import batching
@@ -318,7 +318,7 @@ def test_a_pass_that_cannot_fit_is_refused_with_the_numbers(kind, exact, monkeyp
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_room_for_logits_that_an_encoder_never_uses_is_given_back(tmp_path):
     """512 tokens of a vocabulary of 50,000 would keep 100 MB; repeated passes stay right."""
-    from convert.to_gguf import to_gguf
+    from convert.gguf.files import to_gguf
     from tests import tiny
 
     def resident():

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from convert.reference import hidden_states, logits
+from convert.verify.reference import hidden_states, logits
 from jina_local.backends.llama.repack import canary
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.inference.batching import pack

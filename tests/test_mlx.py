@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states
-from convert.to_mlx import to_mlx
+from convert.mlx.folders import to_mlx
+from convert.verify.reference import hidden_states
 from jina_local import backends
 from jina_local.backends.mlx import padding
 from jina_local.errors import EngineError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.to_mlx import to_mlx
+from convert.mlx.folders import to_mlx
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile

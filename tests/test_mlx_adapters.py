@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from convert import source as source_
-from convert.quantise import Quantised, dequantise
-from convert.reference import hidden_states
-from convert.to_checkpoint import merge
-from convert.to_mlx import to_mlx
+from convert.merge import merge
+from convert.mlx.folders import to_mlx
+from convert.mlx.quantise import Quantised, dequantise
+from convert.verify.reference import hidden_states
 from jina_local import backends, load
 from jina_local.backends.mlx import MlxBackend, padding
 from jina_local.errors import EngineError, ModelDamaged, UsageError

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states, logits
-from convert.to_mlx import to_mlx
+from convert.mlx.folders import to_mlx
+from convert.verify.reference import hidden_states, logits
 from jina_local import backends
 from jina_local.backends.mlx import MlxBackend, padding
 from jina_local.errors import EngineError, ModelDamaged

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.to_mlx import to_mlx
+from convert.mlx.folders import to_mlx
 from jina_local import backends
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats.safetensors import to_bf16

@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states, logits
+from convert.verify.reference import hidden_states, logits
 from jina_local import backends, load
 from jina_local.inference.batching import pack
 from jina_local.spec import RERANK, TokenBatch

@@ -27,7 +27,7 @@ def test_v2_gives_the_scores_of_its_card(backend, window, tmp_path):
     golden, place = GOLDEN["reranker-v2"], V2
     if backend == "llama":
         # No GGUF of it is published; the checkpoint is converted.
-        from convert.to_gguf import to_gguf
+        from convert.gguf.files import to_gguf
 
         with load(V2, backend="mlx") as m:
             place = str(tmp_path / "gguf")

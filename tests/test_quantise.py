@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert import quantise as room
-from convert.quantise import BITS, GROUP_SIZES, dequantise, quantise, recipe
+from convert.mlx import quantise as room
+from convert.mlx.quantise import BITS, GROUP_SIZES, dequantise, quantise, recipe
 from jina_local.errors import ModelDamaged, UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states
+from convert.verify.reference import hidden_states
 from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny
 from tests.oracle import Oracle, cosines

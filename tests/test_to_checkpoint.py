@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from convert.reference import hidden_states
-from convert.to_checkpoint import merge
+from convert.merge import merge
+from convert.verify.reference import hidden_states
 from jina_local.errors import OutputError, UsageError
 from jina_local.formats import manifest
 from jina_local.text.tokenizer import Tokenizer

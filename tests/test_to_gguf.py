@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import ggml, reference
-from convert.to_gguf import FILE_TYPES, NEEDS_IMATRIX, choose_types, to_gguf
+from convert.gguf import engine
+from convert.gguf.files import FILE_TYPES, NEEDS_IMATRIX, choose_types, to_gguf
+from convert.verify import reference
 from jina_local.errors import EngineError, ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
@@ -155,10 +156,10 @@ def test_the_keys_are_complete(converted):
 
 def llama_ids(path: Path, texts: list[str]) -> list[list[int]]:
     """What llama.cpp's own tokenizer makes of the texts, from the file's vocabulary alone."""
-    llama = ggml.engine()
+    llama = engine.engine()
     params = llama.llama_model_default_params()
     params.vocab_only = True
-    with ggml.heard():
+    with engine.heard():
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
         assert model
         vocab, out = llama.llama_model_get_vocab(model), []
@@ -202,7 +203,7 @@ def test_stock_llama_cpp_gives_the_reference_vectors(converted):
     import llama_cpp
 
     kind, source, out = converted
-    with ggml.heard():
+    with engine.heard():
         stock = llama_cpp.Llama(str(path_of(kind, out, "F32")), embedding=True, n_ctx=512, verbose=False)
         text = "Document: The quick brown fox"
         found = np.array(stock.embed(text, normalize=True), np.float32)
@@ -217,7 +218,7 @@ def test_stock_llama_cpp_gives_the_reference_vectors(converted):
 _AGAIN = """
 import sys
 from pathlib import Path
-from convert.to_gguf import to_gguf
+from convert.gguf.files import to_gguf
 to_gguf(Path(sys.argv[1]), Path(sys.argv[2]), tasks=["retrieval"], types=["Q4_K_M", "Q8_0", "Q4_0", "F32"],
         imatrix=Path(sys.argv[3]), threads=int(sys.argv[4]))
 """
@@ -329,19 +330,19 @@ def test_a_weight_too_large_for_half_precision_is_refused_before_the_engine_sees
 def test_what_llama_cpp_refuses_comes_with_its_reason(converted, tmp_path, capfd):
     kind, _, out = converted
     with pytest.raises(EngineError, match=r"could not write x\.gguf: requantizing from type q8_0 is disabled"):
-        ggml.quantize(path_of(kind, out, "Q8_0"), tmp_path / "x.gguf", FILE_TYPES["Q4_0"], threads=1)
+        engine.quantize(path_of(kind, out, "Q8_0"), tmp_path / "x.gguf", FILE_TYPES["Q4_0"], threads=1)
     with pytest.raises(
         EngineError,
         match=r"x\.gguf: ERROR: this quantization requires an importance matrix! - offending tensor: blk\.0\.attn_k",
     ):
-        ggml.quantize(path_of(kind, out, "F32"), tmp_path / "x.gguf", FILE_TYPES["IQ2_XXS"], threads=1)
+        engine.quantize(path_of(kind, out, "F32"), tmp_path / "x.gguf", FILE_TYPES["IQ2_XXS"], threads=1)
     assert capfd.readouterr() == ("", "")
 
 
 _FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from convert.to_gguf import to_gguf
+from convert.gguf.files import to_gguf
 from jina_local.errors import OutputError
 
 def fill(what, done, of):  # from the first tensor of Q8_0 on, no file may grow beyond this
@@ -367,14 +368,14 @@ def test_a_disk_that_fills_up_under_llama_cpp_is_noticed(tmp_path):
 
 
 def test_the_log_goes_back_to_whoever_had_it(capfd):
-    llama = ggml.engine()
+    llama = engine.engine()
     said: list[bytes] = []
     mine = llama.llama_log_callback(lambda level, text, _: said.append(text))
     before, data = llama.llama_log_callback(), ctypes.c_void_p()
     llama.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     try:
         llama.llama_log_set(mine, ctypes.c_void_p(0))
-        with ggml.heard() as errors:
+        with engine.heard() as errors:
             assert not llama.llama_model_load_from_file(b"/nonexistent.gguf", llama.llama_model_default_params())
         assert "nonexistent" in " ".join(errors)
         assert said == []

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import ggml, reference
-from convert.to_gguf import to_gguf
+from convert.gguf import engine
+from convert.gguf.files import to_gguf
+from convert.verify import reference
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.gguf import plain, read_header
@@ -225,7 +226,7 @@ def test_stock_llama_cpp_gives_v3s_vectors(converted):
 
     kind, source, out = converted
     text = "Represent the query for retrieving evidence documents: which planet is the largest?"
-    with ggml.heard():
+    with engine.heard():
         stock = llama_cpp.Llama(str(path_of(kind, out, "F32")), embedding=True, n_ctx=512, verbose=False)
         found = np.array(stock.embed(text, normalize=True), np.float32)
         stock.close()
@@ -245,7 +246,7 @@ def test_stock_llama_cpp_gives_the_pairwise_logit(converted):
     kind, source, out = converted
     found = {}
     text = "which planet? Jupiter is the largest"  # the binding takes </s> for plain text, so not a pair
-    with ggml.heard():
+    with engine.heard():
         for label in TYPES:
             stock = llama_cpp.Llama(str(path_of(kind, out, label)), embedding=True, n_ctx=512, verbose=False)
             # The first number is the logit; the binding reads on to the width of a state.
@@ -268,7 +269,7 @@ def test_stock_llama_cpp_gives_every_state_of_the_listwise_reranker(converted):
     kind, source, out = converted
     text = "a query and a passage<|embed_token|> and<|rerank_token|>"
     ids = Tokenizer.from_file(source / "tokenizer.json").ids(text)
-    with ggml.heard():
+    with engine.heard():
         stock = llama_cpp.Llama(str(path_of(kind, out, "F32")), embedding=True, n_ctx=512, verbose=False)
         found = np.array(stock.embed(text, normalize=False), np.float32)
         assert llama_ids(path_of(kind, out, "F32"), [text]) == [ids]

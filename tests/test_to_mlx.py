@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.quantise import Quantised, dequantise
-from convert.to_checkpoint import merge
-from convert.to_mlx import to_mlx
+from convert.merge import merge
+from convert.mlx.folders import to_mlx
+from convert.mlx.quantise import Quantised, dequantise
 from jina_local.errors import ModelDamaged, OutputError, UsageError
 from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
@@ -128,7 +128,7 @@ def test_all_tasks_stand_side_by_side(source, tmp_path):
 
 def test_the_same_input_gives_the_same_bytes_in_another_process(source, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from convert.to_mlx import to_mlx\n"
+        "import sys; from pathlib import Path; from convert.mlx.folders import to_mlx\n"
         "to_mlx(Path(sys.argv[1]), Path(sys.argv[2]), tasks=['retrieval', 'clustering'], bits=6)"
     )
     for seed in ("1", "2"):

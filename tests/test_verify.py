@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.to_mlx import to_mlx
-from convert.verify import verify
+from convert.mlx.folders import to_mlx
+from convert.verify.verify import verify
 from jina_local import load
 from jina_local.errors import UsageError
 from jina_local.formats import manifest, safetensors

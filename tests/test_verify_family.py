@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from convert import cases
-from convert.verify import FLOORS, floor_of, verify
+from convert.verify import cases
+from convert.verify.verify import FLOORS, floor_of, verify
 from jina_local import registry
 from jina_local.errors import ModelDamaged
 from jina_local.formats import manifest, safetensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import vocabulary
+from convert.gguf import vocabulary
 from jina_local.errors import ModelDamaged
 from jina_local.formats.gguf import Header
 from jina_local.text.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_json

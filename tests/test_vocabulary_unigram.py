@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from convert import ggml, vocabulary
+from convert.gguf import engine, vocabulary
 from jina_local.errors import ModelDamaged
 from jina_local.formats.gguf import Header, read_header
 from jina_local.text.gguf_vocabulary import CONTROL, FLAGS_KEY, NORMAL, UNKNOWN, UNUSED, tokenizer_json
@@ -234,11 +234,11 @@ def test_llama_cpp_reads_the_small_vocabulary_as_we_do(body, tmp_path):
 
 def compare(path: Path, tokenizer: Tokenizer, texts: list[str]) -> list[str]:
     """The texts for which llama.cpp's own tokenizer gives other ids than ours."""
-    llama = ggml.engine()
+    llama = engine.engine()
     params = llama.llama_model_default_params()
     params.vocab_only = True
     other = []
-    with ggml.heard():
+    with engine.heard():
         model = llama.llama_model_load_from_file(str(path).encode(), params)
         assert model, "llama.cpp does not read this vocabulary"
         vocab = llama.llama_model_get_vocab(model)

@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from convert.to_gguf import to_gguf
+from convert.gguf.files import to_gguf
 from jina_local.formats.files import sha256
 
 from .export import TASKS

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from convert import source
-from convert.reference import hidden_states
-from convert.verify import DOCUMENTS, QUERIES
+from convert.verify.reference import hidden_states
+from convert.verify.verify import DOCUMENTS, QUERIES
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.checkpoint import Checkpoint
 from tests import tiny

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.to_gguf import to_gguf
-from convert.to_mlx import to_mlx
-from convert.verify import verify
+from convert.gguf.files import to_gguf
+from convert.mlx.folders import to_mlx
+from convert.verify.verify import verify
 
 from . import datasets
 

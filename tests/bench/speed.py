@@ -254,7 +254,7 @@ def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path
         return checkpoint, checkpoint
     out = work / f"{kind}-{label}"
     if not (out / "manifest.json").exists():
-        from convert.to_gguf import to_gguf
+        from convert.gguf.files import to_gguf
 
         task = {"v3": "retrieval.passage", "reranker-v2": RERANK, "reranker-v3": RERANK}.get(kind, "retrieval")
         to_gguf(checkpoint, out, tasks=[task], types=[label], source_name=kind)

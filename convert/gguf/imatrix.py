@@ -18,7 +18,7 @@ from jina_local.errors import EngineError, UsageError
 from jina_local.spec import EmbeddingSpec, ModelSpec
 from jina_local.text.tokenizer import Tokenizer
 
-from .ggml import Passes, Reader, Tensor
+from .engine import Passes, Reader, Tensor
 
 PASS = 512  # tokens a pass; a longer text is cut to this
 

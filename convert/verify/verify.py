@@ -25,7 +25,8 @@ from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 from jina_local.weights.projector import Projector
 
-from . import cases, reference, source
+from .. import source
+from . import cases, reference
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]

@@ -20,10 +20,10 @@ from jina_local.weights import architecture
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 
-from . import source
-from .mlx_adapters import write_separate
+from .. import source
+from ..task_folders import BASE, Form, Progress, write_folders
+from .adapters import write_separate
 from .quantise import BITS, GROUP_SIZES, quantise, recipe
-from .task_folders import BASE, Form, Progress, write_folders
 
 _PLAIN = {16: "F16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"

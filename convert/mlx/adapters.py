@@ -17,9 +17,9 @@ from jina_local.weights.adapters.mlx_file import Header
 from jina_local.weights.adapters.published import Adapter
 from jina_local.weights.checkpoint import Checkpoint
 
-from . import source
-from .publish import staging, write_manifest
-from .task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
+from .. import source
+from ..publish import staging, write_manifest
+from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
 
 
 def write_separate(

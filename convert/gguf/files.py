@@ -32,9 +32,10 @@ from jina_local.weights.adapters.gguf_file import BASE_KEY
 from jina_local.weights.architecture import POSITION_OFFSET
 from jina_local.weights.checkpoint import Checkpoint
 
-from . import ggml, gguf_adapters, source, vocabulary
+from .. import source
+from ..publish import staging, write_manifest
+from . import adapters, engine, vocabulary
 from . import imatrix as importance_of
-from .publish import staging, write_manifest
 from .vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
@@ -127,7 +128,7 @@ def _require_engines() -> None:
         import gguf  # noqa: F401
     except ImportError as error:
         raise EngineMissing("writing GGUF needs the gguf package: pip install 'jina_local[convert]'.") from error
-    ggml.engine()
+    engine.engine()
 
 
 def choose_types(types: Sequence[str], with_imatrix: bool) -> list[str]:
@@ -203,7 +204,7 @@ def _write_model(job: _Job, task: str | None, folder: Path) -> dict[str, str]:
         if label == "F32":
             continue
         plain = label in ("F16", "BF16")
-        ggml.quantize(
+        engine.quantize(
             full,
             folder / name,
             FILE_TYPES[label],
@@ -252,7 +253,7 @@ def _write_adapter(job: _Job, task: str, folder: Path) -> str:
     path = folder / job.row.gguf_file.format(task=task, type="adapter")
     model = narrowed(job.checkpoint, job.row, [task])
     wide = "F32" in job.types
-    gguf_adapters.write(path, job.checkpoint, job.row, model, task, job.base, revision=job.revision, wide=wide)
+    adapters.write(path, job.checkpoint, job.row, model, task, job.base, revision=job.revision, wide=wide)
     job.progress(f"{task} adapter", 1, 1)
     return path.name
 
@@ -273,7 +274,7 @@ def add_keys(
 
     arch = checkpoint.arch
     count = sum(math.prod(shape) for shape in tensor_names.gguf_shapes(arch).values())
-    gguf_adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
+    adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
     writer.add_file_type(0)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_block_count(arch.layers)
@@ -296,7 +297,7 @@ def add_keys(
     writer.add_uint32(f"{arch.kind}.pooling_type", _POOLING[model.pooling])
     if arch.labels:
         writer.add_classifier_output_labels(_LABELS)
-    gguf_adapters.add_own(writer, model, task)
+    adapters.add_own(writer, model, task)
     if not model.scoring:
         writer.add_array("jina_local.matryoshka_dims", list(model.dims))
 

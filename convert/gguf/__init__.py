@@ -1,0 +1,1 @@
+"""A checkpoint -> GGUF files for llama.cpp."""

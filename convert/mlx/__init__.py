@@ -1,0 +1,1 @@
+"""A checkpoint -> folders for MLX."""

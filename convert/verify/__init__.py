@@ -1,0 +1,1 @@
+"""Converted files against their source, by a forward pass in plain numpy."""
