@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests import tiny, tiny_family
+from tests import tiny, tiny_v3_and_rerankers
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 
@@ -97,7 +97,7 @@ def v3(kind: str, form: str | int) -> Path:
 
     if form == "checkpoint":
         return checkpoint(kind)
-    out, tasks = _root() / f"{kind}-{form}", [*tiny_family.V3_TASKS, "none"]
+    out, tasks = _root() / f"{kind}-{form}", [*tiny_v3_and_rerankers.V3_TASKS, "none"]
     if isinstance(form, int):
         to_mlx(checkpoint(kind), out, tasks=tasks, bits=form, source_name=kind)
     else:

@@ -95,7 +95,7 @@ QUERY_TEXT = "Represent the query for retrieving evidence documents: "
 PASSAGE_TEXT = "Represent the document for retrieval: "
 
 
-def test_published_facts_of_the_family():
+def test_published_facts_of_v3_and_the_rerankers():
     assert (V3.dims, V3.max_tokens, V3.pooling) == ((32, 64, 128, 256, 512, 768, 1024), 8192, "mean")
     assert (V3.default_task, V3.default_prompt, V3.late_chunking, V3.scoring) == (None, None, True, None)
     listwise, pairwise = (registry.lookup(name).spec for name in ("reranker-v3", "reranker-v2"))

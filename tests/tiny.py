@@ -1,7 +1,7 @@
 """Random checkpoints in the layout that the v5 models are published in, at test size or at full size.
 
 `python -m tests.tiny nano OUT` writes a small one (its vectors mean nothing), `--full` one of the true size; the rest
-of the family (tiny_family.py) is written by the same call.
+of the family (tiny_v3_and_rerankers.py) is written by the same call.
 Weights are drawn so that every part matters: linear layers keep the size of what passes through them, norms
 stay near one but not at it, and every adapter changes the result visibly.
 """
@@ -66,9 +66,9 @@ _TRAINING = [
 def tokenizer(kind: str) -> tokenizers.Tokenizer:
     """A byte-level BPE of about 600 tokens with the kind's own split, normaliser, special tokens and template."""
     if kind not in SIZES:
-        from tests import tiny_family
+        from tests import tiny_v3_and_rerankers
 
-        return tiny_family.tokenizer(kind)
+        return tiny_v3_and_rerankers.tokenizer(kind)
     from tokenizers import (
         AddedToken,
         Regex,
@@ -119,9 +119,9 @@ def tokenizer(kind: str) -> tokenizers.Tokenizer:
 def real_tokenizer(kind: str) -> str:
     """tokenizer.json of the real vocabulary, with the template that the published model has."""
     if kind not in SIZES:
-        from tests import tiny_family
+        from tests import tiny_v3_and_rerankers
 
-        return tiny_family.real_tokenizer(kind)
+        return tiny_v3_and_rerankers.real_tokenizer(kind)
     folder = SHARED / "tokenizers" / {"small": "qwen3", "nano": "llama3"}[kind]
     with lzma.open(folder / "tokenizer.json.xz", "rt", encoding="utf-8") as file:
         body = json.load(file)
@@ -152,9 +152,9 @@ def write(
     `config` overrides keys.
     """
     if kind not in SIZES:
-        from tests import tiny_family
+        from tests import tiny_v3_and_rerankers
 
-        return tiny_family.write(
+        return tiny_v3_and_rerankers.write(
             folder, kind, full=full, real=real, dtype=dtype, shards=shards, seed=seed, tasks=tasks, config=config
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,10 +267,10 @@ def _adapter(folder: Path, arch: Architecture, dtype: str, seed: int) -> None:
 
 def main() -> None:
     """Write one checkpoint from the command line."""
-    from tests import tiny_family
+    from tests import tiny_v3_and_rerankers
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=sorted((*SIZES, *tiny_family.KINDS)))
+    parser.add_argument("kind", choices=sorted((*SIZES, *tiny_v3_and_rerankers.KINDS)))
     parser.add_argument("out", type=Path)
     parser.add_argument("--full", action="store_true", help="the true size, with the real tokenizer")
     parser.add_argument("--seed", type=int, default=0)

@@ -41,7 +41,7 @@ from jina_local.spec import RERANK
 from jina_local.text.tokenizer import Encoded, Tokenizer
 from tests import tiny
 
-from . import family
+from . import v3_and_rerankers
 
 Run = Callable[[list[str]], object]
 LATENCIES = (3, 8, 16, 32, 64, 128, 256, 512)
@@ -261,19 +261,19 @@ def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path
     return checkpoint, out
 
 
-def of_the_family(args: argparse.Namespace) -> None:
+def of_v3_and_rerankers(args: argparse.Namespace) -> None:
     """v3's late chunking, or a reranker's pairs per second; see family.py."""
     checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
     vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
     report: dict[str, object] = {"model": args.kind, "weights": None if args.mlx else args.weights}
     if args.kind == "v3":
-        runs, texts, tokens = family.chunking(path, vocabulary, args.texts // 16, args.threads)
+        runs, texts, tokens = v3_and_rerankers.chunking(path, vocabulary, args.texts // 16, args.threads)
         report["tokens"], report["chunks"] = tokens, len(texts)
         report["chunks of one document"] = contest(runs, texts, tokens, args.rounds)
     else:
-        (query,) = texts_of([family.QUERY], vocabulary, seed=1)
+        (query,) = texts_of([v3_and_rerankers.QUERY], vocabulary, seed=1)
         documents = texts_of(mix(min(args.texts, 64)), vocabulary)
-        runs = family.rerank(path, checkpoint, documents, query, torch=args.torch, threads=args.threads)
+        runs = v3_and_rerankers.rerank(path, checkpoint, documents, query, torch=args.torch, threads=args.threads)
         report["documents"] = len(documents)
         found = contest(runs, documents, len(documents), args.rounds)
         report["pairs"] = {
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
     args = parser.parse_args()
     if args.kind not in ("nano", "small"):
-        of_the_family(args)
+        of_v3_and_rerankers(args)
         return
     checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
     label = None if args.mlx else args.weights

@@ -1,0 +1,255 @@
+"""cli.py and `embed`, in this process, against a FakeEmbedder."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jina_local import __version__
+from jina_local.cli import main
+from jina_local.errors import (
+    UsageError,
+)
+from jina_local.records.writers import UNUSABLE
+
+from ..fakes import FakeEmbedder
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def expected(texts, **request):
+    return FakeEmbedder().embed(texts, **request).vectors
+
+
+def rows(stdout):
+    return np.array([json.loads(line)["embedding"] for line in stdout.decode().splitlines()], np.float32)
+
+
+def piped(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_help_and_version(capsys):
+    assert main.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("embed", "rerank", "models", "doctor", "examples:"))
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jina-local {__version__}\n"
+    for command in ("embed", "rerank", "models", "doctor"):
+        assert main.main([command, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert "examples:" in out
+        assert f"jina-local {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: embed, rerank, models, "),
+        (["zzz"], r"unknown command 'zzz'\. Commands"),
+        ([], r"no command was given\.\n\nusage: jina-local"),
+        (["--bogus"], r"unrecognized arguments: --bogus.*--help"),
+        (
+            ["embed", "a", "--format", "xml"],
+            r"invalid choice: 'xml' \(choose from .*jsonl.*See `jina-local embed --help`",
+        ),
+        (["embed", "a", "--threads", "two"], r"--threads: invalid int value: 'two'"),
+        (["embed", "a", "--prompt", "query"], r"unrecognized arguments: --prompt"),
+        (["embed", "a", "--input", "b.txt"], r"texts were given, and --input too"),
+        (["embed", "a", "--input-format", "txt"], r"--input-format says how to read"),
+        (["embed", "--input", "none.txt"], r"--input none\.txt: cannot be opened"),
+        (["embed", "--input", "none.dat"], r"--input none\.dat: the format cannot be told"),
+        (["embed", "a", "--task", "retrival"], r"unknown task 'retrival' \(did you mean 'retrieval'\?\)"),
+        (["embed", "a", "--truncate-dim", "0"], r"truncate_dim 0 is not a trained width"),
+        (["embed", "a", "--prompt-name", "passage"], r"unknown prompt_name 'passage'"),
+        (["embed", "a", "--max-length", "0"], r"max_length 0 is out of range"),
+        (["embed", "a", "--precision", "int8", "--no-normalize"], r"cannot be had with normalize=False"),
+        (["models", "lst"], r"did you mean 'list'|invalid choice: 'lst'"),
+    ],
+)
+def test_misuse_says_what_is_possible(argv, message, fake_embedder):
+    with pytest.raises(UsageError, match=re.compile(message, re.S)):
+        main.main(argv)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from jina_local.cli import main as cli; cli.main(['--help']); cli.main(['embed', '--help']);"
+        "bad = {'numpy', 'tokenizers', 'mlx', 'llama_cpp', 'tqdm', 'huggingface_hub', 'pyarrow', 'socket', 'ssl'}"
+        " & set(sys.modules); sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert best < 0.3
+
+
+def test_texts_of_the_command_line(fake_embedder, capfdbinary):
+    assert main.main(["embed", "one", "--task", "clustering", "two", "--prompt-name", "query"]) == 0
+    out = capfdbinary.readouterr()
+    assert np.array_equal(rows(out.out), expected(["one", "two"], task="clustering", prompt_name="query"))
+    assert out.err == b""
+    assert fake_embedder.closed
+    assert main.main(["embed", "--", "--task", "-x"]) == 0
+    assert np.array_equal(rows(capfdbinary.readouterr().out), expected(["--task", "-x"]))
+
+
+def test_every_option_reaches_the_model(fake_embedder, capfdbinary):
+    options = ["--model", "v5-small", "--weights", "8bit", "--backend", "mlx", "--device", "cpu", "--threads", "3",
+               "--offline", "--task", "classification", "--truncate-dim", "32", "--precision", "ubinary"]  # fmt: skip
+    assert main.main(["embed", "one", *options]) == 0
+    assert fake_embedder.loaded == {
+        "name_or_path": "v5-small", "weights": "8bit", "backend": "mlx", "device": "cpu", "threads": 3,
+        "offline": True, "task": "classification",
+    }  # fmt: skip
+    got = json.loads(capfdbinary.readouterr().out)["embedding"]
+    assert got == expected(["one"], task="classification", truncate_dim=32, precision="ubinary")[0].tolist()
+
+
+def test_normalize_length_and_determinism_are_passed_on(fake_embedder, capfdbinary, monkeypatch):
+    asked = {}
+    plain = fake_embedder.embed
+
+    def spy(texts, **request):
+        asked.update(request)
+        return plain(texts, **request)
+
+    monkeypatch.setattr(fake_embedder, "embed", spy)
+    main.main(["embed", "one", "--no-normalize", "--max-length", "50", "--deterministic", "--overflow", "error"])
+    assert (asked["normalize"], asked["max_length"], asked["deterministic"], asked["overflow"]) == (
+        False, 50, True, "error",
+    )  # fmt: skip
+    got = rows(capfdbinary.readouterr().out)
+    assert np.array_equal(got, expected(["one"], normalize=False))
+    assert abs(np.linalg.norm(got) - 1) > 0.1
+
+
+def test_the_environment_stands_in_for_options(fake_embedder, capfdbinary, monkeypatch):
+    monkeypatch.setenv("JINA_LOCAL_MODEL", "v5-small")
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "llama")
+    monkeypatch.setenv("JINA_LOCAL_THREADS", "2")
+    monkeypatch.setenv("JINA_LOCAL_WEIGHTS", "")
+    main.main(["embed", "one"])
+    assert fake_embedder.loaded["name_or_path"] == "v5-small"
+    assert fake_embedder.loaded["backend"] == "llama"
+    assert fake_embedder.loaded["threads"] == 2
+    assert fake_embedder.loaded["weights"] is None
+    assert fake_embedder.loaded["offline"] is None
+    main.main(["embed", "one", "--backend", "mlx", "--model", "v5-nano"])
+    assert (fake_embedder.loaded["backend"], fake_embedder.loaded["name_or_path"]) == ("mlx", "v5-nano")
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "cuda")
+    with pytest.raises(UsageError, match=r"JINA_LOCAL_BACKEND is 'cuda'\. Possible: auto, mlx, llama"):
+        main.main(["embed", "one"])
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "")
+    monkeypatch.setenv("JINA_LOCAL_THREADS", "many")
+    with pytest.raises(UsageError, match=r"JINA_LOCAL_THREADS is 'many'"):
+        main.main(["embed", "one"])
+
+
+def test_many_lines_keep_their_order_over_blocks(fake_embedder, capfdbinary, tmp_path):
+    lines = [f"line {i}" for i in range(3000)]
+    path = tmp_path / "in.txt"
+    path.write_text("\n".join(lines))
+    assert main.main(["embed", "--input", str(path), "--truncate-dim", "32"]) == 0
+    out = capfdbinary.readouterr().out
+    assert [json.loads(line)["index"] for line in out.splitlines()] == list(range(3000))
+    assert np.array_equal(rows(out), expected(lines, truncate_dim=32))
+    assert fake_embedder.calls[:6] == [64, 128, 256, 512, 1024, 1016]
+
+
+def test_cut_texts_are_marked_and_counted(fake_embedder, capfdbinary, monkeypatch):
+    piped(monkeypatch, b"short\n" + b"x" * 200 + b"\n" + b"y" * 101 + b"\n")
+    assert main.main(["embed"]) == 0
+    out = capfdbinary.readouterr()
+    assert [json.loads(line).get("truncated") for line in out.out.splitlines()] == [None, True, True]
+    assert out.err == b"2 of 3 texts were cut to 100 tokens (first: line 2)\n"
+
+
+def test_overflow_error_names_the_line_of_the_input(fake_embedder, monkeypatch):
+    lines = [b"ok"] * 100
+    lines[80] = b"x" * 200
+    piped(monkeypatch, b"\n".join(lines))
+    with pytest.raises(UsageError, match=r"standard input line 81: has more than the 100 tokens"):
+        main.main(["embed", "--overflow", "error"])
+
+
+def test_lone_surrogates_name_their_line(fake_embedder, tmp_path, capfdbinary):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'"fine"\n' * 70 + b"\n" + b'"\\ud800"\n')
+    with pytest.raises(UsageError, match=r"in\.jsonl line 72: invalid surrogate"):
+        main.main(["embed", "--input", str(path)])
+    assert len(capfdbinary.readouterr().out.splitlines()) == 64
+
+
+def test_a_text_without_a_vector_fails_alone(fake_embedder, capfdbinary, tmp_path):
+    assert main.main(["embed", "good", FakeEmbedder.BROKEN, "fine"]) == 1
+    out = capfdbinary.readouterr()
+    first, second, third = map(json.loads, out.out.splitlines())
+    assert np.array_equal(np.array([first["embedding"], third["embedding"]], np.float32), expected(["good", "fine"]))
+    assert set(second) == {"index", "error"}
+    assert out.err.startswith(b"1 of 3 texts has no vector: the model gave no usable vector")
+    assert b"(first: text 2)" in out.err
+    path = tmp_path / "out.npy"
+    assert main.main(["embed", "good", FakeEmbedder.BROKEN, "--output", str(path)]) == 1
+    assert np.array_equal(np.load(path), [expected(["good"])[0], np.zeros(64)])
+
+
+def test_nothing_non_finite_is_written_whatever_the_model_says(fake_embedder, capfdbinary, monkeypatch):
+    plain = fake_embedder.embed
+
+    def bad(texts, **request):
+        answer = plain(texts, **request)
+        answer.vectors[1, 3] = np.inf
+        return answer
+
+    monkeypatch.setattr(fake_embedder, "embed", bad)
+    for chosen in ("jsonl", "json", "csv"):
+        assert main.main(["embed", "a", "b", "--format", chosen]) == 1
+        out = capfdbinary.readouterr().out.replace(UNUSABLE.encode(), b"")
+        assert not re.search(rb"inf|nan", out, re.I)
+
+
+def test_an_empty_input_gives_an_empty_output(fake_embedder, capfdbinary, monkeypatch, tmp_path):
+    piped(monkeypatch, b"")
+    assert main.main(["embed"]) == 0
+    assert capfdbinary.readouterr().out == b""
+    piped(monkeypatch, b"")
+    assert main.main(["embed", "--output", str(tmp_path / "out.npy")]) == 0
+    assert np.load(tmp_path / "out.npy").shape == (0, 64)
+    assert fake_embedder.calls == []
+
+
+def test_refused_requests_leave_the_output_alone(fake_embedder, tmp_path):
+    path = tmp_path / "out.npy"
+    path.write_bytes(b"old")
+    for argv in (["--truncate-dim", "7"], ["--task", "none"]):
+        with pytest.raises(UsageError):
+            main.main(["embed", "a", "--output", str(path), *argv])
+    with pytest.raises(UsageError, match="has more than"):
+        main.main(["embed", "a", "x" * 500, "--overflow", "error", "--output", str(path)])
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_a_terminal_without_texts_gets_examples(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(
+        UsageError, match=r"no texts: give some, or --input FILE, or pipe them in\.\n\nexamples:\n  jina"
+    ):
+        main.main(["embed"])
