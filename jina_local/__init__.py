@@ -7,26 +7,45 @@ from typing import TYPE_CHECKING
 from .errors import JinaError
 
 if TYPE_CHECKING:
-    from .loading import Embedder, load
-    from .reranking.reranker import Ranked, Reranker
+    from .embedding.embedder import Embedder
+    from .loading import load
+    from .reranking.reranker import Reranker
+    from .spec import Embedded, Ranked, Reranking
     from .text import chunks
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "JinaError", "Ranked", "Reranker", "__version__", "chunks", "load"]
+__all__ = [
+    "Embedded",
+    "Embedder",
+    "JinaError",
+    "Ranked",
+    "Reranker",
+    "Reranking",
+    "__version__",
+    "chunks",
+    "load",
+]
+
+# Public names -> their modules, imported on first use: only who loads a model pays for numpy and tokenizers.
+_HOMES = {
+    "Embedded": "spec",
+    "Embedder": "embedding.embedder",
+    "Ranked": "spec",
+    "Reranker": "reranking.reranker",
+    "Reranking": "spec",
+    "chunks": "text.chunks",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> object:
-    # numpy and tokenizers are only paid for by those who load a model.
-    if name in ("load", "Embedder"):
-        from . import loading
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(loading, name)
-    if name in ("Ranked", "Reranker"):
-        from .reranking import reranker
+    home = import_module(f".{_HOMES[name]}", __name__)
+    return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
 
-        return getattr(reranker, name)
-    if name == "chunks":
-        from .text import chunks
 
-        return chunks
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)

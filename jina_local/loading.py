@@ -6,7 +6,7 @@ import os
 from typing import Literal, overload
 
 from . import registry
-from .embedding.embedder import Embedder as Embedder
+from .embedding.embedder import Embedder
 from .reranking.reranker import Reranker
 from .store.find import find
 

@@ -14,6 +14,12 @@ DEFAULT_RERANKER = "jina-reranker-v3"
 
 _V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
 _V5_PROMPTS = {"query": "Query: ", "document": "Document: "}
+# Jina's API says by the task which side of a search a text is on; here the prompt of the one task says it.
+_V5_WORDS = {
+    "retrieval.query": {"": "retrieval", "query": "retrieval"},
+    "retrieval.passage": {"": "retrieval", "document": "retrieval"},
+    "retrieval.document": {"": "retrieval", "document": "retrieval"},
+}
 _V3_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching", NO_TASK)
 
 
@@ -47,6 +53,7 @@ PUBLISHED: tuple[Published, ...] = (
             default_task="retrieval",
             prompts=_V5_PROMPTS,
             default_prompt="document",
+            task_words=_V5_WORDS,
             pooling="last",
             dims=(32, 64, 128, 256, 512, 768, 1024),
             max_tokens=32768,
@@ -68,6 +75,7 @@ PUBLISHED: tuple[Published, ...] = (
             default_task="retrieval",
             prompts=_V5_PROMPTS,
             default_prompt="document",
+            task_words=_V5_WORDS,
             pooling="last",
             dims=(32, 64, 128, 256, 512, 768),
             max_tokens=8192,
@@ -106,6 +114,7 @@ PUBLISHED: tuple[Published, ...] = (
                     "passage": "retrieval.passage",
                     "query": "retrieval.query",
                 },
+                "retrieval.document": {"": "retrieval.passage", "document": "retrieval.passage"},
                 "clustering": {"": "separation"},
             },
             late_chunking=True,
@@ -174,6 +183,7 @@ PUBLISHED: tuple[Published, ...] = (
             default_task="retrieval",
             prompts=_V5_PROMPTS,
             default_prompt="document",
+            task_words=_V5_WORDS,
             pooling="last",
             dims=(32, 64, 128, 256),
             max_tokens=2048,

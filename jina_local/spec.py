@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,8 @@ class ModelSpec:
     max_tokens: int
     license: str
     origin: Origin | None = None
-    # Other words for tasks: word -> prompt name, "" where none is given -> task.
+    # Other words for tasks: word -> prompt name, "" if none is given -> task. If all tasks share the prompts, a word
+    # implies the one prompt that it names.
     task_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     scoring: str | None = None  # of a reranker: "listwise" | "pairwise"; None: an embedding model
     late_chunking: bool = False  # whether a mean over a part of a text's tokens is a vector for that part
@@ -103,6 +104,38 @@ class Embedded:
     truncated: NDArray[np.bool_]  # (n_texts,): True where a text was cut to fit
     failed: tuple[int, ...]  # texts for which the model gave no usable vector
     spec: EmbeddingSpec
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One document of a ranking."""
+
+    index: int  # its place in the caller's list
+    score: float  # pairwise: 0 to 1; listwise and cosine: a cosine, which may be negative
+    document: str  # as it was given, uncut
+    embedding: NDArray[np.float32] | None = None  # listwise, with return_embeddings: (512,) of unit length
+
+
+@dataclass(frozen=True)
+class Reranking(Sequence[Ranked]):
+    """The full answer to one call: a sequence of Ranked, and what happened to the other documents."""
+
+    results: tuple[Ranked, ...]  # by falling score; equal ones in the caller's order
+    cut: tuple[int, ...]  # documents that were not read to their end
+    query_cut: bool
+    tokens: int  # that were run, in all passes together
+    failed: tuple[int, ...]  # documents for which the model gave no usable score; they are not in `results`
+    scoring: str  # "listwise" | "pairwise" | "cosine": by an embedding model's own vectors
+
+    @overload
+    def __getitem__(self, place: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Ranked, ...]: ...
+    def __getitem__(self, place: int | slice) -> Ranked | tuple[Ranked, ...]:
+        return self.results[place]
+
+    def __len__(self) -> int:
+        return len(self.results)
 
 
 @dataclass(frozen=True)

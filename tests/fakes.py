@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from jina_local.embedding import vectors
 from jina_local.embedding.request import resolve
 from jina_local.errors import EngineError, TextError
 from jina_local.reranking.request import resolve as resolve_ranking
-from jina_local.reranking.reranker import Ranked, Reranking
-from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, TokenBatch
+from jina_local.spec import RERANK, Budget, Embedded, ModelSpec, Origin, Ranked, Reranking, TokenBatch
 
 
 class FakeBackend:
@@ -90,25 +90,12 @@ class FakeEmbedder:
         self.closed = False
 
     def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        max_length: int | None = None,
-        normalize: bool = True,
-        precision: str = "float32",
-        overflow: str = "truncate",
-        show_progress: bool | None = None,
-        deterministic: bool = False,
+        self, texts: Sequence[str], *, show_progress: bool | None = None, deterministic: bool = False, **words: Any
     ) -> Embedded:
         """As Embedder.embed."""
         self.calls.append(len(texts))
-        spec = resolve(
-            self.spec, task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
-            normalize=normalize, precision=precision, overflow=overflow,
-        )  # fmt: skip
+        spec = resolve(self.spec, **words)
+        overflow = spec.overflow
         pooled = np.empty((len(texts), self.spec.dims[-1]), np.float32)
         counts = np.empty(len(texts), np.int32)
         for i, text in enumerate(texts):
@@ -154,7 +141,7 @@ class FakeReranker:
         self.asked: dict[str, object] = {}
         self.closed = False
 
-    def rerank_result(
+    def rerank(
         self,
         query: str,
         documents: Sequence[str],
@@ -171,7 +158,7 @@ class FakeReranker:
         show_progress: bool | None = None,
         deterministic: bool = False,
     ) -> Reranking:
-        """As Reranker.rerank_result."""
+        """As Reranker.rerank."""
         self.asked = {
             "query": query, "documents": list(documents), "top_n": top_n, "instruction": instruction,
             "max_doc_length": max_doc_length, "max_query_length": max_query_length,
@@ -193,7 +180,9 @@ class FakeReranker:
         ]
         ranked.sort(key=lambda one: -one.score)
         cut = tuple(i for i, document in enumerate(documents) if len(document) > self.LONG)
-        return Reranking(tuple(ranked[: request.top_n]), cut, len(query) > self.LONG, 0, failed)
+        return Reranking(
+            tuple(ranked[: request.top_n]), cut, len(query) > self.LONG, 0, failed, str(self.spec.scoring)
+        )
 
     @staticmethod
     def score(query: str, document: str) -> float:

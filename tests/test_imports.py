@@ -22,7 +22,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
     "weights": ({"errors", "formats", "spec"}, {"numpy"}),
     "formats": ({"errors"}, {"numpy"}),
     "text": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
-    "embedding": ({"backends", "errors", "inference", "registry", "spec", "text"}, {"numpy"}),
+    "embedding": ({"backends", "errors", "inference", "registry", "spec", "text"}, {"numpy", "typing_extensions"}),
     "backends": ({"errors", "formats", "inference", "spec", "weights"}, {"llama_cpp", "mlx", "numpy"}),
     "model_files": ({"backends", "errors", "formats", "registry", "spec", "store", "weights"}, set()),
     "store": (
@@ -50,7 +50,7 @@ RUNTIME: dict[str, tuple[set[str], set[str]]] = {
         {"numpy"},
     ),
     "records": ({"errors", "formats", "spec"}, {"numpy", "pyarrow"}),
-    "__init__": ({"errors", "loading", "reranking", "text"}, set()),
+    "__init__": ({"embedding", "errors", "loading", "reranking", "spec", "text"}, set()),
     "__main__": ({"cli"}, set()),
 }
 # convert may use the runtime from below the model; only `verify` runs it whole.

@@ -108,7 +108,7 @@ def test_a_base_with_adapters_is_opened_once_for_all_tasks(fakes, shared, form, 
         assert set(fakes[0][0].asked) == set(embedder.spec.tasks)
         assert embedder.spec.origin.reasons[1] == (
             "one base serves retrieval, text-matching, clustering, classification, its adapters beside it at a cost "
-            "per token, as the files are a base and adapters"
+            "per token, because the files are a base and adapters"
         )
     assert fakes[0][0].closed
 
@@ -117,7 +117,7 @@ def test_a_published_checkpoint_runs_its_adapters_beside_the_base_where_no_task_
     with Embedder(shared("checkpoint")) as embedder:
         embedder.encode("x", task="classification")
         assert (fakes[0][0].asked, len(fakes)) == (["classification"], 1)
-        assert embedder.spec.origin.reasons[1].endswith("at a cost per token, as no single task was given")
+        assert embedder.spec.origin.reasons[1].endswith("at a cost per token, because no single task was given")
 
 
 def test_a_published_checkpoint_merges_the_task_that_is_given_or_the_only_one(fakes, shared):
@@ -127,11 +127,11 @@ def test_a_published_checkpoint_merges_the_task_that_is_given_or_the_only_one(fa
         assert [merged for _, _, merged in fakes] == ["clustering", "classification"]
         assert [engine.asked for engine, _, _ in fakes] == [[None], [None]]
         assert embedder.spec.origin.reasons[1] == (
-            "the adapter is merged into the base at load, as a task was given; other tasks reload it"
+            "the adapter is merged into the base at load, because a task was given; other tasks reload it"
         )
     with Embedder(shared("checkpoint", ("retrieval",))) as embedder:
         assert fakes[-1][2] == "retrieval"
-        assert embedder.spec.origin.reasons[1].endswith("merged into the base at load, as there is no other")
+        assert embedder.spec.origin.reasons[1].endswith("merged into the base at load, because there is no other")
 
 
 def test_threads_with_different_tasks_share_one_base(fakes, shared):
@@ -200,15 +200,63 @@ def test_a_text_without_a_vector_is_an_error_for_itself_alone(embedder, fakes):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "no texts were given"),
         (b"x", "texts are bytes"),
-        (7, "texts are int"),
-        (iter(["a"]), "texts are list_iterator"),
+        (7, "texts are int; expected a str or an iterable of str"),
+        ({"a": "b"}, r"texts are a dict; .* Give list\(texts.values\(\)\)"),
+        (None, "expected texts, or sentences, which is another name"),
+        (["a", None], "text 1: is NoneType, expected str"),
     ],
 )
-def test_what_is_no_list_of_texts_is_refused(embedder, texts, message):
+def test_what_is_no_iterable_of_texts_is_refused(embedder, texts, message):
     with pytest.raises(UsageError, match=message):
         embedder.encode(texts)
+
+
+def test_any_iterable_of_texts_is_taken_by_either_name(embedder):
+    expected = embedder.encode(["a", "b"])
+    for texts in (("a", "b"), iter(["a", "b"]), (text for text in "ab"), {"a": 1, "b": 2}.keys()):
+        np.testing.assert_array_equal(embedder.encode(texts), expected)
+    np.testing.assert_array_equal(embedder.encode(sentences=["a", "b"]), expected)
+    np.testing.assert_array_equal(embedder.encode(sentences="a"), expected[0])
+    with pytest.raises(UsageError, match="got both or neither"):
+        embedder.encode(["a"], sentences=["a"])
+
+
+def test_no_texts_give_no_rows_of_the_right_width(embedder):
+    full = embedder.spec.dims[-1]
+    for words, width, dtype in (
+        ({}, full, np.float32),
+        ({"truncate_dim": 32}, 32, np.float32),
+        ({"precision": "ubinary"}, full // 8, np.uint8),
+    ):
+        for texts in ([], (), iter([])):
+            vectors = embedder.encode(texts, **words)
+            assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
+    assert embedder.embed([]).truncated.shape == (0,)
+    assert embedder.encode_query([]).shape == (0, full)
+
+
+def test_the_three_steps_are_what_embed_does(embedder):
+    prepared = embedder.prepare(TEXTS, task="clustering", truncate_dim=32)
+    result = embedder.finish(prepared, embedder.run(prepared))
+    whole = embedder.embed(TEXTS, task="clustering", truncate_dim=32)
+    np.testing.assert_array_equal(result.vectors, whole.vectors)
+    np.testing.assert_array_equal(result.token_counts, whole.token_counts)
+    assert result.spec == whole.spec
+
+
+def test_an_embedding_model_ranks_by_cosine_and_says_so(embedder):
+    documents = [*TEXTS[:5], TEXTS[2]]
+    cosines = embedder.similarity(embedder.encode_document(documents), embedder.encode_query("which?"))[:, 0]
+    ranking = embedder.rerank("which?", iter(documents))
+    assert ranking.scoring == "cosine"
+    assert [one.index for one in ranking] == np.argsort(-cosines, kind="stable").tolist()
+    np.testing.assert_allclose([one.score for one in ranking], np.sort(cosines)[::-1], atol=1e-6)
+    assert len(embedder.rerank("which?", documents, top_n=2)) == 2
+    assert embedder.rerank("which?", []).results == ()
+    for query, given, top_n in ((1, ["a"], None), ("q", "a", None), ("q", ["a"], 0)):
+        with pytest.raises(UsageError):
+            embedder.rerank(query, given, top_n=top_n)
 
 
 def test_eight_threads_get_their_own_vectors(embedder):

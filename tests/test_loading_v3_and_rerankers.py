@@ -104,11 +104,15 @@ def test_tokenize_needs_no_task_where_the_prompt_is_the_same_for_all(fakes, tmp_
 
 def test_a_word_for_one_task_is_merged_and_a_word_for_two_is_not(fakes, files):
     for task, merged, why in (
-        ("clustering", "separation", "the adapter is merged into the base at load, as a task was given; other"),
-        ("retrieval.query", "retrieval.query", "the adapter is merged into the base at load, as a task was given"),
-        ("none", "none", "the base is run without an adapter, as a task was given; other tasks reload it"),
-        ("retrieval", None, "one base serves .*, its adapters beside it .*, as no single task was given"),
-        (None, None, "one base serves .*, its adapters beside it .*, as no single task was given"),
+        ("clustering", "separation", "the adapter is merged into the base at load, because a task was given; other"),
+        (
+            "retrieval.query",
+            "retrieval.query",
+            "the adapter is merged into the base at load, because a task was given",
+        ),
+        ("none", "none", "the base is run without an adapter, because a task was given; other tasks reload it"),
+        ("retrieval", None, "one base serves .*, its adapters beside it .*, because no single task was given"),
+        (None, None, "one base serves .*, its adapters beside it .*, because no single task was given"),
     ):
         with Embedder(files(), task=task) as embedder:
             assert fakes[-1][1] == merged

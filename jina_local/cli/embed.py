@@ -18,7 +18,7 @@ from ..records.writers import Block
 from . import inputs, options
 
 if TYPE_CHECKING:
-    from ..loading import Embedder
+    from ..embedding.embedder import Embedder
     from ..spec import Embedded
 
 # Texts per block: few at first, so that the first vectors come early. Characters bound what a block holds.
@@ -183,7 +183,7 @@ def _joined(embedder: Embedder, source: Source, request: dict[str, Any], max_tok
             )
     if items:
         with _placed(items, source):
-            answer = embedder.embed_joined([item.text for item in items], **request, show_progress=False)
+            answer = embedder.embed([item.text for item in items], **request, late_chunking=True, show_progress=False)
         yield items, answer
 
 

@@ -18,7 +18,8 @@ from ..records.readers import Item, Source
 from . import inputs, options, terminal
 
 if TYPE_CHECKING:
-    from ..reranking.reranker import Ranked, Reranker, Reranking
+    from ..reranking.reranker import Reranker
+    from ..spec import Ranked, Reranking
 
 SUMMARY = "put documents in the order in which they answer a query"
 FORMATS = ("table", "json", "jsonl")
@@ -149,7 +150,7 @@ def _ranked(
     with loading.load(**settings) as loaded:
         options.check_kind(loaded.spec, rank=True)
         try:
-            return cast("Reranker", loaded).rerank_result(
+            return cast("Reranker", loaded).rerank(
                 query, [item.text for item in items], **request, show_progress=args.progress
             )
         except TextError as error:

@@ -1,10 +1,11 @@
-"""The Embedder: texts -> vectors. Where prompts, tokens, passes and pooling meet."""
+"""The Embedder: texts -> vectors. It prepares (texts to ids), runs (ids to rows) and finishes (rows to vectors)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,61 +14,127 @@ from .. import registry
 from ..backends import Backend
 from ..errors import NonFiniteError, UsageError
 from ..inference import batching, passes
-from ..inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
-from ..spec import Embedded, EmbeddingSpec, ModelSpec, Weights
+from ..inference.loaded import LoadedModel
+from ..spec import Embedded, EmbeddingSpec, ModelSpec, Ranked, Reranking, Weights
 from ..text import chunks as spans_of
 from ..text.chunks import Span
 from ..text.tokenizer import Encoded, checked
 from . import late_chunking, vectors
-from .request import PRECISIONS, resolve
+from .late_chunking import Plan
+from .request import PRECISIONS, Overflow, Precision, Task, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .request import ChunkWords, Float32ChunkWords, Float32SideWords, Float32Words, SideWords, Words
+
+Texts = str | Iterable[str]
+Vectors = NDArray[np.generic]
+Floats = NDArray[np.float32]
 
 _log = logging.getLogger("jina_local")
+_OVERLAP = 256  # tokens that neighbouring passes over a long document share
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call's texts as ids, ready for `Embedder.run`; the calls of several callers may be run together."""
+
+    spec: EmbeddingSpec
+    ids: Encoded | Plan  # one sequence a text, or the passes over one document
 
 
 class Embedder:
-    """A loaded embedding model. Safe to call from several threads; close it, or use it in a `with`."""
+    """A loaded embedding model. Safe to call from several threads. Close it, or use it in a `with`."""
 
     def __init__(
-        self, found: Weights, *, task: str | None = None, device: str | None = None, threads: int | None = None
+        self, files: Weights, *, task: str | None = None, device: str | None = None, threads: int | None = None
     ) -> None:
-        self._found = found
-        self._tokenizer = open_tokenizer(found)
-        asked = task if task is not None else found.model.default_task or found.model.tasks[0]
-        resolve(found.model, task=asked)
-        own = registry.spelled_out(registry.lookup(found.model.name), [asked])
+        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
+        asked = task if task is not None else files.model.default_task or files.model.tasks[0]
+        resolve(files.model, task=asked)
+        own = registry.spelled_out(registry.lookup(files.model.name), [asked])
         # Two merged copies of a model would cost more than adapters beside one base.
-        merge = own[0] if task is not None and len(own) == 1 else None
-        self._resident = Resident(found, merge=merge, device=device, threads=threads)
-        with self._resident.lease(own[0]) as (engine, _):
-            check_vocabulary(self._tokenizer, engine)
-            self.spec: ModelSpec = replace(found.model, origin=origin(found, own[0], engine, self._resident.reasons))
+        merge = task is not None and len(own) == 1
+        self._model = LoadedModel(files, own[0], merge=merge, device=device, threads=threads)
+        self.spec: ModelSpec = replace(files.model, origin=self._model.origin)
 
+    @overload
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
-        task: str | None = None,
+        show_progress: bool | None = ...,
+        deterministic: bool = ...,
+        **words: Unpack[Float32Words],
+    ) -> Floats: ...
+    @overload
+    def encode(
+        self,
+        *,
+        sentences: Texts,
+        show_progress: bool | None = ...,
+        deterministic: bool = ...,
+        **words: Unpack[Float32Words],
+    ) -> Floats: ...
+    @overload
+    def encode(
+        self,
+        texts: Texts,
+        *,
+        show_progress: bool | None = ...,
+        deterministic: bool = ...,
+        **words: Unpack[Words],
+    ) -> Vectors: ...
+    @overload
+    def encode(
+        self,
+        *,
+        sentences: Texts,
+        show_progress: bool | None = ...,
+        deterministic: bool = ...,
+        **words: Unpack[Words],
+    ) -> Vectors: ...
+    def encode(
+        self,
+        texts: Texts | None = None,
+        *,
+        sentences: Texts | None = None,
+        task: Task | None = None,
         prompt_name: str | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
         normalize: bool = True,
-        precision: str = "float32",
-        overflow: str | None = None,
+        precision: Precision = "float32",
+        overflow: Overflow | None = None,
+        late_chunking: bool = False,
         show_progress: bool | None = None,
         deterministic: bool = False,
-    ) -> NDArray[np.generic]:
-        """Texts -> (n_texts, dim) float32, or (dim,) for a single str.
+    ) -> Vectors:
+        """Turn texts into vectors: (n_texts, dim) float32, or (dim,) if `texts` is one str.
 
-        task: one of `.spec.tasks`, or one of the words in `.spec.task_words`; jina-embeddings-v3 has no default, and
-        "none" is its base without an adapter. prompt_name: "query" or "document" (default); where each task has a
-        prompt of its own, it tells which task of several a word means. truncate_dim: one of `.spec.dims`; the vector
-        is cut, then normalised. max_length: tokens, prompt included. precision: see vectors.finish. overflow:
-        "truncate" cuts and logs a warning, "error" raises. deterministic: one text a pass, for the same bits in any
-        company. show_progress: None shows a bar for long work on a terminal.
+        texts: a str, or any iterable of str; an empty one gives (0, dim). `sentences` is another name for it.
+        task: one of `.spec.tasks` or of the words in `.spec.task_words`. jina-embeddings-v3 has no default task, and
+            its "none" is the base without an adapter.
+        prompt_name: "query" or "document" (default). If each task has a prompt of its own, it chooses among the tasks
+            that a word stands for.
+        truncate_dim: one of `.spec.dims`. The vector is cut, then normalised.
+        max_length: tokens of a text, prompt included.
+        precision: see `vectors.finish` for the layout of each.
+        overflow: "truncate" cuts a text that is too long and logs a warning; "error" raises.
+        late_chunking: the texts are the pieces of one document, in order. Each is tokenised by itself, the tokens
+            follow each other in one pass after the prompt, and the mean over a piece's tokens is its vector, as in
+            Jina's API (jina-ai/late-chunking, tests/test_api.py). Nothing is cut: too many tokens are a UsageError.
+            Only models that pool the mean have it; see `encode_chunks` for longer documents.
+        show_progress: True and False show a bar or none; None shows one for long work on a terminal.
+        deterministic: runs one text a pass, for the same bits in any company.
         Raises UsageError, TextError, EngineError, and NonFiniteError with the texts that have no vector.
         """
+        if (texts is None) == (sentences is None):
+            raise UsageError("expected texts, or sentences, which is another name for them; got both or neither.")
+        given = texts if texts is not None else sentences
         result = self.embed(
-            texts,
+            given,  # type: ignore[arg-type]  # one of both is not None
             task=task,
             prompt_name=prompt_name,
             truncate_dim=truncate_dim,
@@ -75,77 +142,124 @@ class Embedder:
             normalize=normalize,
             precision=precision,
             overflow=overflow,
+            late_chunking=late_chunking,
             show_progress=show_progress,
             deterministic=deterministic,
         )
+        if late_chunking:
+            return _require_all_chunks(result)
         if result.failed:
             raise NonFiniteError(result.failed, len(result.vectors))
-        cut = np.flatnonzero(result.truncated)
-        if len(cut):
+        if result.truncated.any():
+            cut = np.flatnonzero(result.truncated)
+            places = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
             _log.warning(
                 "%d of %d texts were cut to %d tokens (index %s)",
                 len(cut),
-                len(result.vectors),
+                len(result.truncated),
                 result.spec.max_tokens,
-                ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else ""),
+                places,
             )
-        return result.vectors[0] if isinstance(texts, str) else result.vectors
+        return result.vectors[0] if isinstance(given, str) else result.vectors
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
-        task: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        max_length: int | None = None,
-        normalize: bool = True,
-        precision: str = "float32",
-        overflow: str | None = None,
         show_progress: bool | None = None,
         deterministic: bool = False,
+        **words: Unpack[Words],
     ) -> Embedded:
         """As `encode`, with the token count of every text, which were cut, and which have no usable vector."""
-        spec = resolve(
-            self.spec,
-            task=task,
-            prompt_name=prompt_name,
-            truncate_dim=truncate_dim,
-            max_length=max_length,
-            normalize=normalize,
-            precision=precision,
-            overflow=overflow,
+        prepared = self.prepare(texts, **words)
+        pooled = self.run(prepared, show_progress=show_progress, deterministic=deterministic)
+        return self.finish(prepared, pooled)
+
+    def prepare(self, texts: Texts, **words: Unpack[Words]) -> Prepared:
+        """Decide the request and turn the texts into ids, prompt and special tokens included, cut to fit."""
+        spec = resolve(self.spec, **words)
+        if not words.get("late_chunking"):
+            return Prepared(spec, self._model.tokenizer.encode(_as_list(texts), spec))
+        if isinstance(texts, str):
+            raise UsageError("texts are one str; expected the pieces of a document, or use `encode_chunks`.")
+        pieces = _as_list(texts)
+        if not pieces:
+            raise UsageError("no texts were given; late chunking expects at least one piece of a document.")
+        return Prepared(spec, late_chunking.of_texts(self._model.tokenizer, pieces, spec))
+
+    def run(self, prepared: Prepared, *, show_progress: bool | None = None, deterministic: bool = False) -> Floats:
+        """Run all passes and pool: (n, hidden) float32, a row for each text or chunk, not finite if it has none."""
+        spec = prepared.spec
+        with self._model.lease(spec.task) as (engine, adapter):
+            if isinstance(prepared.ids, Plan):
+                return late_chunking.run(engine, adapter, prepared.ids, show_progress=show_progress)
+            return _run(engine, adapter, prepared.ids, spec, show_progress=show_progress, deterministic=deterministic)
+
+    def finish(self, prepared: Prepared, pooled: Floats) -> Embedded:
+        """Turn pooled rows, (n, hidden) float32, into vectors: cut, normalise, quantise."""
+        spec, ids = prepared.spec, prepared.ids
+        failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
+        return Embedded(vectors.finish(pooled, spec), ids.counts, ids.truncated, failed, spec)
+
+    @overload
+    def encode_query(self, texts: Texts, **words: Unpack[Float32SideWords]) -> Floats: ...
+    @overload
+    def encode_query(self, texts: Texts, **words: Unpack[SideWords]) -> Vectors: ...
+    def encode_query(self, texts: Texts, **words: Unpack[SideWords]) -> Vectors:
+        """`encode` with prompt_name="query". A model without a default task takes it for retrieval."""
+        return self.encode(texts, prompt_name="query", **words)
+
+    @overload
+    def encode_document(self, texts: Texts, **words: Unpack[Float32SideWords]) -> Floats: ...
+    @overload
+    def encode_document(self, texts: Texts, **words: Unpack[SideWords]) -> Vectors: ...
+    def encode_document(self, texts: Texts, **words: Unpack[SideWords]) -> Vectors:
+        """`encode` with prompt_name="document". A model without a default task takes it for retrieval."""
+        return self.encode(texts, prompt_name="document", **words)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        show_progress: bool | None = None,
+        deterministic: bool = False,
+    ) -> Reranking:
+        """Rank documents by the cosine of their vectors with the query's. A reranker would read both texts together.
+
+        The query has the prompt "query", the documents have "document", and the task is retrieval. The best `top_n`
+        come back; documents without a usable vector are in `failed`. The other words are those of `encode`.
+        """
+        if not isinstance(query, str):
+            raise UsageError(f"the query is {type(query).__name__}, expected str; each call ranks for one query.")
+        if isinstance(documents, str):
+            raise UsageError("documents are one str; expected a list of them: [document].")
+        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+            raise UsageError(f"top_n {top_n!r} is out of range; expected a whole number from 1.")
+        given = _as_list(documents)
+        words: SideWords = {"task": "retrieval", "truncate_dim": truncate_dim, "max_length": max_length}
+        asked = self.embed([query], prompt_name="query", show_progress=False, **words)
+        if asked.failed:
+            raise NonFiniteError(asked.failed, 1, of="queries")
+        found = self.embed(
+            given, prompt_name="document", show_progress=show_progress, deterministic=deterministic, **words
         )
-        encoded = self._tokenizer.encode(_listed(texts), spec)
-        with self._resident.lease(spec.task) as (engine, adapter):
-            pooled = _run(engine, adapter, encoded, spec, deterministic=deterministic, show_progress=show_progress)
-        return _answer(pooled, encoded.counts, encoded.truncated, spec)
+        scores = vectors.similarity(found.vectors, asked.vectors, "float32")[:, 0]
+        failed = set(found.failed)
+        order = [int(i) for i in np.argsort(-scores, kind="stable") if int(i) not in failed]
+        return Reranking(
+            results=tuple(Ranked(i, float(scores[i]), given[i]) for i in order[:top_n]),
+            cut=tuple(int(i) for i in np.flatnonzero(found.truncated)),
+            query_cut=bool(asked.truncated[0]),
+            tokens=int(asked.token_counts.sum() + found.token_counts.sum()),
+            failed=found.failed,
+            scoring="cosine",
+        )
 
-    def encode_query(
-        self,
-        texts: str | Sequence[str],
-        *,
-        task: str | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
-    ) -> NDArray[np.generic]:
-        """`encode` with prompt_name="query"; a model without a default task takes it for retrieval."""
-        return self.encode(texts, task=task, prompt_name="query", truncate_dim=truncate_dim, precision=precision)
-
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        *,
-        task: str | None = None,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
-    ) -> NDArray[np.generic]:
-        """`encode` with prompt_name="document"; a model without a default task takes it for retrieval."""
-        return self.encode(texts, task=task, prompt_name="document", truncate_dim=truncate_dim, precision=precision)
-
-    def similarity(
-        self, a: NDArray[np.generic], b: NDArray[np.generic], *, precision: str = "float32"
-    ) -> NDArray[np.float32]:
+    def similarity(self, a: Vectors, b: Vectors, *, precision: Precision = "float32") -> Floats:
         """Cosine of every row of `a` with every row of `b`: (n_a, n_b) float32. See vectors.similarity."""
         if precision not in PRECISIONS:
             raise UsageError(f"unknown precision {precision!r}. Possible: {', '.join(PRECISIONS)}.")
@@ -153,128 +267,76 @@ class Embedder:
 
     def tokenize(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
-        task: str | None = None,
+        task: Task | None = None,
         prompt_name: str | None = None,
         max_length: int | None = None,
     ) -> list[NDArray[np.int32]]:
         """The ids that `encode` would run for each text: prompt, special tokens and truncation applied."""
-        if task is None and self.spec.default_prompt is not None:
-            task = self.spec.default_task or self.spec.tasks[0]  # the prompt is the same for every task
+        if task is None and self.spec.default_prompt is not None and self.spec.default_task is None:
+            task = self.spec.tasks[0]  # type: ignore[assignment]  # every task has the same prompts
         spec = resolve(self.spec, task=task, prompt_name=prompt_name, max_length=max_length)
-        return self._tokenizer.encode(_listed(texts), spec).ids
+        return self._model.tokenizer.encode(_as_list(texts), spec).ids
 
+    @overload
     def encode_chunks(
         self,
         document: str,
         chunks: Iterable[Span] | Callable[[str], Iterable[Span]],
         *,
-        task: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = True,
-        precision: str = "float32",
-        max_length: int | None = None,
-        overlap_tokens: int = 256,
+        overlap_tokens: int = ...,
+        show_progress: bool | None = ...,
+        **words: Unpack[Float32ChunkWords],
+    ) -> Floats: ...
+    @overload
+    def encode_chunks(
+        self,
+        document: str,
+        chunks: Iterable[Span] | Callable[[str], Iterable[Span]],
+        *,
+        overlap_tokens: int = ...,
+        show_progress: bool | None = ...,
+        **words: Unpack[ChunkWords],
+    ) -> Vectors: ...
+    def encode_chunks(
+        self,
+        document: str,
+        chunks: Iterable[Span] | Callable[[str], Iterable[Span]],
+        *,
+        overlap_tokens: int = _OVERLAP,
         show_progress: bool | None = None,
-    ) -> NDArray[np.generic]:
-        """Late chunking: one vector for each part of a document that is read as a whole, (n_chunks, dim).
+        **words: Unpack[ChunkWords],
+    ) -> Vectors:
+        """Late chunking: a vector for each part of a document that is read as a whole, (n_chunks, dim).
 
-        chunks: (start, end) in characters, ascending by their starts, with gaps or overlaps as you like; or what
-        gives them for the document, as `jina_local.chunks.sentences` or `m.spans(document, 200)`. A token belongs to
-        the chunk in which it begins; the special tokens and the prompt to the first and last of the document.
-        task: the document side of retrieval where nothing is said. max_length: tokens of one pass. A longer document
-        is read in passes that share overlap_tokens with their neighbours (at most half a pass), each with the prompt;
-        a token is taken from the pass in which it lies farther from the edge. The rest is as for `encode`.
-        Only for models that take a mean over tokens; others are refused. Raises UsageError, TextError, EngineError,
-        NonFiniteError.
+        chunks: (start, end) in characters, ascending by start, with gaps or overlaps as you like; or a function that
+            finds them in the document, such as `jina_local.chunks.sentences` or `lambda d: m.spans(d, 200)`. A token
+            belongs to the chunk in which it begins. The special tokens and the prompt belong to the first and last.
+        task: retrieval's document side if none is given.
+        max_length: tokens of one pass. A longer document is read in passes that share `overlap_tokens` with their
+            neighbours (at most half a pass), each with the prompt. A token is taken from the pass in which it lies
+            farther from the edge.
+        The other words are those of `encode`. Only models that pool the mean have late chunking.
+        Raises UsageError, TextError, EngineError, NonFiniteError.
         """
-        spec = resolve(
-            self.spec,
-            late_chunking=True,
-            task=task,
-            prompt_name=prompt_name,
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            precision=precision,
-            max_length=max_length,
-        )
+        spec = resolve(self.spec, late_chunking=True, **words)
         if isinstance(overlap_tokens, bool) or not isinstance(overlap_tokens, int) or overlap_tokens < 0:
             raise UsageError(f"overlap_tokens {overlap_tokens!r}: expected a whole number from 0.")
         checked(0, document)
         spans = spans_of.checked(chunks(document) if callable(chunks) else chunks, len(document))
-        plan = late_chunking.of_document(self._tokenizer, document, spans, spec, overlap_tokens)
-        return _whole(self._late(plan, spec, show_progress))
-
-    def encode_joined(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = True,
-        precision: str = "float32",
-        max_length: int | None = None,
-        show_progress: bool | None = None,
-    ) -> NDArray[np.generic]:
-        """Late chunking as Jina's API does it: the texts are the pieces of one document, in order; a vector for each.
-
-        Each text is tokenised by itself and the tokens follow each other in one sequence, the prompt before the
-        first. For this tokenizer that is as if a space joined the texts, as in Jina's own test against the API
-        (jina-ai/late-chunking, tests/test_api.py). All together have to fit into max_length tokens: nothing is cut,
-        and too many are a UsageError with the count. For the rest see `encode_chunks`.
-        """
-        return _whole(
-            self.embed_joined(
-                texts,
-                task=task,
-                prompt_name=prompt_name,
-                truncate_dim=truncate_dim,
-                normalize=normalize,
-                precision=precision,
-                max_length=max_length,
-                show_progress=show_progress,
-            )
-        )
-
-    def embed_joined(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = True,
-        precision: str = "float32",
-        max_length: int | None = None,
-        show_progress: bool | None = None,
-    ) -> Embedded:
-        """As `encode_joined`, with the token count of every text, and which have no usable vector."""
-        spec = resolve(
-            self.spec,
-            late_chunking=True,
-            task=task,
-            prompt_name=prompt_name,
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            precision=precision,
-            max_length=max_length,
-        )
-        if isinstance(texts, str):
-            raise UsageError("texts are one str; expected the pieces of a document, or use `encode_chunks`.")
-        plan = late_chunking.of_texts(self._tokenizer, _listed(texts), spec)
-        return self._late(plan, spec, show_progress)
+        plan = late_chunking.of_document(self._model.tokenizer, document, spans, spec, overlap_tokens)
+        prepared = Prepared(spec, plan)
+        return _require_all_chunks(self.finish(prepared, self.run(prepared, show_progress=show_progress)))
 
     def spans(self, document: str, tokens: int) -> list[Span]:
-        """A document cut every so many tokens, for `encode_chunks`: (start, end) in characters, one after another."""
-        _, starts = self._tokenizer.located(checked(0, document))
+        """Cut a document every so many tokens, for `encode_chunks`: (start, end) in characters, one after another."""
+        _, starts = self._model.tokenizer.located(checked(0, document))
         return spans_of.of_size(starts.tolist(), len(document), tokens)
 
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""
-        self._resident.close()
+        self._model.close()
 
     def __enter__(self) -> Embedder:
         return self
@@ -283,13 +345,8 @@ class Embedder:
         self.close()
 
     def __repr__(self) -> str:
-        origin = self.spec.origin
-        return f"<Embedder {self.spec.name} {origin.weights if origin else ''} on {self._found.backend}>"
-
-    def _late(self, plan: late_chunking.Plan, spec: EmbeddingSpec, show_progress: bool | None) -> Embedded:
-        with self._resident.lease(spec.task) as (engine, adapter):
-            pooled = late_chunking.run(engine, adapter, plan, show_progress=show_progress)
-        return _answer(pooled, plan.counts, np.zeros(len(plan.counts), np.bool_), spec)
+        origin = self._model.origin
+        return f"<Embedder {self.spec.name} {origin.weights} on {origin.backend}>"
 
 
 def _run(
@@ -298,9 +355,9 @@ def _run(
     encoded: Encoded,
     spec: EmbeddingSpec,
     *,
-    deterministic: bool,
     show_progress: bool | None,
-) -> NDArray[np.float32]:
+    deterministic: bool,
+) -> Floats:
     """All passes of one call: (n_texts, hidden) float32. A text without a usable row is tried once more, alone."""
     lengths = encoded.counts.tolist()
     pooled = np.empty((len(lengths), engine.hidden), np.float32)
@@ -315,27 +372,22 @@ def _run(
     return pooled
 
 
-def _answer(
-    pooled: NDArray[np.float32], counts: NDArray[np.int32], truncated: NDArray[np.bool_], spec: EmbeddingSpec
-) -> Embedded:
-    """What a call gives for its pooled rows, (n, hidden)."""
-    failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
-    return Embedded(vectors.finish(pooled, spec), counts, truncated, failed, spec)
-
-
-def _whole(result: Embedded) -> NDArray[np.generic]:
-    """The vectors of chunks, if all have one."""
+def _require_all_chunks(result: Embedded) -> Vectors:
+    """The vectors of chunks. Raises NonFiniteError unless all have one."""
     if result.failed:
         company = "and the chunks of a document are read together."
         raise NonFiniteError(result.failed, len(result.vectors), of="chunks", company=company)
     return result.vectors
 
 
-def _listed(texts: str | Sequence[str]) -> Sequence[str]:
+def _as_list(texts: Texts) -> list[str]:
+    """The texts of a call. Raises UsageError for what is no str and no iterable of texts."""
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, bytes) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
-        raise UsageError(f"texts are {type(texts).__name__}; expected a str or a sequence of str.")
-    if len(texts) == 0:
-        raise UsageError("no texts were given; expected a str or at least one text in the list.")
-    return texts
+    if isinstance(texts, Mapping):
+        raise UsageError(
+            f"texts are a {type(texts).__name__}; expected a str or an iterable of str. Give list(texts.values())."
+        )
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise UsageError(f"texts are {type(texts).__name__}; expected a str or an iterable of str.")
+    return list(texts)

@@ -40,6 +40,11 @@ class Plan:
     passes: tuple[Pass, ...]
     counts: NDArray[np.int32]  # (n_chunks,): the tokens of each chunk, prompt and special tokens included
 
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """(n_chunks,) False for all: late chunking cuts nothing."""
+        return np.zeros(len(self.counts), np.bool_)
+
 
 @dataclass(frozen=True)
 class _Around:

@@ -8,26 +8,73 @@ from ..errors import UsageError
 from ..registry import PUBLISHED, near_match
 from ..spec import NO_TASK, EmbeddingSpec, ModelSpec
 
+Task = Literal[
+    "retrieval",
+    "text-matching",
+    "clustering",
+    "classification",
+    "retrieval.query",
+    "retrieval.passage",
+    "retrieval.document",
+    "separation",
+    "none",
+]
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Overflow = Literal["truncate", "error"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
 
-# Jina's API says by its task which side of a search a text is on; a model with one retrieval task says it by prompt.
-_API_TASKS = {"retrieval.query": "query", "retrieval.passage": "document", "retrieval.document": "document"}
 
-
-class Words(TypedDict, total=False):
-    """The parameters of a request as a caller may spell them; `resolve` says what each means and is its default."""
-
-    task: str | None
-    prompt_name: str | None
+# The parameters of a request, for type checkers, where they are passed on to `resolve` as they are. `resolve` has
+# their defaults, `Embedder.encode` says what they mean. The Float32 kinds tell that the vectors are float32.
+class _AnyCall(TypedDict, total=False):
+    task: Task | None
     truncate_dim: int | None
     max_length: int | None
     normalize: bool
-    precision: str
-    overflow: str | None
+
+
+class _Sides(_AnyCall, total=False):
+    overflow: Overflow | None
     late_chunking: bool
+
+
+class ChunkWords(_AnyCall, total=False):
+    """Of `encode_chunks`."""
+
+    prompt_name: str | None
+    precision: Precision
+
+
+class Float32ChunkWords(_AnyCall, total=False):
+    """Of `encode_chunks`."""
+
+    prompt_name: str | None
+    precision: Literal["float32"]
+
+
+class SideWords(_Sides, total=False):
+    """Of `encode_query` and `encode_document`."""
+
+    precision: Precision
+
+
+class Float32SideWords(_Sides, total=False):
+    """Of `encode_query` and `encode_document`."""
+
+    precision: Literal["float32"]
+
+
+class Words(SideWords, total=False):
+    """Of `embed`."""
+
+    prompt_name: str | None
+
+
+class Float32Words(Float32SideWords, total=False):
+    """Of `embed`."""
+
+    prompt_name: str | None
 
 
 def resolve(
@@ -105,6 +152,14 @@ def _task(model: ModelSpec, task: str | None, prompt_name: str | None) -> tuple[
         without = f" ({NO_TASK!r}: the base without an adapter)" if NO_TASK in model.tasks else ""
         raise UsageError(f"{model.name} needs a task: one of {', '.join(model.tasks)}{without}.")
     by_prompt = model.task_words.get(asked)
+    if by_prompt and not own_prompts:
+        (implied,) = (name for name in by_prompt if name)
+        if prompt_name not in (None, implied):
+            raise UsageError(
+                f"task {asked!r} means {by_prompt['']!r} with prompt_name {implied!r}, but prompt_name "
+                f"{prompt_name!r} was given. Leave one of them out."
+            )
+        prompt_name = implied
     chosen = by_prompt.get(prompt_name or "", "") if by_prompt else asked
     possible = (*model.tasks, *model.task_words)
     if asked not in possible or (chosen and chosen not in model.tasks):

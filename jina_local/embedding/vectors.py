@@ -82,9 +82,10 @@ def quantise(vectors: NDArray[np.float32], precision: str) -> NDArray[np.generic
 def similarity(a: NDArray[np.generic], b: NDArray[np.generic], precision: str) -> NDArray[np.float32]:
     """Cosine of every row of `a` with every row of `b`, (n_a, n_b) float32 from -1 to 1.
 
-    For binary and ubinary it is 1 - 2 x (differing bits) / (bits), the cosine of the signs.
+    Floats of any width are compared in float32. For binary and ubinary it is 1 - 2 x (differing bits) / (bits), the
+    cosine of the signs. Raises UsageError for different widths or types.
     """
-    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    a, b = (_float32_if_float(np.atleast_2d(x)) for x in (a, b))
     if a.shape[1] != b.shape[1] or a.dtype != b.dtype:
         raise UsageError(f"vectors of {a.shape[1]} x {a.dtype} cannot be compared with {b.shape[1]} x {b.dtype}.")
     if precision in ("ubinary", "binary"):
@@ -92,6 +93,10 @@ def similarity(a: NDArray[np.generic], b: NDArray[np.generic], precision: str) -
         return np.asarray(signs_a @ signs_b.T / np.float32(signs_a.shape[1]), np.float32)
     wide_a, wide_b = _wide(a, precision), _wide(b, precision)
     return np.asarray(_unit(wide_a) @ _unit(wide_b).T, np.float32)
+
+
+def _float32_if_float(vectors: NDArray[np.generic]) -> NDArray[np.generic]:
+    return vectors.astype(np.float32) if np.issubdtype(vectors.dtype, np.floating) else vectors
 
 
 def _wide(codes: NDArray[np.generic], precision: str) -> NDArray[np.float32]:

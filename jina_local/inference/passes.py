@@ -25,6 +25,8 @@ def run(
     `lengths`: tokens of each text. `deterministic`: every text is a group of its own. show_progress: None shows a bar
     of tokens for long work on a terminal.
     """
+    if not lengths:
+        return
     groups = [[i] for i in range(len(lengths))] if deterministic else batching.plan(lengths, engine.budget)
     loads = [batching.cost(group, lengths, engine.budget) for group in groups]
     lanes = batching.lanes_for(loads, engine.lanes)

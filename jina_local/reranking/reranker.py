@@ -12,35 +12,14 @@ from numpy.typing import NDArray
 from ..backends import Backend
 from ..errors import ModelDamaged, NonFiniteError, UsageError
 from ..inference import passes
-from ..inference.loaded import Resident, check_vocabulary, open_tokenizer, origin
-from ..spec import RERANK, ModelSpec, Weights
+from ..inference.loaded import LoadedModel
+from ..spec import RERANK, ModelSpec, Ranked, Reranking, Weights
 from ..weights import projector
 from ..weights.projector import Projector
 from . import listwise, pairwise, scoring
 from .request import Request, resolve
 
 _log = logging.getLogger("jina_local")
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One document of an answer."""
-
-    index: int  # its place in the caller's list
-    score: float  # listwise: a cosine, which may be negative; pairwise: 0 to 1
-    document: str  # as it was given, uncut
-    embedding: NDArray[np.float32] | None = None  # listwise, with return_embeddings: (512,) of unit length
-
-
-@dataclass(frozen=True)
-class Reranking:
-    """The full answer to one call, and what happened."""
-
-    results: tuple[Ranked, ...]  # by falling score; equal ones in the caller's order
-    cut: tuple[int, ...]  # documents that were not read to their end
-    query_cut: bool
-    tokens: int  # that were run, in all passes together
-    failed: tuple[int, ...]  # documents for which the model gave no usable score; they are not in `results`
 
 
 @dataclass(frozen=True)
@@ -65,22 +44,22 @@ class _Listwise:
 class Reranker:
     """A loaded reranker. Safe to call from several threads; close it, or use it in a `with`."""
 
-    def __init__(self, found: Weights, *, device: str | None = None, threads: int | None = None) -> None:
-        """Open what `weights.find` found; `model.load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
-        self._found = found
-        self._tokenizer = open_tokenizer(found)
-        prompter = listwise.Prompter(self._tokenizer) if found.model.scoring == "listwise" else None
-        if prompter is None:
-            self._tokenizer.pair()  # a tokenizer without room for two texts is refused here, not at the first call
-        self._resident = Resident(found, device=device, threads=threads)
+    def __init__(self, files: Weights, *, device: str | None = None, threads: int | None = None) -> None:
+        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
+        self._model = LoadedModel(files, RERANK, device=device, threads=threads)
+        self._tokenizer = self._model.tokenizer
+        self._listwise: _Listwise | None = None
         try:
-            with self._resident.lease(RERANK) as (engine, _):
-                check_vocabulary(self._tokenizer, engine)
-                self._listwise = None if prompter is None else _Listwise(prompter, _projector(found, engine))
-                self.spec: ModelSpec = replace(found.model, origin=origin(found, RERANK, engine, ()))
+            if files.model.scoring == "listwise":
+                prompter = listwise.Prompter(self._tokenizer)
+                with self._model.lease(RERANK) as (engine, _):
+                    self._listwise = _Listwise(prompter, _read_projector(files, engine))
+            else:
+                self._tokenizer.pair()  # refuses a tokenizer without a template for two texts
         except BaseException:
-            self._resident.close()
+            self._model.close()
             raise
+        self.spec: ModelSpec = replace(files.model, origin=self._model.origin)
 
     def rerank(
         self,
@@ -98,60 +77,28 @@ class Reranker:
         window: bool | None = None,
         show_progress: bool | None = None,
         deterministic: bool = False,
-    ) -> list[Ranked]:
-        """The documents by falling score, the best `top_n` of them. None takes the model's own default.
-
-        Listwise (jina-reranker-v3), where documents are read together and a score depends on its company:
-        instruction: what to rank by. max_doc_length, max_query_length: tokens of each text (2048, 512).
-        return_embeddings: with the unit vectors that were compared. block_size: documents read together, 1 to 125
-        (64). max_length: tokens of one block, its prompt included; bounds the memory (the model's context).
-
-        Pairwise (jina-reranker-v2), where a score depends on the document alone: max_length: tokens of a pair (1024).
-        Documents beyond that are read in windows that overlap by overlap_tokens (80), beside a query of at most
-        max_query_length (512), and the best window counts; window=False reads one pair, its longer text cut.
-
-        deterministic: one pair a pass, for the same bits in any company; a block is a pass of its own in any case.
-        show_progress: None shows a bar for long work on a terminal. What is cut is logged as a warning. Raises
-        UsageError, TextError, EngineError, and NonFiniteError with the documents that have no score.
-        """
-        result = self.rerank_result(
-            query,
-            documents,
-            top_n=top_n,
-            instruction=instruction,
-            max_doc_length=max_doc_length,
-            max_query_length=max_query_length,
-            return_embeddings=return_embeddings,
-            block_size=block_size,
-            max_length=max_length,
-            overlap_tokens=overlap_tokens,
-            window=window,
-            show_progress=show_progress,
-            deterministic=deterministic,
-        )
-        if result.failed:
-            raise self._failure(result.failed, len(documents))
-        _warn(result, len(documents))
-        return list(result.results)
-
-    def rerank_result(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        top_n: int | None = None,
-        instruction: str | None = None,
-        max_doc_length: int | None = None,
-        max_query_length: int | None = None,
-        return_embeddings: bool = False,
-        block_size: int | None = None,
-        max_length: int | None = None,
-        overlap_tokens: int | None = None,
-        window: bool | None = None,
-        show_progress: bool | None = None,
-        deterministic: bool = False,
     ) -> Reranking:
-        """As `rerank`, with what was cut, what it cost, and which documents have no score; logs nothing."""
+        """Rank documents by falling score: the best `top_n` of them, and what happened to the others.
+
+        Listwise (jina-reranker-v3): documents are read together, so a score depends on its company.
+        instruction: what to rank by.
+        max_doc_length, max_query_length: tokens of each text (2048, 512).
+        return_embeddings: with the unit vectors that were compared.
+        block_size: documents read together, 1 to 125 (64).
+        max_length: tokens of one block, its prompt included; bounds the memory (the model's context).
+
+        Pairwise (jina-reranker-v2): a score depends on the document alone.
+        max_length: tokens of a pair (1024).
+        overlap_tokens: a longer document is read in windows that overlap by this many tokens (80), and its best
+            window counts.
+        max_query_length: tokens of the query beside a window (512).
+        window: False reads one pair and cuts its longer text.
+
+        None takes the model's own default. deterministic: one pair a pass, for the same bits in any company; a block
+        is a pass of its own in any case. show_progress: None shows a bar for long work on a terminal. Texts that were
+        cut and documents without a score are in the answer, and logged as warnings.
+        Raises UsageError, TextError, EngineError, and NonFiniteError if no document has a score.
+        """
         request = resolve(
             self.spec,
             query,
@@ -166,16 +113,20 @@ class Reranker:
             overlap_tokens=overlap_tokens,
             window=window,
         )
-        with self._resident.lease(RERANK) as (engine, _):
+        with self._model.lease(RERANK) as (engine, _):
             if self._listwise is None:
                 scored = self._by_pairs(engine, request, deterministic, show_progress)
             else:
                 scored = self._by_blocks(engine, self._listwise, request, show_progress)
-        return _answer(scored, request)
+        result = _answer(scored, request, str(self.spec.scoring))
+        if len(result.failed) == len(request.documents):
+            raise self._failure(result.failed, len(request.documents))
+        _warn(result, len(request.documents))
+        return result
 
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""
-        self._resident.close()
+        self._model.close()
 
     def __enter__(self) -> Reranker:
         return self
@@ -184,8 +135,8 @@ class Reranker:
         self.close()
 
     def __repr__(self) -> str:
-        found = self.spec.origin
-        return f"<Reranker {self.spec.name} {found.weights if found else ''} on {self._found.backend}>"
+        origin = self._model.origin
+        return f"<Reranker {self.spec.name} {origin.weights} on {origin.backend}>"
 
     def _by_pairs(
         self, engine: Backend, request: Request, deterministic: bool, show_progress: bool | None
@@ -272,20 +223,25 @@ class Reranker:
 
 
 def _warn(result: Reranking, total: int) -> None:
+    if result.failed:
+        _log.warning("%d of %d documents have no score (index %s)", len(result.failed), total, _places(result.failed))
     if result.query_cut:
         _log.warning("the query was cut; its end was not read")
     if result.cut:
-        places = ", ".join(map(str, result.cut[:10])) + (", ..." if len(result.cut) > 10 else "")
-        _log.warning("%d of %d documents were cut (index %s)", len(result.cut), total, places)
+        _log.warning("%d of %d documents were cut (index %s)", len(result.cut), total, _places(result.cut))
 
 
-def _projector(found: Weights, engine: Backend) -> Projector:
-    if found.projector is None:
-        raise ModelDamaged(f"{found.model.name} was found without its projector, and has no scores without it.")
-    return projector.read(found.projector, engine.hidden)
+def _places(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
 
 
-def _answer(scored: _Scored, request: Request) -> Reranking:
+def _read_projector(files: Weights, engine: Backend) -> Projector:
+    if files.projector is None:
+        raise ModelDamaged(f"{files.model.name} was found without its projector, and has no scores without it.")
+    return projector.read(files.projector, engine.hidden)
+
+
+def _answer(scored: _Scored, request: Request, scoring_name: str) -> Reranking:
     results = tuple(
         Ranked(
             index=i,
@@ -296,4 +252,4 @@ def _answer(scored: _Scored, request: Request) -> Reranking:
         for i in scoring.order(scored.scores)[: request.top_n]
     )
     failed = tuple(int(i) for i in np.flatnonzero(np.isnan(scored.scores)))
-    return Reranking(results, scored.cut, scored.query_cut, scored.tokens, failed)
+    return Reranking(results, scored.cut, scored.query_cut, scored.tokens, failed, scoring_name)

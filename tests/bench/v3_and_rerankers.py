@@ -87,7 +87,7 @@ def chunking(
     spec = resolve(model.spec, task="retrieval.passage")
     tokens = int(model._tokenizer.encode([" ".join(texts)], spec).counts[0])
     runs: dict[str, Callable[[list[str]], object]] = {
-        "late chunking, one pass": lambda parts: model.encode_joined(parts),
+        "late chunking, one pass": lambda parts: model.encode(parts, late_chunking=True),
         "each chunk for itself": lambda parts: model.encode(parts, task="retrieval.passage"),
     }
     return runs, texts, tokens

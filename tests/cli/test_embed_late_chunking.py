@@ -38,16 +38,11 @@ class FakeV3(FakeEmbedder):
             )
         )
 
-    def embed_joined(
-        self, texts, *, task=None, prompt_name=None, truncate_dim=None, normalize=True, precision="float32",
-        max_length=None, show_progress=None,
-    ):  # fmt: skip
-        self.asked = {"task": task, "prompt_name": prompt_name, "max_length": max_length}
-        spec = resolve(
-            self.spec, late_chunking=True,
-            task=task, prompt_name=prompt_name, truncate_dim=truncate_dim, max_length=max_length,
-            normalize=normalize, precision=precision,
-        )  # fmt: skip
+    def embed(self, texts, *, show_progress=None, deterministic=False, **words):
+        if not words.get("late_chunking"):
+            return super().embed(texts, **words)
+        self.asked = {name: words.get(name) for name in ("task", "prompt_name", "max_length")}
+        spec = resolve(self.spec, **words)
         for n, text in enumerate(texts):
             if not text.strip():
                 raise TextError(n, "has no token of its own.")
@@ -56,7 +51,7 @@ class FakeV3(FakeEmbedder):
         joined = " ".join(texts)
         plain = super().embed(
             [text if self.BROKEN in text else f"{joined}|{n}" for n, text in enumerate(texts)],
-            task=spec.task, truncate_dim=truncate_dim, normalize=normalize, precision=precision,
+            task=spec.task, **{n: words[n] for n in ("truncate_dim", "normalize", "precision") if n in words},
         )  # fmt: skip
         return Embedded(plain.vectors, plain.token_counts, np.zeros(len(texts), bool), plain.failed, spec)
 
@@ -83,7 +78,7 @@ def test_the_lines_of_the_input_are_one_document(v3, capfdbinary, monkeypatch):
     piped(monkeypatch, b"one\ntwo\nthree\n")
     assert main.main(LATE) == 0
     out = capfdbinary.readouterr()
-    assert np.array_equal(rows(out.out), FakeV3().embed_joined(["one", "two", "three"]).vectors)
+    assert np.array_equal(rows(out.out), FakeV3().embed(["one", "two", "three"], late_chunking=True).vectors)
     assert [json.loads(line)["index"] for line in out.out.splitlines()] == [0, 1, 2]
     assert out.err == b""
     assert (v3.calls, v3.asked["task"]) == ([3], None)
@@ -97,7 +92,7 @@ def test_requests_are_passed_on_and_files_are_written(v3, capfdbinary, tmp_path)
     options = ["--field", "body", "--input", str(source), "--output", str(target), "--truncate-dim", "32"]
     assert main.main([*LATE, *options, "--task", "clustering", "--max-length", "50", "--no-normalize"]) == 0
     request = {"task": "clustering", "truncate_dim": 32, "normalize": False, "max_length": 50}
-    assert np.array_equal(np.load(target), FakeV3().embed_joined(["one", "two"], **request).vectors)
+    assert np.array_equal(np.load(target), FakeV3().embed(["one", "two"], **request, late_chunking=True).vectors)
     assert v3.asked == {"task": "clustering", "prompt_name": None, "max_length": 50}
     assert v3.loaded["task"] == "clustering"
 
@@ -205,7 +200,7 @@ def test_the_real_model_in_a_pipe():
     done = embed("--late-chunking", "--task", "retrieval", "--truncate-dim", "64", data="\n".join(texts).encode())
     assert (done.returncode, done.stderr) == (0, b"")
     with load(made.checkpoint("v3")) as m:
-        expected = m.encode_joined(texts, truncate_dim=64)
+        expected = m.encode(texts, truncate_dim=64, late_chunking=True)
         alone = m.encode(texts, task="retrieval.passage", truncate_dim=64)
     np.testing.assert_allclose(rows(done.stdout), expected, atol=1e-6)
     assert not np.allclose(expected, alone, atol=1e-3)

@@ -162,7 +162,7 @@ def answer(checkpoint):
     from jina_local import load
 
     with load(checkpoint, backend="mlx") as model:
-        return model.rerank_result("planet", [*DOCUMENTS, LONG])
+        return model.rerank("planet", [*DOCUMENTS, LONG])
 
 
 @pytest.mark.mlx

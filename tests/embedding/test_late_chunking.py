@@ -97,7 +97,7 @@ def test_a_chunk_that_is_the_whole_document_is_its_ordinary_vector(placed):
     for task in ("none", "separation", "retrieval.query"):
         got = embedder.encode_chunks(DOCUMENT, [(0, len(DOCUMENT))], task=task)
         np.testing.assert_allclose(got[0], embedder.encode(DOCUMENT, task=task), atol=1e-6)
-    joined = embedder.encode_joined([DOCUMENT], task="clustering")
+    joined = embedder.encode([DOCUMENT], task="clustering", late_chunking=True)
     np.testing.assert_allclose(joined[0], embedder.encode(DOCUMENT, task="separation"), atol=1e-6)
     assert engine.asked[-1] == "separation"
 
@@ -193,7 +193,7 @@ def test_one_window_is_no_window(fake, overlap):
 def test_texts_are_joined_token_by_token_as_if_by_a_space(placed):
     embedder, engine = placed
     texts = ["Organic skincare", "for sensitive skin", "with aloe vera  and chamomile "]
-    got = embedder.embed_joined(texts)
+    got = embedder.embed(texts, late_chunking=True)
     joined = " ".join(texts)
     np.testing.assert_array_equal(engine.batches[0].ids, embedder.tokenize(joined, task="retrieval.passage")[0])
     starts = np.cumsum([0, *(len(t) + 1 for t in texts)])
@@ -201,21 +201,21 @@ def test_texts_are_joined_token_by_token_as_if_by_a_space(placed):
     np.testing.assert_array_equal(embedder.encode_chunks(joined, spans), got.vectors)
     assert sum(got.token_counts) == len(engine.batches[0].ids)
     assert not got.truncated.any()
-    np.testing.assert_array_equal(embedder.encode_joined(tuple(texts)), got.vectors)
+    np.testing.assert_array_equal(embedder.encode(tuple(texts), late_chunking=True), got.vectors)
 
 
 def test_too_many_tokens_together_are_refused_with_the_count(fake, tokenizer):
     embedder, engine = fake
     texts = ["one two three"] * 10
     count = len(tokenizer.encode(PROMPT + " ".join(texts)).ids)
-    assert len(embedder.encode_joined(texts, max_length=count)) == 10
+    assert len(embedder.encode(texts, max_length=count, late_chunking=True)) == 10
     with pytest.raises(
         UsageError, match=rf"the 10 texts have {count} tokens together.*one pass of at most {count - 1}\."
     ):
-        embedder.encode_joined(texts, max_length=count - 1)
+        embedder.encode(texts, max_length=count - 1, late_chunking=True)
     engine.batches.clear()
     with pytest.raises(UsageError, match=r"have more than \d+ tokens together.*at most 8192"):
-        embedder.encode_joined(["one", "two three " * 50_000])
+        embedder.encode(["one", "two three " * 50_000], late_chunking=True)
     assert engine.batches == []
 
 
@@ -235,11 +235,11 @@ def test_too_many_tokens_together_are_refused_with_the_count(fake, tokenizer):
         (lambda m: m.encode_chunks(DOCUMENT, EXAMPLE, truncate_dim=7), "truncate_dim 7 is not a trained width"),
         (lambda m: m.encode_chunks(DOCUMENT, EXAMPLE, max_length=10), "max_length 10 leaves no room beside"),
         (lambda m: m.encode_chunks(7, EXAMPLE), "text 0: is int, expected str"),
-        (lambda m: m.encode_joined("one text"), "texts are one str"),
-        (lambda m: m.encode_joined([]), "no texts were given"),
-        (lambda m: m.encode_joined(["a", " \n", "b"]), "text 1: has no token of its own"),
-        (lambda m: m.encode_joined(["", "b"]), "text 0: has no token of its own"),
-        (lambda m: m.encode_joined(["a", "\ud800"]), "text 1: invalid surrogate"),
+        (lambda m: m.encode("one text", late_chunking=True), "texts are one str"),
+        (lambda m: m.encode([], late_chunking=True), "no texts were given"),
+        (lambda m: m.encode(["a", " \n", "b"], late_chunking=True), "text 1: has no token of its own"),
+        (lambda m: m.encode(["", "b"], late_chunking=True), "text 0: has no token of its own"),
+        (lambda m: m.encode(["a", "\ud800"], late_chunking=True), "text 1: invalid surrogate"),
         (lambda m: m.spans(DOCUMENT, 0), "chunks of 0 tokens"),
     ],
 )
@@ -252,7 +252,7 @@ def test_what_cannot_be_is_refused_before_a_pass(fake, call, message):
 
 def test_a_text_error_says_which(fake):
     with pytest.raises(TextError) as error:
-        fake[0].encode_joined(["a", "b", "\t"])
+        fake[0].encode(["a", "b", "\t"], late_chunking=True)
     assert error.value.index == 2
 
 
@@ -261,7 +261,7 @@ def test_a_document_without_usable_states_is_an_error(fake):
     engine.poison = frozenset(embedder.tokenize("\N{DEGREE SIGN}", task="none")[0][1:-1].tolist())
     with pytest.raises(NonFiniteError, match="for 2 of 2 chunks.*the chunks of a document are read together"):
         embedder.encode_chunks("ab cd \N{DEGREE SIGN}", [(0, 3), (3, 7)])
-    assert embedder.embed_joined(["ab", "\N{DEGREE SIGN}"]).failed == (0, 1)
+    assert embedder.embed(["ab", "\N{DEGREE SIGN}"], late_chunking=True).failed == (0, 1)
 
 
 @pytest.mark.parametrize("name", ["v5-nano", "v5-small", "pico"])
@@ -273,8 +273,8 @@ def test_models_that_read_the_last_token_are_refused_with_the_reason(monkeypatch
     with Embedder(found) as embedder:
         for call in (
             lambda: embedder.encode_chunks(DOCUMENT, EXAMPLE),
-            lambda: embedder.encode_joined(["a"]),
-            lambda: embedder.embed_joined(["a"]),
+            lambda: embedder.encode(["a"], late_chunking=True),
+            lambda: embedder.embed(["a"], late_chunking=True),
         ):
             with pytest.raises(
                 UsageError, match=rf"{row.name} has no late chunking: .*last token.*jina-embeddings-v3\."

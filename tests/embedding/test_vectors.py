@@ -140,3 +140,13 @@ def test_sums_are_taken_over_spans_that_may_overlap():
     out = vectors.sums(rows, np.array([0, 1, 5]), np.array([6, 3, 6]))
     assert out.dtype == np.float64
     np.testing.assert_array_equal(out, [[30, 36], [6, 8], [10, 11]])
+
+
+@pytest.mark.parametrize("other", [np.float16, np.float64])
+def test_floats_of_any_width_are_compared(other):
+    a = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    mixed = vectors.similarity(a, a.astype(other), "float32")
+    assert mixed.dtype == np.float32
+    np.testing.assert_allclose(np.diag(mixed), 1, atol=1e-3)
+    with pytest.raises(UsageError, match="8 x float32 cannot be compared with 8 x int8"):
+        vectors.similarity(a, a.astype(np.int8), "float32")

@@ -42,8 +42,9 @@ def test_a_document_alone_and_in_company(kind, form):
         shuffled = by_index(model.rerank(QUERY, [DOCUMENTS[i] for i in order]))
         alone = [model.rerank(QUERY, [document])[0].score for document in DOCUMENTS[:4]]
         if kind == "reranker-v2":
-            np.testing.assert_allclose(shuffled, scores[order], atol=2e-5)
-            np.testing.assert_allclose(alone, scores[:4], atol=2e-5)
+            # A last bit may move a value to the next entry of llama.cpp's GELU table: 5e-5 was seen with AMX.
+            np.testing.assert_allclose(shuffled, scores[order], atol=1e-4)
+            np.testing.assert_allclose(alone, scores[:4], atol=1e-4)
         else:
             assert np.abs(alone - scores[:4]).max() > 1e-3  # read together, and meant to be
 

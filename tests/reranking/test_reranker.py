@@ -155,7 +155,7 @@ def test_a_result_is_plain_and_has_the_callers_own_document(reranker):
 def test_top_n_is_the_front_of_the_whole_answer(reranker, top_n):
     for scoring in KINDS:
         model = reranker(scoring)
-        assert model.rerank(QUERY, DOCUMENTS, top_n=top_n) == model.rerank(QUERY, DOCUMENTS)[:top_n]
+        assert tuple(model.rerank(QUERY, DOCUMENTS, top_n=top_n)) == model.rerank(QUERY, DOCUMENTS)[:top_n]
 
 
 def test_equal_scores_keep_the_callers_order(reranker):
@@ -186,7 +186,7 @@ def test_long_documents_are_read_in_windows_and_the_best_counts(reranker, opened
         float(noise(np.array([0, *query, 2, 2, *body[end - room : end], 2], np.int32).tobytes(), 1)[0])
         for end in ends
     )
-    result = model.rerank_result(QUERY, ["x", document], max_length=64, max_query_length=32)
+    result = model.rerank(QUERY, ["x", document], max_length=64, max_query_length=32)
     long = next(one for one in result.results if one.index == 1)
     assert long.score == pytest.approx(1 / (1 + np.exp(-expected)), rel=1e-6)
     assert sum(len(batch.starts) - 1 for batch in opened[0].batches) == 1 + len(ends)
@@ -199,7 +199,8 @@ def test_without_windows_the_pair_is_cut(reranker, caplog):
     tok = library("pairwise")
     tok.enable_truncation(40)
     ids = np.array(tok.encode(QUERY, DOCUMENTS[5]).ids, np.int32)
-    result = model.rerank_result(QUERY, DOCUMENTS[4:6], max_length=40, window=False)
+    result = model.rerank(QUERY, DOCUMENTS[4:6], max_length=40, window=False)
+    caplog.clear()
     assert (result.cut, result.query_cut) == ((1,), False)
     expected = 1 / (1 + np.exp(-float(noise(ids.tobytes(), 1)[0])))
     assert next(one.score for one in result.results if one.index == 1) == pytest.approx(expected, rel=1e-6)
@@ -217,7 +218,7 @@ def test_what_a_listwise_cut_leaves_is_what_is_read(reranker, opened, caplog):
     assert tok.decode(opened[0].batches[0].ids.tolist(), skip_special_tokens=False) == prompt(cut[1], [cut[0], "x"])
     assert {one.document for one in ranked} == {long, "x"}
     assert caplog.messages == ["the query was cut; its end was not read", "1 of 2 documents were cut (index 0)"]
-    result = model.rerank_result("red planet or not", [long, "x"], max_doc_length=3, max_query_length=2)
+    result = model.rerank("red planet or not", [long, "x"], max_doc_length=3, max_query_length=2)
     assert (result.cut, result.query_cut) == ((0,), True)
     assert result.tokens == len(opened[0].batches[0].ids)
 
@@ -239,19 +240,20 @@ def test_a_small_max_length_makes_more_blocks_and_changes_no_document(reranker, 
     assert sorted(one.index for one in ranked) == [0, 1, 2, 3, 4]
 
 
-def test_a_pair_without_a_score_is_tried_alone_and_then_named(reranker, opened):
+def test_a_pair_without_a_score_is_tried_alone_and_then_named(reranker, opened, caplog):
     model = reranker("pairwise")
     opened[0].poison = frozenset(library("pairwise").encode("ß", add_special_tokens=False).ids[-1:])
     documents = ["a", "Größe ß", "b", "c ß"]
-    result = model.rerank_result(QUERY, documents)
+    result = model.rerank(QUERY, documents)
     assert result.failed == (1, 3)
     assert sorted(one.index for one in result.results) == [0, 2]
     assert [len(batch.starts) for batch in opened[0].batches[-2:]] == [2, 2]
+    assert caplog.messages == ["2 of 4 documents have no score (index 1, 3)"]
     with pytest.raises(
-        NonFiniteError, match=r"no usable score for 2 of 4 documents \(index 1, 3\).*run alone"
+        NonFiniteError, match=r"no usable score for 2 of 2 documents \(index 0, 1\).*run alone"
     ) as error:
-        model.rerank(QUERY, documents, top_n=1)
-    assert error.value.indices == (1, 3)
+        model.rerank(QUERY, ["Größe ß", "ß"])
+    assert error.value.indices == (0, 1)
 
 
 def test_an_infinite_logit_is_no_score(reranker, opened, monkeypatch):
@@ -263,13 +265,13 @@ def test_an_infinite_logit_is_no_score(reranker, opened, monkeypatch):
         return rows
 
     monkeypatch.setattr(opened[0], "forward", overflows)
-    assert model.rerank_result(QUERY, ["a", "planet " * 60, "b"]).failed == (1,)
+    assert model.rerank(QUERY, ["a", "planet " * 60, "b"]).failed == (1,)
 
 
 def test_a_window_without_a_score_fails_its_document(reranker, opened):
     model = reranker("pairwise")
     opened[0].poison = frozenset(library("pairwise").encode("ß", add_special_tokens=False).ids[-1:])
-    result = model.rerank_result(QUERY, ["planet " * 80 + "ß", "x"], max_length=64, max_query_length=32)
+    result = model.rerank(QUERY, ["planet " * 80 + "ß", "x"], max_length=64, max_query_length=32)
     assert result.failed == (0,)
 
 
@@ -277,12 +279,12 @@ def test_a_block_fails_as_a_whole_and_the_others_are_scored(reranker, opened):
     model = reranker("listwise")
     opened[0].poison = frozenset(library("listwise").encode("日").ids[-1:])
     documents = ["a", "b", "日", "c", "d"]
-    result = model.rerank_result(QUERY, documents, block_size=2)
+    result = model.rerank(QUERY, documents, block_size=2)
     assert result.failed == (2, 3)
     assert sorted(one.index for one in result.results) == [0, 1, 4]
     assert all(-1 <= one.score <= 1 for one in result.results)
-    with pytest.raises(NonFiniteError, match=r"2 of 5 documents \(index 2, 3\).*documents of a block together"):
-        model.rerank(QUERY, documents, block_size=2)
+    with pytest.raises(NonFiniteError, match=r"2 of 2 documents \(index 0, 1\).*documents of a block together"):
+        model.rerank(QUERY, ["日", "c"], block_size=2)
 
 
 def test_many_threads_get_what_one_gets(reranker):
