@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,48 +14,33 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STANDARD = set(sys.stdlib_module_names)
 
-# Room -> the rooms it may import, and what from outside beyond the standard library. Imports go downhill only.
-RUNTIME: dict[str, tuple[set[str], set[str]]] = {
-    "errors": (set(), set()),
-    "spec": (set(), {"numpy"}),
-    "registry": ({"errors", "spec"}, set()),
-    "inference": ({"backends", "errors", "formats", "spec", "text"}, {"numpy", "tqdm"}),
-    "weights": ({"errors", "formats", "spec"}, {"numpy"}),
-    "formats": ({"errors"}, {"numpy"}),
-    "text": ({"errors", "formats", "spec"}, {"numpy", "tokenizers"}),
-    "embedding": ({"backends", "errors", "inference", "registry", "spec", "text"}, {"numpy", "typing_extensions"}),
-    "backends": ({"errors", "formats", "inference", "spec", "weights"}, {"llama_cpp", "mlx", "numpy"}),
-    "model_files": ({"backends", "errors", "formats", "registry", "spec", "store", "weights"}, set()),
-    "store": (
-        {"backends", "errors", "formats", "model_files", "registry", "spec", "weights"},
-        {"huggingface_hub", "tqdm"},
-    ),
-    "reranking": ({"backends", "errors", "inference", "spec", "text", "weights"}, {"numpy"}),
-    "loading": ({"embedding", "registry", "reranking", "store"}, set()),
-    "doctor": ({"backends", "errors", "registry", "spec", "store"}, {"llama_cpp", "mlx", "numpy"}),
-    "console": ({"errors"}, {"tqdm"}),
-    "cli": (
-        {
-            "backends",
-            "console",
-            "doctor",
-            "embedding",
-            "errors",
-            "loading",
-            "records",
-            "registry",
-            "reranking",
-            "spec",
-            "store",
-        },
-        {"numpy"},
-    ),
-    "records": ({"errors", "formats", "spec"}, {"numpy", "pyarrow"}),
-    "__init__": ({"embedding", "errors", "loading", "reranking", "spec", "text"}, set()),
-    "__main__": ({"cli"}, set()),
+# A room is a package or a file at the top of `jina_local`. It may import errors and spec, the rooms named here, and
+# from outside the standard library the libraries named here. Imports go downhill only.
+RUNTIME: dict[str, tuple[str, str]] = {
+    "errors": ("", ""),
+    "spec": ("", "numpy"),
+    "registry": ("", ""),
+    "console": ("", "tqdm"),
+    "formats": ("", "numpy"),
+    "weights": ("formats", "numpy"),
+    "text": ("formats", "numpy tokenizers"),
+    "records": ("formats", "numpy pyarrow"),
+    "model_files": ("weights formats registry", ""),
+    "backends": ("weights formats", "numpy mlx llama_cpp"),
+    "store": ("model_files backends weights formats registry", "huggingface_hub tqdm"),
+    "inference": ("backends text formats", "numpy tqdm"),
+    "embedding": ("inference backends text registry", "numpy typing_extensions"),
+    "reranking": ("inference backends text weights", "numpy"),
+    "loading": ("store embedding reranking registry", ""),
+    "doctor": ("store backends registry", "numpy mlx llama_cpp"),
+    "cli": ("console records backends registry store embedding reranking loading doctor", "numpy"),
+    "__init__": ("text embedding reranking loading", ""),
+    "__main__": ("cli", ""),
 }
+OPEN_TO_ALL = {"errors", "spec"}
+MOST_FLOORS = 10
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"console", "embedding", "errors", "formats", "registry", "spec", "store", "text", "weights"}
+CONVERT_MAY = {"console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
 CONVERT_MORE = {"verify": {"backends", "inference", "reranking"}}  # by folder
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
@@ -76,8 +62,38 @@ def imports(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
-    parts = path.relative_to(ROOT / "jina_local").with_suffix("").parts
-    return parts[0]
+    return path.relative_to(ROOT / "jina_local").with_suffix("").parts[0]
+
+
+def arrows(files: Iterable[Path]) -> dict[str, set[str]]:
+    """Room -> the rooms that it imports, errors and spec left out, as they stand in the files."""
+    rooms = {room(path) for path in files}
+    found: dict[str, set[str]] = {name: set() for name in rooms}
+    for path in files:
+        inside = {name.split(".")[1] for name in imports(path) if name.startswith("jina_local.")}
+        found[room(path)] |= (inside & rooms) - {room(path)} - OPEN_TO_ALL
+    return found
+
+
+def floors(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Room -> one more than the highest room that it imports. Raises ValueError with the rooms of a circle."""
+    placed: dict[str, int] = {}
+    while len(placed) < len(graph):
+        free = [name for name in graph if name not in placed and graph[name] <= placed.keys()]
+        if not free:
+            raise ValueError(f"a circle among {sorted(graph.keys() - placed.keys())}")
+        placed |= {name: 1 + max((placed[below] for below in graph[name]), default=0) for name in free}
+    return placed
+
+
+def count(files: Iterable[Path]) -> str:
+    """What `python -m tests.test_imports` prints."""
+    graph = arrows(list(files))
+    text = f"{len(graph)} rooms, {sum(map(len, graph.values()))} imports between them"
+    try:
+        return f"{text}, {max(floors(graph).values())} floors, no circle"
+    except ValueError as circle:
+        return f"{text}, {circle}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jina_local").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -89,10 +105,17 @@ def test_rooms_import_downhill_only(path):
             # A name of the package itself (load, JinaError) comes from __init__.
             target = rest[0] if rest else "__init__"
             if target != room(path) and target in RUNTIME:
-                assert target in inside, f"{path.name} imports {name}"
+                assert target in {*inside.split(), *OPEN_TO_ALL}, f"{path.name} imports {name}"
         else:
-            assert top in STANDARD or top in outside, f"{path.name} imports {name}"
+            assert top in STANDARD or top in outside.split(), f"{path.name} imports {name}"
         assert top != "convert"
+
+
+def test_there_is_no_circle_and_no_more_floors_than_a_reader_can_keep():
+    graph = arrows(list((ROOT / "jina_local").rglob("*.py")))
+    assert max(floors(graph).values()) <= MOST_FLOORS
+    with pytest.raises(ValueError, match=r"a circle among \['a', 'b'\]"):
+        floors({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "convert").rglob("*.py")), ids=lambda p: p.name)
@@ -165,3 +188,7 @@ def test_start_up_is_quick(arguments, limit):
         return min(times)
 
     assert best(arguments) < limit
+
+
+if __name__ == "__main__":
+    print(count((ROOT / "jina_local").rglob("*.py")))
