@@ -1,8 +1,8 @@
-"""Late chunking: a document is read as a whole, and the mean over a chunk's tokens is the chunk's vector.
+"""Late chunking: the model reads a document as a whole, and the mean over a chunk's tokens is the chunk's vector.
 
-Facts: jina-ai/late-chunking (chunked_pooling, and tests/test_api.py, which holds it against Jina's own API). The
-task's prompt comes first. The opening token and the prompt are part of the chunk that has the document's first token,
-the closing token of the one that has its last.
+Source: jina-ai/late-chunking (chunked_pooling, and tests/test_api.py, which compares it with Jina's API). The task's
+prompt comes first. The opening token and the prompt belong to the chunk with the document's first token. The closing
+token belongs to the chunk with its last token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Around:
 def of_document(
     tokenizer: Tokenizer, document: str, spans: Sequence[Span], spec: EmbeddingSpec, overlap: int
 ) -> Plan:
-    """The passes over a document for chunks of its characters. Raises UsageError for a chunk without a token."""
+    """Plan the passes over a document for chunks of its characters. Raises UsageError for a chunk without a token."""
     ids, places = tokenizer.located(spec.prefix + document)
     own = int(np.searchsorted(places, len(spec.prefix)))  # the first token of the document itself
     around = _Around(_ids(tokenizer.opening, ids[:own]), _ids(tokenizer.closing))
@@ -83,9 +83,9 @@ def of_document(
 
 
 def of_texts(tokenizer: Tokenizer, texts: Sequence[str], spec: EmbeddingSpec) -> Plan:
-    """The one pass over texts that are the pieces of a document, in their order.
+    """Plan the one pass over texts that are the pieces of a document, in order. Each is tokenised by itself.
 
-    Each is tokenised by itself. Raises TextError for a text without tokens, UsageError where they are too many.
+    Raises TextError for a text without tokens, and UsageError for too many tokens.
     """
     given = [checked(n, text) for n, text in enumerate(texts)]
     # The prompt and the first text are one string to the tokenizer, as they are to `encode`.
@@ -112,7 +112,7 @@ def of_texts(tokenizer: Tokenizer, texts: Sequence[str], spec: EmbeddingSpec) ->
 def run(
     engine: Backend, adapter: str | None, plan: Plan, *, show_progress: bool | None = None
 ) -> NDArray[np.float32]:
-    """The mean over each chunk's tokens: (n_chunks, hidden) float32. The rows of one pass are in memory at a time."""
+    """The mean over each chunk's tokens: (n_chunks, hidden) float32. Memory holds the rows of one pass at a time."""
     sums = np.zeros((len(plan.counts), engine.hidden), np.float64)
     with passes.bar(sum(len(one.ids) for one in plan.passes), show_progress) as advance:
         for one in plan.passes:

@@ -35,8 +35,8 @@ def sums(
 ) -> NDArray[np.float64]:
     """The sum of rows[start:end] for each span: (n_spans, hidden) float64. Spans may overlap.
 
-    In float64, as thousands of float32 rows added in turn lose two digits. A sum a span is the fastest way there is
-    in numpy: add.at and add.reduceat take ten times as long over rows of this width.
+    Sums are float64, because thousands of float32 rows added in turn lose two digits. One sum a span is the fastest
+    way in numpy: add.at and add.reduceat take ten times as long over rows of this width.
     """
     out = np.empty((len(starts), rows.shape[1]), np.float64)
     for n, (start, end) in enumerate(zip(starts, ends, strict=True)):

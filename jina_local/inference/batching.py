@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from ..spec import Budget, TokenBatch, round_up
 from ..text.tokenizer import Encoded
 
-_UNEVEN = 1.15  # what lanes may lose to an uneven end; one context on all threads loses 5 to 20 % to its barriers
+_UNEVEN = (
+    1.15  # the loss to an uneven end that lanes may have; one context on all threads loses 5 to 20 %
+)
 _RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting
 
 
@@ -38,10 +40,10 @@ def cost(group: Sequence[int], lengths: Sequence[int], budget: Budget) -> int:
 
 
 def lanes_for(loads: Sequence[int], most: int) -> int:
-    """How many passes to run side by side: `most`, where the lanes would end together, else one with all threads.
+    """How many passes to run side by side: `most` if the lanes would end together, else one with all threads.
 
-    `loads`: the cost of each pass, in the order in which free lanes take them. Of few passes, one long one would
-    run on its lane's share of the threads while the others have nothing left to do.
+    loads: the cost of each pass, in the order in which free lanes take them. Of few passes, a long one would
+    run on its lane's share of the threads while the other lanes are idle.
     """
     ends = [0] * min(most, len(loads))
     for load in loads:

@@ -20,10 +20,11 @@ def run(
     deterministic: bool = False,
     show_progress: bool | None = None,
 ) -> None:
-    """Call `one_pass(group, sharers)` for groups that hold every text once, in several threads where it pays.
+    """Call `one_pass(group, sharers)` for groups that hold every text once, in several threads if that is faster.
 
-    `lengths`: tokens of each text. `deterministic`: every text is a group of its own. show_progress: None shows a bar
-    of tokens for long work on a terminal.
+    lengths: tokens of each text.
+    deterministic: every text is a group of its own.
+    show_progress: None shows a bar of tokens for long work on a terminal.
     """
     if not lengths:
         return
@@ -50,13 +51,13 @@ def run(
 
 @contextmanager
 def bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """A bar of `total` tokens; what it yields is called with the tokens of each step. See `run` for `show`."""
+    """Show a bar of `total` tokens and yield the function that advances it. See `run` for `show`."""
     if show is False:
         yield lambda done: None
         return
     from tqdm import tqdm
 
     delay = 0.0 if show else _BAR_AFTER
-    off = None if show is None else False  # None: off where there is no terminal
+    off = None if show is None else False  # None: off unless stderr is a terminal
     with tqdm(total=total, unit="tok", unit_scale=True, disable=off, delay=delay) as shown:
         yield shown.update
