@@ -1,0 +1,97 @@
+"""Cases of a kind, run by several processes and counted by what became of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import farm
+from .bases import Base, bases
+
+# Outcomes that only a file past every check can have.
+PAST = (
+    farm.SAME,
+    farm.CHANGED,
+    farm.FORGED,
+    farm.OTHER,
+    farm.ODD,
+)
+
+
+def run(
+    kind: str, numbers: Iterator[int] | range, seed: int, root: Path, until: float | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """(case, what became of it, what was done) for each number."""
+    found, answers = ([], []) if kind == "hub" else _prepared(kind, root)
+    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-fuzz-") as room:
+        for number in numbers:
+            if until is not None and time.monotonic() > until:
+                return
+            name = f"{kind}:{seed}:{number}"
+            if kind == "hub":
+                yield (name, *farm.hub_case(name))
+            else:
+                at = number % len(found)
+                yield (name, *farm.case(found[at], answers[at], name, Path(room)))
+
+
+def _prepared(kind: str, root: Path) -> tuple[list[Base], list[str]]:
+    # Models are made in a process of their own: an engine that has run here would be forked with its threads.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(bases, (kind, root))
+    farm.preload()
+    return found, [farm.expected(base) for base in found]
+
+
+def _memory_disk() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _job(kind: str, numbers: range, seed: int, seconds: float | None, lines: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-models-") as root:
+        until = None if seconds is None else time.monotonic() + seconds
+        for one in run(kind, numbers, seed, Path(root), until):
+            lines.put(one)
+    lines.put(None)
+
+
+def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) -> tuple[Counter[str], list[str]]:
+    """(how many had each outcome, the faults) of the cases of one kind."""
+    context = multiprocessing.get_context("spawn")
+    lines = context.Queue()
+    children = [
+        context.Process(target=_job, args=(kind, range(n, cases, jobs), seed, seconds, lines)) for n in range(jobs)
+    ]
+    for child in children:
+        child.start()
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+    left = jobs
+    while left:
+        if any(child.exitcode not in (None, 0) for child in children):
+            raise RuntimeError(f"{kind}: the farm itself broke; see above")
+        try:
+            one = lines.get(timeout=5)
+        except queue.Empty:
+            continue
+        if one is None:
+            left -= 1
+            continue
+        name, became, what = one
+        outcome = next((o for o in (*farm.RIGHT, farm.OTHER, farm.DEATH, farm.HANG, farm.UNTYPED, farm.ODD,
+                                    farm.MEMORY) if became.startswith(o)), became)  # fmt: skip
+        outcomes[outcome] += 1
+        if outcome not in farm.RIGHT:
+            faults.append(f"{name}  {became}\n    {what}")
+            print(faults[-1], file=sys.stderr)
+        if sys.stderr.isatty() and sum(outcomes.values()) % 50 == 0:
+            print(f"\r{kind} {sum(outcomes.values())}", end="\r", file=sys.stderr)
+    for child in children:
+        child.join()
+    return outcomes, faults
