@@ -160,9 +160,8 @@ def main() -> int:
         half = sum(one.left == "HALF" for one in outcomes)
         problems = sum(one.problem is not None for one in outcomes)
         whole = sum(one.left == "whole" for one in outcomes)
-        print(
-            f"{converter}, by {layer}: {len(outcomes)} faults, {half} half-written, {whole} whole, {problems} problems"
-        )
+        counts = f"{len(outcomes)} faults, {half} half-written, {whole} whole, {problems} problems"
+        print(f"{converter}, by {layer}: {counts}")
         bad += half + problems
     return 1 if bad else 0
 

@@ -1,4 +1,4 @@
-"""Many threads on one model, with tasks mixed, models closed in the middle and opened again: no vector is another's."""
+"""Many threads on one model, tasks mixed, models closed in the middle and opened again: no vector is another's."""
 
 from __future__ import annotations
 
