@@ -82,7 +82,7 @@ def choose_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> list[str]:
     named = f"{', '.join([*held, *bare])}, or all{f' but {NO_TASK}' if bare else ''}"
     if not wanted:
         raise UsageError(f"no task given. {checkpoint.folder} has: {named}.")
-    chosen = registry.spelled_out(row, wanted)
+    chosen = registry.expand_tasks(row, wanted)
     for task in chosen:
         if task not in (*held, *bare, "all"):
             raise UsageError(f"unknown task {task!r}; {checkpoint.folder} has: {named}.")

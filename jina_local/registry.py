@@ -235,13 +235,13 @@ def check_tasks(tasks: Iterable[str]) -> None:
             raise UsageError(f"unknown task {task!r}{near_match(task, known)}. Known: {', '.join(known)}.")
 
 
-def spelled_out(row: Published, words: Iterable[str]) -> tuple[str, ...]:
+def expand_tasks(row: Published, words: Iterable[str]) -> tuple[str, ...]:
     """The model's own tasks for a caller's words, each once: of v3 "retrieval" is two of them."""
     tasks = [task for word in words for task in row.spec.task_words.get(word, {"": word}).values()]
     return tuple(dict.fromkeys(tasks))
 
 
-def beside_base(row: Published, adapters: Collection[str]) -> list[str]:
+def tasks_served(row: Published, adapters: Collection[str]) -> list[str]:
     """What adapters and their base serve together, in the model's order; of v3 also the base alone."""
     return [task for task in row.spec.tasks if task in adapters or (task == NO_TASK and adapters)]
 

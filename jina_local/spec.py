@@ -139,7 +139,7 @@ class Reranking(Sequence[Ranked]):
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelFiles:
     """The files of one model that were found, before anything is opened."""
 
     model: ModelSpec  # narrowed to what these files can serve

@@ -11,7 +11,7 @@ import pytest
 from jina_local import backends, load, registry
 from jina_local.errors import EngineError, ModelDamaged, NonFiniteError, TextError, UsageError
 from jina_local.loading import Embedder
-from jina_local.spec import Budget, Weights
+from jina_local.spec import Budget, ModelFiles
 from tests import made, tiny
 from tests.fakes import FakeBackend
 
@@ -37,7 +37,7 @@ def fakes(monkeypatch):
 def embedder(fakes, tmp_path):
     tiny.tokenizer("nano").save(str(tmp_path / "tokenizer.json"))
     row = registry.lookup("v5-nano").spec
-    found = Weights(
+    found = ModelFiles(
         row, "gguf", {t: tmp_path / t for t in row.tasks}, "Q8_0", tmp_path / "tokenizer.json", None, ("why",)
     )
     with Embedder(found) as m:
@@ -91,7 +91,7 @@ def shared(tmp_path):
     def found(form, tasks=row.tasks):
         adapters = {task: tmp_path / "adapters" / task for task in tasks}
         files = dict.fromkeys(tasks, tmp_path)
-        return Weights(row, form, files, "8bit", tmp_path / "tokenizer.json", None, ("why",), adapters)
+        return ModelFiles(row, form, files, "8bit", tmp_path / "tokenizer.json", None, ("why",), adapters)
 
     return found
 
@@ -288,7 +288,7 @@ def test_a_tokenizer_of_another_model_is_refused(fakes, tmp_path):
     tok.add_tokens([f"extra{i}" for i in range(600)])
     tok.save(str(tmp_path / "tokenizer.json"))
     row = registry.lookup("v5-nano").spec
-    found = Weights(row, "gguf", {"retrieval": tmp_path}, "Q8_0", tmp_path / "tokenizer.json", None, ())
+    found = ModelFiles(row, "gguf", {"retrieval": tmp_path}, "Q8_0", tmp_path / "tokenizer.json", None, ())
     with pytest.raises(ModelDamaged, match="the tokenizer is another model's"):
         Embedder(found, task="retrieval")
 

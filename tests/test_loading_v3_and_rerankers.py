@@ -14,7 +14,7 @@ from jina_local import backends, load, loading, registry
 from jina_local.embedding.embedder import Embedder
 from jina_local.errors import UsageError
 from jina_local.reranking.reranker import Ranked, Reranker
-from jina_local.spec import Weights
+from jina_local.spec import ModelFiles
 from tests import made, tiny, tiny_v3_and_rerankers
 from tests.fakes import FakeBackend
 
@@ -57,7 +57,7 @@ def files(tmp_path):
         served = [task for task in ROW.tasks if task in tasks or (adapters and task == "none")]
         row = registry.narrow(registry.lookup("v3"), hidden=1024, max_positions=8192, tasks=served)
         paths = {task: tmp_path / task if form == "gguf" else tmp_path for task in served}
-        return Weights(row, form, paths, "BF16", tmp_path / "tokenizer.json", None, ("why",), adapters)
+        return ModelFiles(row, form, paths, "BF16", tmp_path / "tokenizer.json", None, ("why",), adapters)
 
     return found
 
@@ -94,7 +94,7 @@ def test_without_a_task_the_choices_are_named(fakes, files):
 def test_tokenize_needs_no_task_where_the_prompt_is_the_same_for_all(fakes, tmp_path):
     tiny.tokenizer("nano").save(str(tmp_path / "tokenizer.json"))
     row = registry.lookup("v5-nano").spec
-    found = Weights(row, "gguf", dict.fromkeys(row.tasks, tmp_path), "Q8_0", tmp_path / "tokenizer.json", None, ())
+    found = ModelFiles(row, "gguf", dict.fromkeys(row.tasks, tmp_path), "Q8_0", tmp_path / "tokenizer.json", None, ())
     with Embedder(found) as embedder:
         plain = embedder.tokenize("x", prompt_name="query")[0].tolist()
         assert embedder.tokenize("x", task="clustering", prompt_name="query")[0].tolist() == plain
@@ -152,7 +152,7 @@ def test_a_task_that_is_not_there_is_refused_before_anything_is_opened(fakes, fi
 def test_an_embedder_is_not_for_a_reranker(fakes, tmp_path):
     tiny.tokenizer("reranker-v2").save(str(tmp_path / "tokenizer.json"))
     row = registry.lookup("reranker-v2").spec
-    found = Weights(row, "gguf", {"rerank": tmp_path}, "Q8_0", tmp_path / "tokenizer.json", None, ())
+    found = ModelFiles(row, "gguf", {"rerank": tmp_path}, "Q8_0", tmp_path / "tokenizer.json", None, ())
     with pytest.raises(UsageError, match="ranks documents and has no vectors for texts"):
         Embedder(found)
     assert fakes == []

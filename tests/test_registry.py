@@ -176,11 +176,11 @@ def test_a_word_for_a_task_that_the_files_lack_is_refused():
     assert resolve(one).task == "separation"
 
 
-def test_words_are_spelled_out_as_the_models_own_tasks():
+def test_words_are_expanded_to_the_models_own_tasks():
     v3, nano = registry.lookup("v3"), registry.lookup("v5-nano")
-    assert set(registry.spelled_out(v3, ["retrieval"])) == {"retrieval.query", "retrieval.passage"}
-    assert registry.spelled_out(v3, ["clustering", "separation", "none"]) == ("separation", "none")
-    assert registry.spelled_out(nano, ["clustering", "retrieval"]) == ("clustering", "retrieval")
+    assert set(registry.expand_tasks(v3, ["retrieval"])) == {"retrieval.query", "retrieval.passage"}
+    assert registry.expand_tasks(v3, ["clustering", "separation", "none"]) == ("separation", "none")
+    assert registry.expand_tasks(nano, ["clustering", "retrieval"]) == ("clustering", "retrieval")
     registry.check_tasks(["clustering", "retrieval", "retrieval.query", "none", "rerank"])
     with pytest.raises(UsageError, match=r"unknown task 'seperation' \(did you mean 'separation'\?\)"):
         registry.check_tasks(["seperation"])

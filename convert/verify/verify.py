@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jina_local import backends
 from jina_local.errors import UsageError
 from jina_local.inference import loaded
-from jina_local.spec import TokenBatch, Weights
+from jina_local.spec import ModelFiles, TokenBatch
 from jina_local.store import find
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import projector
@@ -57,7 +57,7 @@ class Finding:
 
 def verify(
     out: Path, against: Path, *, backend: str = "auto", label: str | None = None, progress: Progress | None = None
-) -> tuple[Weights, list[Finding]]:
+) -> tuple[ModelFiles, list[Finding]]:
     """Judge every task of `out` (a folder or a .gguf file), merged or as a base with adapters.
 
     A task whose ids differ is not judged further. Raises UsageError where `out` and `against` are of different
@@ -79,7 +79,7 @@ def verify(
 
 
 def _judge(
-    found: Weights, task: str, checkpoint: Checkpoint, converted: Tokenizer, original: Tokenizer
+    found: ModelFiles, task: str, checkpoint: Checkpoint, converted: Tokenizer, original: Tokenizer
 ) -> Iterator[Finding]:
     case = cases.of(found.model, task)
     mine, theirs = case.passes(converted), case.passes(original)
@@ -104,7 +104,7 @@ def _judge(
     yield _ranking(task, case.scores(vectors), case.scores(expected), floor)
 
 
-def floor_of(found: Weights, arch: Architecture) -> float:
+def floor_of(found: ModelFiles, arch: Architecture) -> float:
     """The least cosine to float32 that files of this form and type have to reach."""
     if found.form == "gguf" and found.label == "F32" and arch.xlm_roberta:
         return _HALF_PRECISION_GELU
@@ -118,7 +118,7 @@ def _reference(arch: Architecture, weight: Mapping[str, Floats], batch: TokenBat
     return reference.hidden_states(arch, weight, batch.ids)[batch.rows]
 
 
-def _published_projector(found: Weights, checkpoint: Checkpoint) -> Projector | None:
+def _published_projector(found: ModelFiles, checkpoint: Checkpoint) -> Projector | None:
     if found.model.scoring != "listwise":
         return None
     return projector.read(source.projector_file(checkpoint), checkpoint.arch.hidden)

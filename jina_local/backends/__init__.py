@@ -84,7 +84,7 @@ def open_backend(
     """Open one set of weights: a .gguf file with llama, a folder with mlx.
 
     `task` names the adapter to merge at load, where the folder is a published checkpoint (mlx alone). `adapters`
-    (task -> file or folder, as Weights.adapters has it) keeps the base as it is and runs them beside it: every
+    (task -> file or folder, as ModelFiles.adapters has it) keeps the base as it is and runs them beside it: every
     call of `forward` then names one. Neither: the weights are merged already.
     """
     if task is not None and (adapters or name == "llama"):

@@ -15,7 +15,7 @@ from ..backends import Backend
 from ..errors import NonFiniteError, UsageError
 from ..inference import batching, passes
 from ..inference.loaded import LoadedModel
-from ..spec import Embedded, EmbeddingSpec, ModelSpec, Ranked, Reranking, Weights
+from ..spec import Embedded, EmbeddingSpec, ModelFiles, ModelSpec, Ranked, Reranking
 from ..text import chunks as spans_of
 from ..text.chunks import Span
 from ..text.tokenizer import Encoded, checked
@@ -48,12 +48,12 @@ class Embedder:
     """A loaded embedding model. Safe to call from several threads. Close it, or use it in a `with`."""
 
     def __init__(
-        self, files: Weights, *, task: str | None = None, device: str | None = None, threads: int | None = None
+        self, files: ModelFiles, *, task: str | None = None, device: str | None = None, threads: int | None = None
     ) -> None:
         """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
         asked = task if task is not None else files.model.default_task or files.model.tasks[0]
         resolve(files.model, task=asked)
-        own = registry.spelled_out(registry.lookup(files.model.name), [asked])
+        own = registry.expand_tasks(registry.lookup(files.model.name), [asked])
         # Two merged copies of a model would cost more than adapters beside one base.
         merge = task is not None and len(own) == 1
         self._model = LoadedModel(files, own[0], merge=merge, device=device, threads=threads)

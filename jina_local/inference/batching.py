@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from ..spec import Budget, TokenBatch, round_up
 from ..text.tokenizer import Encoded
 
-_UNEVEN = (
-    1.15  # the loss to an uneven end that lanes may have; one context on all threads loses 5 to 20 %
-)
+_UNEVEN = 1.15  # the loss to an uneven end that lanes may have; one context on all threads loses 5 to 20 %
 _RUN = 4096  # texts planned at once by the dynamic programme; longer lists are cut after sorting
 
 

@@ -12,7 +12,7 @@ from .. import backends
 from ..backends import Backend
 from ..errors import EngineError, ModelDamaged
 from ..formats import gguf
-from ..spec import NO_TASK, Origin, Weights
+from ..spec import NO_TASK, ModelFiles, Origin
 from ..text.gguf_vocabulary import tokenizer_json
 from ..text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        files: Weights,
+        files: ModelFiles,
         task: str,
         *,
         merge: bool = False,
@@ -129,7 +129,7 @@ class LoadedModel:
         return ()
 
 
-def open_tokenizer(files: Weights) -> Tokenizer:
+def open_tokenizer(files: ModelFiles) -> Tokenizer:
     """The tokenizer of the files, or the one rebuilt from a GGUF's own vocabulary. Raises ModelDamaged."""
     if files.tokenizer is not None:
         return Tokenizer.from_file(files.tokenizer)

@@ -16,7 +16,7 @@ from ..formats.files import open_regular, read_json
 from ..formats.manifest import Entry, Manifest
 from ..formats.safetensors import SafetensorsFile
 from ..registry import Published
-from ..spec import NO_TASK, RERANK, Weights
+from ..spec import NO_TASK, RERANK, ModelFiles
 from ..store import hub, hub_cache
 from ..weights import architecture, projector
 from ..weights.checkpoint import Checkpoint
@@ -50,10 +50,10 @@ class Layout:
 
     what: str
     there: Callable[[Path], bool]
-    read: Callable[[Path, Asked], Weights]
+    read: Callable[[Path, Asked], ModelFiles]
 
 
-def open_path(path: Path, asked: Asked) -> Weights:
+def open_path(path: Path, asked: Asked) -> ModelFiles:
     """What a file or folder holds."""
     if path.is_dir():
         return _folder(path, asked)
@@ -71,7 +71,7 @@ def open_path(path: Path, asked: Asked) -> Weights:
     return replace(found, revision=held.source.revision) if held else found
 
 
-def _folder(path: Path, asked: Asked) -> Weights:
+def _folder(path: Path, asked: Asked) -> ModelFiles:
     found = [layout for layout in LAYOUTS if layout.there(path)]
     if not found:
         raise ModelNotFound(_no_model(path))
@@ -95,7 +95,7 @@ def _no_model(folder: Path) -> str:
     return text + (f" Formats that are never opened, as they can run code: {', '.join(never)}." if never else "")
 
 
-def _converted(folder: Path, asked: Asked) -> Weights:
+def _converted(folder: Path, asked: Asked) -> ModelFiles:
     """A folder that our converters wrote."""
     held = hub.read_manifest(folder)
     entries = {name: entry for name, entry in held.files.items() if entry.weights}
@@ -122,7 +122,7 @@ def _converted(folder: Path, asked: Asked) -> Weights:
     return _of_shared_base(folder, held, asked) if shared else _of_task_folders(folder, held, entries, asked)
 
 
-def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
+def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> ModelFiles:
     """MLX: one base in the folder itself, and adapters/<task>.safetensors."""
     adapters = {str(entry.task): folder / name for name, entry in held.adapters.items()}
     if list(held.bases) != ["model.safetensors"] or len(adapters) < len(held.adapters):
@@ -134,9 +134,9 @@ def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
     row = _row(arch, held, folder)
     if unknown := adapters.keys() - (set(row.spec.tasks) - {NO_TASK}):
         raise ModelDamaged(f"{folder}: has adapters for {', '.join(sorted(unknown))}, which {row.spec.name} has not.")
-    served = registry.beside_base(row, adapters)
+    served = registry.tasks_served(row, adapters)
     _serves(row, served, asked, folder)
-    return Weights(
+    return ModelFiles(
         model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=served),
         form=held.form,
         files=dict.fromkeys(served, folder),
@@ -148,7 +148,7 @@ def _of_shared_base(folder: Path, held: Manifest, asked: Asked) -> Weights:
     )
 
 
-def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry], asked: Asked) -> Weights:
+def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry], asked: Asked) -> ModelFiles:
     files: dict[str, Path] = {}
     shapes: set[architecture.Architecture] = set()
     for name, entry in entries.items():
@@ -167,7 +167,7 @@ def _of_task_folders(folder: Path, held: Manifest, entries: Mapping[str, Entry],
     row = _row(arch, held, folder)
     _serves(row, files, asked, folder)
     home = next(iter(files.values()))
-    return Weights(
+    return ModelFiles(
         model=registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=files),
         form=held.form,
         files=files,
@@ -193,20 +193,22 @@ def _row(arch: architecture.Architecture, held: Manifest, folder: Path) -> Publi
     return row
 
 
-def _ggufs(folder: Path, asked: Asked) -> Weights:
+def _ggufs(folder: Path, asked: Asked) -> ModelFiles:
     """GGUF files as Jina publishes them, without a manifest."""
     refuse_other(asked, "llama", f"{folder} has GGUF files")
     return of_ggufs(dict.fromkeys(sorted(folder.glob("*.gguf"))), folder, asked)
 
 
-def of_ggufs(files: Mapping[Path, Entry | None], where: Path, asked: Asked, row: Published | None = None) -> Weights:
+def of_ggufs(
+    files: Mapping[Path, Entry | None], where: Path, asked: Asked, row: Published | None = None
+) -> ModelFiles:
     """GGUF files, each with what a manifest says of it; `where` is what the caller gave, `row` the model if known."""
     if asked.tasks and (known := row or _model_of(files)):
-        asked = replace(asked, tasks=registry.spelled_out(known, asked.tasks))
+        asked = replace(asked, tasks=registry.expand_tasks(known, asked.tasks))
     choice = ggufs.choose(files, str(where), label=asked.label, tasks=asked.tasks)
     first = next(iter(choice.files.values()))
     tokenizer, why = _gguf_tokenizer(first.path.parent, first.row)
-    return Weights(
+    return ModelFiles(
         model=first.narrowed(tuple(choice.files)),
         form="gguf",
         files={task: one.path for task, one in choice.files.items()},
@@ -234,7 +236,7 @@ def _model_of(files: Mapping[Path, Entry | None]) -> Published | None:
     return None
 
 
-def of_published(folder: Path, asked: Asked) -> Weights:
+def of_published(folder: Path, asked: Asked) -> ModelFiles:
     """The base checkpoint with its adapters, as on the hub."""
     refuse_other(asked, "mlx", f"{folder} is a published checkpoint")
     with Checkpoint(folder) as base:
@@ -253,7 +255,7 @@ def of_published(folder: Path, asked: Asked) -> Weights:
             with base.adapter(task):
                 pass
         _serves(row, tasks, asked, folder)
-        return Weights(
+        return ModelFiles(
             model=registry.narrow(row, hidden=base.arch.hidden, max_positions=base.arch.max_positions, tasks=tasks),
             form="checkpoint",
             files=dict.fromkeys(tasks, folder),
@@ -268,7 +270,7 @@ def of_published(folder: Path, asked: Asked) -> Weights:
 
 def _published_tasks(row: Published, base: Checkpoint) -> list[str]:
     """What a published checkpoint serves; a reranker has no adapters to have."""
-    return [RERANK] if row.spec.scoring else registry.beside_base(row, base.tasks)
+    return [RERANK] if row.spec.scoring else registry.tasks_served(row, base.tasks)
 
 
 def _projector(row: Published, folder: Path, otherwise: Path | None) -> Path | None:
@@ -341,7 +343,7 @@ def _same_label(asked: str | None, there: str, folder: Path) -> None:
 
 def _serves(row: Published, there: Iterable[str], asked: Asked, folder: Path) -> None:
     held = list(there)
-    if missing := [task for task in registry.spelled_out(row, asked.tasks) if task not in held]:
+    if missing := [task for task in registry.expand_tasks(row, asked.tasks) if task not in held]:
         raise UsageError(f"{folder}: has no weights for {', '.join(missing)}. There: {', '.join(held)}.")
 
 

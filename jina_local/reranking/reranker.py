@@ -13,7 +13,7 @@ from ..backends import Backend
 from ..errors import ModelDamaged, NonFiniteError, UsageError
 from ..inference import passes
 from ..inference.loaded import LoadedModel
-from ..spec import RERANK, ModelSpec, Ranked, Reranking, Weights
+from ..spec import RERANK, ModelFiles, ModelSpec, Ranked, Reranking
 from ..weights import projector
 from ..weights.projector import Projector
 from . import listwise, pairwise, scoring
@@ -44,7 +44,7 @@ class _Listwise:
 class Reranker:
     """A loaded reranker. Safe to call from several threads; close it, or use it in a `with`."""
 
-    def __init__(self, files: Weights, *, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, files: ModelFiles, *, device: str | None = None, threads: int | None = None) -> None:
         """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
         self._model = LoadedModel(files, RERANK, device=device, threads=threads)
         self._tokenizer = self._model.tokenizer
@@ -235,7 +235,7 @@ def _places(indices: Sequence[int]) -> str:
     return ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
 
 
-def _read_projector(files: Weights, engine: Backend) -> Projector:
+def _read_projector(files: ModelFiles, engine: Backend) -> Projector:
     if files.projector is None:
         raise ModelDamaged(f"{files.model.name} was found without its projector, and has no scores without it.")
     return projector.read(files.projector, engine.hidden)

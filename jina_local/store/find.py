@@ -1,7 +1,7 @@
-"""Find the files of one model: a name or a path -> spec.Weights, checked, or an error that says what was looked for.
+"""Find the files of one model: a name or a path -> ModelFiles, checked, or an error that says what was looked for.
 
 A path is read by `layouts`. A name is looked for in the local store, then in the hub cache, and is then fetched
-unless offline. Every choice that was made for the caller is a sentence in Weights.reasons.
+unless offline. Every choice that was made for the caller is a sentence in ModelFiles.reasons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..model_files.folder import (
     refuse_other,
 )
 from ..registry import Published
-from ..spec import Weights
+from ..spec import ModelFiles
 from . import hub, hub_cache, package
 from .hub_cache import Held
 
@@ -45,7 +45,7 @@ def find(
     progress: bool = False,
     tasks: Sequence[str] | None = None,
     source: bool = False,
-) -> Weights:
+) -> ModelFiles:
     """The files of a model, not yet opened by an engine.
 
     name_or_path: a folder, a .gguf file, or a name: "v5-nano", "owner/name", "owner/name:Q4_K_M". weights: a label
@@ -77,9 +77,11 @@ def find(
     return _by_name(wanted, asked, revision, hub.offline(offline), progress, source)
 
 
-def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, progress: bool, source: bool) -> Weights:
+def _by_name(
+    wanted: str, asked: Asked, revision: str | None, offline: bool, progress: bool, source: bool
+) -> ModelFiles:
     row, asked = _lookup(wanted, asked)
-    asked = replace(asked, tasks=registry.spelled_out(row, asked.tasks))
+    asked = replace(asked, tasks=registry.expand_tasks(row, asked.tasks))
     if unknown := [task for task in asked.tasks if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
     kinds = ("mlx",) if source else engines_for(asked.label, asked.backend)
@@ -108,7 +110,7 @@ def _by_name(wanted: str, asked: Asked, revision: str | None, offline: bool, pro
     return _of_held(row, held, asked, [f"fetched from {hub.endpoint()}, commit {held.commit}", *broken])
 
 
-def _bundled(row: Published, asked: Asked, kinds: Sequence[str], revision: str | None) -> Weights | None:
+def _bundled(row: Published, asked: Asked, kinds: Sequence[str], revision: str | None) -> ModelFiles | None:
     """What the package carries of a model, for the first engine that has the precision asked for."""
     if revision is not None:
         raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
@@ -140,7 +142,7 @@ def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
         raise UsageError(f"{error} There is no file or folder {wanted!r} either.") from error
 
 
-def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | None:
+def _in_store(row: Published, asked: Asked, revision: str | None) -> ModelFiles | None:
     """The best of the converted folders that have what was asked for; where any task will do, one that has most."""
     fit: list[tuple[int, int, Path, str]] = []
     for one in hub.stored():
@@ -150,7 +152,7 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
         if revision not in (None, held.source.revision):
             continue
         for label, tasks in held.serves.items():
-            served = registry.beside_base(row, tasks) if held.adapters else tasks
+            served = registry.tasks_served(row, tasks) if held.adapters else tasks
             if asked.label in (None, label) and set(asked.tasks) <= set(served):
                 order = gguf_model.ORDER if held.form == "gguf" else MLX_ORDER
                 place = order.index(label) if label in order else len(order)
@@ -166,7 +168,7 @@ def _in_store(row: Published, asked: Asked, revision: str | None) -> Weights | N
     return open_path(path, replace(asked, label=label, reasons=(why,)))
 
 
-def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -> Weights:
+def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -> ModelFiles:
     asked = replace(asked, backend=held.kind, reasons=(*reasons, *held.notes))
     paths = dict.fromkeys(held.files.values())
     first = next(iter(paths))

@@ -132,7 +132,7 @@ def pull(
     if kind not in ("llama", "mlx"):
         raise UsageError(f"unknown kind {kind!r}. Possible: llama, mlx.")
     default = (row.spec.default_task or row.spec.tasks[0],) if kind == "llama" else row.spec.tasks
-    chosen = registry.spelled_out(row, tasks) if tasks else default
+    chosen = registry.expand_tasks(row, tasks) if tasks else default
     if unknown := [task for task in chosen if task not in row.spec.tasks]:
         raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
     if row.bundled:

@@ -24,7 +24,7 @@ import numpy as np
 from jina_local import backends
 from jina_local.backends import Backend
 from jina_local.inference.batching import pack
-from jina_local.spec import TokenBatch, Weights
+from jina_local.spec import ModelFiles, TokenBatch
 from jina_local.store import find
 from jina_local.text.tokenizer import Encoded
 
@@ -53,7 +53,7 @@ def passes(engine: Backend, batch: TokenBatch, tasks: list[str | None]) -> Calla
     return lambda: engine.forward(batch, 1, tasks[next(at) % len(tasks)])
 
 
-def compare(sep: Weights, merged: Weights, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def compare(sep: ModelFiles, merged: ModelFiles, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Case -> tokens per second merged, beside, and beside with another task at every pass."""
     task = next(iter(merged.files))
     plain = backends.open_backend(merged.backend, merged.files[task], threads=args.threads)

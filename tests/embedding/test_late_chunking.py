@@ -11,7 +11,7 @@ from convert.verify import reference
 from jina_local import backends, load, registry
 from jina_local.embedding.embedder import Embedder
 from jina_local.errors import NonFiniteError, TextError, UsageError
-from jina_local.spec import TokenBatch, Weights
+from jina_local.spec import ModelFiles, TokenBatch
 from jina_local.text import chunks
 from jina_local.weights.checkpoint import Checkpoint
 from tests import made, tiny, tiny_v3_and_rerankers
@@ -45,7 +45,7 @@ def fake(monkeypatch, tmp_path, tokenizer):
     row = registry.lookup("v3").spec
     adapters = {task: tmp_path for task in row.tasks if task != "none"}
     files = dict.fromkeys(row.tasks, tmp_path)
-    found = Weights(row, "checkpoint", files, "BF16", tmp_path / "tokenizer.json", None, (), adapters)
+    found = ModelFiles(row, "checkpoint", files, "BF16", tmp_path / "tokenizer.json", None, (), adapters)
     with Embedder(found) as embedder:
         yield embedder, engines[0]
 
@@ -269,7 +269,7 @@ def test_models_that_read_the_last_token_are_refused_with_the_reason(monkeypatch
     monkeypatch.setattr(backends, "open_backend", lambda *args, **kwargs: FakeBackend(hidden=1024, vocab=200_000))
     tiny.tokenizer("nano").save(str(tmp_path / "tokenizer.json"))
     row = registry.lookup(name).spec
-    found = Weights(row, "gguf", dict.fromkeys(row.tasks, tmp_path), "Q8_0", tmp_path / "tokenizer.json", None, ())
+    found = ModelFiles(row, "gguf", dict.fromkeys(row.tasks, tmp_path), "Q8_0", tmp_path / "tokenizer.json", None, ())
     with Embedder(found) as embedder:
         for call in (
             lambda: embedder.encode_chunks(DOCUMENT, EXAMPLE),

@@ -16,7 +16,7 @@ from jina_local.errors import EngineError, ModelDamaged, NonFiniteError, TextErr
 from jina_local.formats import safetensors
 from jina_local.reranking.listwise import Prompter, prompt
 from jina_local.reranking.reranker import Ranked, Reranker
-from jina_local.spec import RERANK, Budget, Weights
+from jina_local.spec import RERANK, Budget, ModelFiles
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.projector import Projector
 from tests import tiny
@@ -64,7 +64,7 @@ def reranker(opened, tmp_path):
         one.close()
 
 
-def found(folder, scoring: str) -> Weights:
+def found(folder, scoring: str) -> ModelFiles:
     """What the finder says of a made-up reranker."""
     tokenizer, projector = folder / f"{scoring}.json", folder / "projector.safetensors"
     tiny.tokenizer(KINDS[scoring]).save(str(tokenizer))
@@ -73,7 +73,7 @@ def found(folder, scoring: str) -> Weights:
         safetensors.write(projector, {n: ("F32", t.shape) for n, t in tensors.items()}, iter(tensors.items()), {})
     row = registry.lookup(KINDS[scoring]).spec
     model = replace(row, max_tokens=min(row.max_tokens, 8192))
-    return Weights(
+    return ModelFiles(
         model, "gguf", {RERANK: folder / scoring}, "Q8_0", tokenizer, None, ("why",),
         projector=projector if scoring == "listwise" else None,
     )  # fmt: skip
