@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from jina_local.errors import ModelDamaged
+from jina_local.formats import gguf as gguf_format
 from jina_local.formats.gguf import FILE_TYPES, TYPES, read_header
 
 
@@ -85,6 +89,81 @@ def test_a_good_header(tmp_path):
 def test_refusals(tmp_path, change, message):
     with pytest.raises(ModelDamaged, match=message):
         read_header(build(tmp_path / "x", **{**GOOD, **change}))
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The paths whose headers were parsed, from an empty store of headers on."""
+    paths = []
+
+    class Counting(gguf_format._Parser):
+        def header(self):
+            paths.append(self.path.name)
+            return super().header()
+
+    monkeypatch.setattr(gguf_format, "_Parser", Counting)
+    monkeypatch.setattr(gguf_format, "_headers", gguf_format._Headers())
+    return paths
+
+
+def aged(path, seconds=60):
+    """The file as if it was written a while ago."""
+    then = os.stat(path).st_mtime - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_a_header_is_parsed_once_until_its_file_changes(tmp_path, parsed):
+    path = aged(build(tmp_path / "x", **GOOD))
+    (tmp_path / "link").symlink_to(path)
+    first, again, linked = read_header(path), read_header(path), read_header(tmp_path / "link")
+    assert parsed == ["x"]
+    assert again == first
+    assert (linked.path, linked.keys) == (tmp_path / "link", first.keys)
+    aged(build(path, **{**GOOD, "keys": [u32("general.file_type", 2)]}), 30)
+    assert read_header(path).weights == "Q4_0"
+    aged(path, 90)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ModelDamaged):
+        read_header(path)
+
+
+def test_a_file_that_was_just_written_is_parsed_each_time(tmp_path, parsed):
+    """Two writes within one tick of the clock leave the same identity."""
+    path, tick = tmp_path / "x", time.time_ns()
+    for number, label in ((2, "Q4_0"), (3, "Q4_1"), (8, "Q5_0")):
+        build(path, **{**GOOD, "keys": [u32("general.file_type", number), *GOOD["keys"][2:]]})
+        os.utime(path, ns=(tick, tick))
+        assert read_header(path).weights == label
+    assert len(parsed) == 3
+
+
+def test_the_headers_kept_are_bounded_and_the_newest_is_among_them(tmp_path, parsed, monkeypatch):
+    paths = [aged(build(tmp_path / name, **GOOD)) for name in "abc"]
+    length = read_header(paths[0]).length
+    monkeypatch.setattr(gguf_format, "_KEPT", 2 * length)
+    for path in (*paths, paths[2], paths[1], paths[0]):
+        read_header(path)
+    assert parsed == ["a", "b", "c", "a"]
+    monkeypatch.setattr(gguf_format, "_KEPT", 1)
+    for path in (paths[1], paths[1]):
+        read_header(path)
+    assert parsed == ["a", "b", "c", "a"], "b was still there"
+    read_header(paths[2])
+    read_header(paths[1])
+    assert parsed[4:] == ["c", "b"], "there is room for one"
+
+
+def test_threads_that_read_the_same_file_get_the_same_header(tmp_path, parsed):
+    path = aged(build(tmp_path / "x", **GOOD))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(read_header(path))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(one == found[0] for one in found)
 
 
 @pytest.mark.parametrize("length", range(4, 200, 7))
