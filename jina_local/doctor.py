@@ -260,18 +260,17 @@ def _network() -> Check:
 
 def _places() -> list[Check]:
     """Where models are, and how much room those of ours take."""
-    from .store import hub, hub_cache, inventory
+    from .store import hub_cache, local_store, places
 
-    held = [place for model in inventory.listing() for place in model.places]
+    there = [place for row in registry.PUBLISHED for place in places.of(row)]
     found = []
-    for where, folder in (("hub cache", hub_cache.cache_folder()), ("local store", hub.local_store())):
-        sizes = [place.size for place in held if place.where == where]
+    for where, folder in ((places.CACHE, hub_cache.cache_folder()), (places.STORE, local_store.root())):
+        sizes = [place.size for place in there if place.where == where]
         count = (
             f"{len(sizes)} {'folder' if len(sizes) == 1 else 'folders'} of these models, {sum(sizes) / 1e6:,.0f} MB"
         )
         found.append(Check(where, True, f"{folder}: {count if folder.is_dir() else 'not there yet'}"))
-    broken = [f"{one.path}: {one.fault}" for one in hub.stored() if one.fault]
-    if broken:
+    if broken := local_store.converted()[1]:
         step = "Convert again with --force, or delete the folder."
         found.append(Check("conversions", False, "; ".join(broken), step))
     return found

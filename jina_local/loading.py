@@ -31,6 +31,7 @@ def load(  # type: ignore[overload-overlap]  # a name that is a str and no liter
     threads: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
+    show_progress: bool | None = None,
 ) -> Reranker: ...
 
 
@@ -45,6 +46,7 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
+    show_progress: bool | None = None,
 ) -> Embedder: ...
 
 
@@ -58,6 +60,7 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
+    show_progress: bool | None = None,
 ) -> Embedder | Reranker:
     """Open a model: a converted folder, a .gguf file or a folder of them, a published checkpoint, or a name.
 
@@ -68,17 +71,20 @@ def load(
     tasks ("retrieval" of jina-embeddings-v3) asks for all of them, and merges none.
     device: None, "cpu" or "metal". threads: physical cores by default. revision: a commit of the hub
     repository instead of the pinned one. offline: True never opens a socket; None follows HF_HUB_OFFLINE.
+    show_progress: of a download, which the logger "jina_local" announces; None shows bars on a terminal, as
+    huggingface_hub does, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
     What was chosen, and why, is in `.spec.origin`. A model that ranks documents comes as a Reranker, which has no
     tasks to choose from. Raises ModelNotFound, ModelDamaged, EngineMissing, UsageError.
     """
-    found = find(
+    files = find(
         name_or_path,
         backend=backend,
         weights=weights,
         revision=revision,
         offline=offline,
+        show_progress=show_progress,
         tasks=None if task is None else [task],
     )
-    if found.model.scoring is not None:
-        return Reranker(found, device=device, threads=threads)
-    return Embedder(found, task=task, device=device, threads=threads)
+    if files.model.scoring is not None:
+        return Reranker(files, device=device, threads=threads)
+    return Embedder(files, task=task, device=device, threads=threads)

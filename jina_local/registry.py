@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .errors import ModelDamaged, UsageError
 from .spec import NO_TASK, RERANK, ModelSpec
@@ -40,10 +40,35 @@ class Published:
     rope_theta: float  # a checkpoint with another base frequency is another model; 0: positions are learned
     bundled: bool = False  # the files are in the package, under the model's name
     adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
+    beside_gguf: tuple[str, ...] = ()  # files without which a GGUF file of the repository is of no use
+    download: Mapping[str, float] = field(
+        default_factory=dict
+    )  # engine -> about how many bytes `models pull` fetches
+
+    def repos(self, engine: str, tasks: Iterable[str]) -> dict[str, str]:
+        """Task -> the repository that has its files; empty if none are published in the form that an engine reads."""
+        name = self.gguf_repo if engine == "llama" else self.repo
+        return {task: name.format(task=task) for task in tasks} if name else {}
+
+    @property
+    def all_repos(self) -> list[str]:
+        """Every repository that has files of the model."""
+        found = [repo for engine in ("mlx", "llama") for repo in self.repos(engine, self.spec.tasks).values()]
+        return list(dict.fromkeys(found))
+
+    def pinned(self, repo: str) -> str | None:
+        """The commit that is known for a repository, if any."""
+        return self.revision if repo == self.repo else self.revisions.get(repo)
+
+    @property
+    def terms(self) -> str:
+        """The licence of the weights, with the one word that most callers need to know."""
+        return f"{self.spec.license}, non-commercial" if "NC" in self.spec.license else self.spec.license
 
 
 # Sources: the model cards, the v5 report (arXiv 2602.15547, table 1 for the RoPE base) and the review of
-# the published folders in the project's model notes. Context of nano: 8192, as its card's table has it.
+# the published folders in the project's model notes. Context of nano: 8192, as its card's table has it. Sizes of
+# downloads: as published, else the parameters at the bits of the default type.
 PUBLISHED: tuple[Published, ...] = (
     Published(
         spec=ModelSpec(
@@ -66,6 +91,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v5-small-{task}-{type}.gguf",
         revisions={},
         rope_theta=3_500_000.0,
+        download={"llama": 0.64e9, "mlx": 1.37e9},
     ),
     Published(
         spec=ModelSpec(
@@ -88,6 +114,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v5-nano-{task}-{type}.gguf",
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
+        download={"llama": 0.23e9},
     ),
     # The prompts are those of its code and of the makers' own server; of the last three tasks they are empty. Without
     # a task it runs without an adapter, although its release post says otherwise.
@@ -127,6 +154,7 @@ PUBLISHED: tuple[Published, ...] = (
         revisions={},
         rope_theta=20_000.0,
         adapter_folders=False,
+        download={"mlx": 1.16e9},
     ),
     Published(
         spec=ModelSpec(
@@ -150,6 +178,8 @@ PUBLISHED: tuple[Published, ...] = (
         revisions={},
         rope_theta=1_000_000.0,
         adapter_folders=False,
+        beside_gguf=("projector.safetensors",),
+        download={"llama": 0.64e9, "mlx": 1.2e9},
     ),
     Published(
         spec=ModelSpec(
@@ -173,6 +203,7 @@ PUBLISHED: tuple[Published, ...] = (
         revisions={},
         rope_theta=0.0,
         adapter_folders=False,
+        download={"mlx": 0.57e9},
     ),
     # Ours: trained for the quick start and the tests (convert/pico, its card lies beside the weights).
     Published(
@@ -227,22 +258,27 @@ def lookup(name: str) -> Published:
     )
 
 
-def check_tasks(tasks: Iterable[str]) -> None:
-    """Raise UsageError for a task that no model has, before any file is looked at."""
-    known = list(dict.fromkeys(word for row in PUBLISHED for word in (*row.spec.tasks, *row.spec.task_words)))
-    for task in tasks:
-        if task not in known:
-            raise UsageError(f"unknown task {task!r}{near_match(task, known)}. Known: {', '.join(known)}.")
+def tasks_for(row: Published, words: Iterable[str]) -> tuple[str, ...]:
+    """`expand_tasks`; a word that the model does not know is a UsageError with its tasks."""
+    words, known = list(words), (*row.spec.tasks, *row.spec.task_words)
+    for word in words:
+        if word not in known:
+            also = f", and understands {', '.join(row.spec.task_words)}" if row.spec.task_words else ""
+            raise UsageError(
+                f"unknown task {word!r}{near_match(word, known)}. {row.spec.name} has: "
+                f"{', '.join(row.spec.tasks)}{also}."
+            )
+    return expand_tasks(row, words)
 
 
 def expand_tasks(row: Published, words: Iterable[str]) -> tuple[str, ...]:
-    """The model's own tasks for a caller's words, each once: of v3 "retrieval" is two of them."""
+    """The model's own tasks for a caller's words, each once: of v3 "retrieval" is two tasks. Unknown words stay."""
     tasks = [task for word in words for task in row.spec.task_words.get(word, {"": word}).values()]
     return tuple(dict.fromkeys(tasks))
 
 
 def tasks_served(row: Published, adapters: Collection[str]) -> list[str]:
-    """What adapters and their base serve together, in the model's order; of v3 also the base alone."""
+    """The tasks that adapters and their base serve together, in the model's order; of v3 also the base alone."""
     return [task for task in row.spec.tasks if task in adapters or (task == NO_TASK and adapters)]
 
 
@@ -263,8 +299,8 @@ def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[s
     )
 
 
-def identify(*, architecture: str, rope_theta: float) -> Published:
-    """The row whose architecture and RoPE base a file has; ModelDamaged where there is none."""
+def identify(*, architecture: str, rope_theta: float, where: str = "") -> Published:
+    """The row whose architecture and RoPE base a file has; ModelDamaged, naming `where`, if there is none."""
     near: list[str] = []
     for row in PUBLISHED:
         if row.spec.architecture != architecture:
@@ -273,11 +309,12 @@ def identify(*, architecture: str, rope_theta: float) -> Published:
             return row
         near.append(f"{row.spec.name} has the RoPE base {row.rope_theta:g}, not {rope_theta:g}")
     raise ModelDamaged(
-        f"a {architecture} checkpoint that is none of the models known here "
+        f"{where}{': ' if where else ''}a {architecture} checkpoint that is none of the models known here "
         f"({'; '.join(near) or 'no model of that architecture'}). Known: {', '.join(names())}."
     )
 
 
 def near_match(given: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)", or nothing if no known word is like the one given."""
     match = difflib.get_close_matches(given, list(known), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""

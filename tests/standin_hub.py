@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,7 @@ class Hub:
     down: int | None = None  # a status for every request
     seen: list[str] = field(default_factory=list)  # "METHOD path [range]"
     agents: set[str] = field(default_factory=set)
+    on_file: Callable[[str], object] = lambda name: None  # called before a file's bytes are sent
     url: str = ""
 
     def add(self, repo: str, commit: str, files: Mapping[str, bytes | Path]) -> None:
@@ -145,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             status, start = 206, int(match[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if self.command == "GET":
+            self.hub.on_file(name)
         cut = self.hub.cut_once.pop(name, None) if self.command == "GET" else None
         self._send(status, content[start:], headers, cut)
 

@@ -27,7 +27,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "records": ("formats", "numpy pyarrow"),
     "model_files": ("weights formats registry", ""),
     "backends": ("weights formats", "numpy mlx llama_cpp"),
-    "store": ("model_files backends weights formats registry", "huggingface_hub tqdm"),
+    "store": ("model_files backends formats registry", "huggingface_hub"),
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),

@@ -199,7 +199,9 @@ def test_what_ranks_comes_as_a_reranker(monkeypatch):
     assert seen == [
         ("jina-reranker-v3", "cpu", 2), ("jina-reranker-v2-base-multilingual", "cpu", 2),
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="has no weights for retrieval"):
+    with pytest.raises(
+        UsageError, match=r"unknown task 'retrieval'\. jina-reranker-v2-base-multilingual has: rerank"
+    ):
         load(made.checkpoint("reranker-v2"), task="retrieval")
 
 

@@ -8,6 +8,7 @@ from jina_local import registry
 from jina_local.embedding.request import resolve
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.spec import ModelSpec
+from jina_local.weights import projector
 
 NANO = registry.lookup("jina-embeddings-v5-text-nano").spec
 SMALL = registry.lookup("v5-small").spec
@@ -181,9 +182,40 @@ def test_words_are_expanded_to_the_models_own_tasks():
     assert set(registry.expand_tasks(v3, ["retrieval"])) == {"retrieval.query", "retrieval.passage"}
     assert registry.expand_tasks(v3, ["clustering", "separation", "none"]) == ("separation", "none")
     assert registry.expand_tasks(nano, ["clustering", "retrieval"]) == ("clustering", "retrieval")
-    registry.check_tasks(["clustering", "retrieval", "retrieval.query", "none", "rerank"])
-    with pytest.raises(UsageError, match=r"unknown task 'seperation' \(did you mean 'separation'\?\)"):
-        registry.check_tasks(["seperation"])
+    assert registry.expand_tasks(v3, ["all"]) == ("all",)
+
+
+def test_an_unknown_task_lists_the_tasks_of_this_model_alone():
+    v3, nano = registry.lookup("v3"), registry.lookup("v5-nano")
+    assert set(registry.tasks_for(v3, ["retrieval", "none"])) == {"retrieval.query", "retrieval.passage", "none"}
+    with pytest.raises(UsageError, match=r"unknown task 'seperation' \(did you mean 'separation'\?\)") as error:
+        registry.tasks_for(v3, ["clustering", "seperation"])
+    assert str(error.value).endswith(
+        "jina-embeddings-v3 has: retrieval.query, retrieval.passage, separation, classification, text-matching, "
+        "none, and understands retrieval, clustering."
+    )
+    with pytest.raises(UsageError) as error:
+        registry.tasks_for(nano, ["separation"])
+    assert "text-nano has: retrieval, text-matching, clustering, classification" in str(error.value)
+    assert "none" not in str(error.value)
+
+
+def test_what_a_row_says_of_its_repositories():
+    v3, nano, ranker = (registry.lookup(name) for name in ("v3", "v5-nano", "reranker-v3"))
+    assert nano.repos("llama", ["clustering"]) == {
+        "clustering": "jinaai/jina-embeddings-v5-text-nano-clustering-GGUF"
+    }
+    assert nano.repos("mlx", ["clustering"]) == {"clustering": nano.repo}
+    assert (v3.repos("llama", v3.spec.tasks), v3.all_repos) == ({}, [v3.repo])
+    assert ranker.all_repos == [ranker.repo, ranker.gguf_repo]
+    assert (nano.pinned(nano.repo), nano.pinned("jinaai/other")) == (nano.revision, None)
+    assert nano.pinned(nano.repos("llama", ["retrieval"])["retrieval"]) == "59cfaceeeb7d738c404659435af4c0da74d06c96"
+    assert ranker.beside_gguf == (projector.FILE,)
+    assert (nano.terms, registry.lookup("pico").terms) == ("CC BY-NC 4.0, non-commercial", "Apache-2.0")
+    for row in registry.PUBLISHED:
+        assert "" not in row.all_repos
+        assert len(set(row.all_repos)) == len(row.all_repos)
+        assert set(row.download) <= {engine for engine in ("llama", "mlx") if row.repos(engine, row.spec.tasks)}
 
 
 @pytest.mark.parametrize("name", ["reranker-v3", "reranker-v2"])

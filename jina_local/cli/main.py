@@ -13,12 +13,20 @@ from ..errors import UsageError
 from . import doctor, embed, models, rerank
 
 
+class _Arguments(Protocol):
+    """What reads the arguments of a command: an ArgumentParser, or one for each of its actions."""
+
+    def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace: ...
+
+    def error(self, message: str) -> NoReturn: ...
+
+
 class _Command(Protocol):
     """What the file of a command has."""
 
     SUMMARY: str
 
-    def parser(self, add: Callable[[str, str, str], argparse.ArgumentParser]) -> argparse.ArgumentParser: ...
+    def parser(self, add: Callable[[str, str, str], argparse.ArgumentParser]) -> _Arguments: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
 

@@ -41,6 +41,7 @@ def settings(args: argparse.Namespace, default: str, of_model: str = "") -> dict
         "device": _setting(args.device, "DEVICE"),
         "threads": None if threads is None else int(threads),
         "offline": True if args.offline else None,
+        "show_progress": args.progress,
     }
 
 

@@ -6,7 +6,6 @@ Three kinds: the merged weights of one task, a base that tasks share, and a task
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +21,8 @@ from ..weights import architecture, tensor_names
 from ..weights.adapters import gguf_file
 from ..weights.adapters.gguf_file import BASE_KEY, TASK_KEY
 from ..weights.architecture import Architecture
+from .labels import own_name, published_name
 
-# Without a request the first of these that is there is used: Q8_0, whose loss is below that of 16-bit engines'
-# arithmetic, then what loses less and takes more room, then downwards by loss.
-ORDER = (
-    "Q8_0", "F16", "BF16", "F32", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
-    "IQ4_NL", "IQ4_XS", "Q4_0", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K",
-    "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
-)  # fmt: skip
 _POOLING = {"marked": 0, "mean": 1, "last": 3, "first": 4}  # enum llama_pooling_type; the first token has the head
 _TOKENIZERS = {
     "qwen3": ("gpt2", ("qwen2",)),
@@ -65,38 +58,6 @@ def not_a_model(path: Path) -> str:
     )
 
 
-def published_name(path: Path) -> tuple[Published, str, str] | None:
-    """(row, task, label) where the file has exactly a name that Jina publishes GGUF files by, else None."""
-    name = own_name(path)
-    return name if name and name[1] != "base" and name[2] != "ADAPTER" else None
-
-
-def own_name(path: Path) -> tuple[Published, str, str] | None:
-    """As `published_name`; of our own names the task of a base is "base", the label of an adapter "ADAPTER"."""
-    for row in registry.PUBLISHED:
-        tasks = "|".join(map(re.escape, (*row.spec.tasks, "base")))
-        pattern = re.escape(row.gguf_file).replace(re.escape("{task}"), f"(?P<task>{tasks})")
-        pattern = pattern.replace(re.escape("{type}"), r"(?P<type>[A-Za-z0-9_]+)")
-        if match := re.fullmatch(pattern, path.name):
-            task, label = match.groupdict().get("task", RERANK), match["type"].upper()
-            if not (row.spec.scoring and label == "ADAPTER"):
-                return row, task, label
-    return None
-
-
-def row_of(arch: Architecture, where: Path) -> Published:
-    """The registry row that an architecture belongs to. Raises ModelDamaged, naming the file or folder."""
-    try:
-        return registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta)
-    except ModelDamaged as error:
-        raise ModelDamaged(f"{where}: {error}") from error
-
-
-def rank(label: str) -> int:
-    """Place of a label in ORDER; unknown labels come last."""
-    return ORDER.index(label) if label in ORDER else len(ORDER)
-
-
 def identify(path: Path, entry: Entry | None = None) -> Identity:
     """Read and check the header of one file with a model in it. `entry`: what a manifest says about it.
 
@@ -111,7 +72,7 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
     if table is None or len(table.shape) != 2:
         raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
     arch = architecture.from_gguf(header.keys, table.shape[0], str(path))
-    row = row_of(arch, path)
+    row = registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta, where=str(path))
     _check_keys(header, arch, row)
     _check_tensors(header, arch)
     _check_vocabulary(header, arch)

@@ -1,8 +1,9 @@
-"""Several GGUF files -> those of one precision: a merged file for each task, or a base with its adapters."""
+"""Several GGUF files -> the files of one precision: a merged file for each task, or a base with its adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +11,70 @@ from .. import registry
 from ..errors import ModelDamaged, UsageError
 from ..formats import gguf
 from ..formats.manifest import Entry
+from ..registry import Published
+from ..spec import ModelFiles
 from ..weights.adapters import gguf_file
 from ..weights.adapters.gguf_file import Base
-from .gguf_model import SEPARATE, Identity, identify, not_a_model, own_name, rank
+from . import beside
+from .gguf_model import SEPARATE, Identity, identify, not_a_model
+from .labels import own_name, rank
+from .request import Request, require_engine
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The files of one precision out of several, by task, and why it is that one."""
+    """The files of one precision out of several, by task, and why it is this precision."""
 
     files: Mapping[str, Identity]  # a shared base stands there once for each task
-    adapters: Mapping[str, Path]  # empty where the files are merged
+    adapters: Mapping[str, Path]  # empty if the files are merged
     reasons: tuple[str, ...]
 
 
-def beside(path: Path, entries: Mapping[str, Entry]) -> dict[Path, Entry | None]:
+def read_folder(folder: Path, request: Request) -> ModelFiles:
+    """A folder of GGUF files as Jina publishes them, without a manifest."""
+    require_engine(request, "llama", f"{folder} has GGUF files")
+    return read(dict.fromkeys(sorted(folder.glob("*.gguf"))), folder, request)
+
+
+def read(
+    files: Mapping[Path, Entry | None], where: Path, request: Request, row: Published | None = None
+) -> ModelFiles:
+    """The model in GGUF files.
+
+    files: each with what a manifest says of it. where: what the caller gave. row: the model, if it is known.
+    Raises UsageError, ModelDamaged.
+    """
+    model = (row or _model_of(files)) if request.tasks else None
+    tasks = registry.tasks_for(model, request.tasks) if model else request.tasks
+    choice = choose(files, str(where), label=request.label, tasks=tasks)
+    first = next(iter(choice.files.values()))
+    folder = first.path.parent
+    tokenizer = beside.tokenizer(folder)
+    told = ("tokenizer.json from beside the file",) if tokenizer else ()
+    return ModelFiles(
+        model=first.narrowed(tuple(choice.files)),
+        form="gguf",
+        files={task: one.path for task, one in choice.files.items()},
+        label=first.label,
+        tokenizer=tokenizer,
+        revision=None,
+        reasons=(*request.reasons, f"llama, because {where} is GGUF", *choice.reasons, *told),
+        adapters=choice.adapters,
+        projector=beside.projector_of(first.row, folder),
+    )
+
+
+def _model_of(files: Mapping[Path, Entry | None]) -> Published | None:
+    """The model that files are of, by the first name that says it, else by the first header that does."""
+    if name := next((name for path in files if (name := own_name(path))), None):
+        return name[0]
+    for path, entry in files.items():
+        with suppress(ModelDamaged, UsageError):  # `choose` says what is wrong with a file
+            return identify(path, entry).row
+    return None
+
+
+def adapters_beside(path: Path, entries: Mapping[str, Entry]) -> dict[Path, Entry | None]:
     """The adapters in the folder of a base; nothing for a merged file. `entries`: the manifest's, by name.
 
     A file that cannot be read may be one of them: it is among the answers, and `choose` says what is wrong with it.

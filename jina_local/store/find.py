@@ -1,38 +1,39 @@
 """Find the files of one model: a name or a path -> ModelFiles, checked, or an error that says what was looked for.
 
-A path is read by `layouts`. A name is looked for in the local store, then in the hub cache, and is then fetched
-unless offline. Every choice that was made for the caller is a sentence in ModelFiles.reasons.
+A path is read by `model_files`. A name is looked for in the places of this machine, and is then fetched unless
+offline. Every choice that was made for the caller is a sentence in ModelFiles.reasons.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import backends, registry
 from ..errors import ModelDamaged, ModelNotFound, UsageError
-from ..model_files import gguf_model
-from ..model_files.folder import (
-    MLX_ORDER,
-    Asked,
-    engines_for,
-    how_to_convert,
-    of_ggufs,
-    of_published,
-    open_path,
-    refuse_other,
-)
+from ..model_files import folder, ggufs, labels, published
+from ..model_files.request import Request, how_to_convert, is_bits, require_engine
 from ..registry import Published
 from ..spec import ModelFiles
-from . import hub, hub_cache, package
-from .hub_cache import Held
+from . import hub, hub_cache, local_store, places
+from .places import AS_PUBLISHED, CACHE, PACKAGE, STORE, Place
 
-_FORMS = {"llama": ("gguf",), "mlx": ("mlx", "checkpoint")}
-_LABELS = {label.casefold(): label for label in (*gguf_model.ORDER, *MLX_ORDER)}
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of a model that fit a request, out of all that are on this machine."""
+
+    where: str  # one of places.ORDER
+    engine: str
+    label: str  # AS_PUBLISHED for a checkpoint of the hub
+    files: Mapping[str, Path]  # task -> the file or folder that serves it
+    places: tuple[Place, ...]  # of the files; the first is opened first
+    rivals: int = 0  # how many others of the same engine fit there
 
 
 def find(
@@ -42,168 +43,294 @@ def find(
     weights: str | None = None,
     revision: str | None = None,
     offline: bool | None = None,
-    progress: bool = False,
+    show_progress: bool | None = None,
     tasks: Sequence[str] | None = None,
     source: bool = False,
 ) -> ModelFiles:
     """The files of a model, not yet opened by an engine.
 
-    name_or_path: a folder, a .gguf file, or a name: "v5-nano", "owner/name", "owner/name:Q4_K_M". weights: a label
-    in any case. revision: for names, a commit of the hub instead of the pinned one. offline: None follows
-    JINA_LOCAL_OFFLINE and HF_HUB_OFFLINE. tasks: all have to be served, and of a word that stands for several each;
-    without, what is there is taken, and the default task is fetched. source: only the published checkpoint with its
-    adapters will do, no conversion.
+    name_or_path: a folder, a .gguf file, or a name: "v5-nano", "owner/name", "owner/name:Q4_K_M".
+    weights: a label in any case.
+    revision: for names, a commit of the hub instead of the pinned one.
+    offline: None follows JINA_LOCAL_OFFLINE and HF_HUB_OFFLINE.
+    show_progress: of a download; None shows bars on a terminal.
+    tasks: all have to be served, and of a word that stands for several tasks each. None takes the tasks that are
+        there, and fetches the default task.
+    source: only the published checkpoint with its adapters will do, no conversion.
     Raises ModelNotFound, ModelDamaged, UsageError, EngineMissing, OutputError.
     """
     wanted = os.fspath(name_or_path)
-    registry.check_tasks(tasks or ())
     if backend not in ("auto", *backends.BACKENDS):
         raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
     if not wanted.strip():
         raise UsageError(f"no model was given. Known names: {', '.join(registry.names())}; or a path.")
-    asked = Asked(backend, _LABELS.get(weights.casefold(), weights) if weights else None, tuple(tasks or ()))
     path = Path(wanted).expanduser()
     if os.path.lexists(path):
         if revision is not None:
             raise UsageError(
                 f"revision {revision!r} was given with a path, {wanted}; it belongs to a name on the hub."
             )
-        return open_path(path, asked)
-    if isinstance(name_or_path, Path) or _PATH.fullmatch(wanted):
-        raise ModelNotFound(
-            f"{wanted}: no such file or folder. Give a folder or a .gguf file that exists, or one of the names "
-            f"{', '.join(registry.names())}."
-        )
-    return _by_name(wanted, asked, revision, hub.offline(offline), progress, source)
+        label = labels.spelled(weights) if weights else None
+        return _completed(folder.read(path, Request(engines_for(backend, label), label, tuple(tasks or ()))))
+    if isinstance(name_or_path, Path):
+        raise _no_such_path(wanted)
+    row, request = _named(wanted, backend, weights, tasks or (), source)
+    there = _places(row, revision, source)
+    may_fetch = not hub.offline(offline)
+    if choice := choose(row, there, request, any_task=not may_fetch, source=source):
+        return _open(row, choice, request, revision)
+    engines = [engine for engine in request.engines if _on_hub(row, engine, request.label)]
+    if not engines or not may_fetch:
+        raise _not_found(row, request, there, revision, ", and it may not be fetched (offline)")
+    files = hub.pull(
+        row,
+        engines[0],
+        tasks=request.tasks or None,
+        weights=request.label,
+        revision=revision,
+        show_progress=show_progress,
+    )
+    commit = hub_cache.commit_of(next(iter(files.values())))
+    return _open_cached(row, files, request, [f"fetched from {hub.endpoint()}, commit {commit}", *_unusable()])
 
 
-def _by_name(
-    wanted: str, asked: Asked, revision: str | None, offline: bool, progress: bool, source: bool
-) -> ModelFiles:
-    row, asked = _lookup(wanted, asked)
-    asked = replace(asked, tasks=registry.expand_tasks(row, asked.tasks))
-    if unknown := [task for task in asked.tasks if task not in row.spec.tasks]:
-        raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
-    kinds = ("mlx",) if source else engines_for(asked.label, asked.backend)
-    if row.bundled and (carried := _bundled(row, asked, kinds, revision)):
-        return carried
+def row_of(name: str) -> Published:
+    """`registry.lookup`, for a command that takes names alone; a path that is not there is a ModelNotFound."""
+    if _PATH.fullmatch(name):
+        raise _no_such_path(name)
+    return registry.lookup(name)
+
+
+def _no_such_path(wanted: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"{wanted}: no such file or folder. Give a folder or a .gguf file that exists, or one of the names "
+        f"{', '.join(registry.names())}."
+    )
+
+
+def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
+    """The engines that may run a model's files, the preferred one first. A label that both read means GGUF."""
+    if backend != "auto":
+        return (backend,)
+    if label is not None:
+        return tuple(sorted(("llama", "mlx"), key=lambda engine: label not in labels.READ_BY[engine]))
+    # A path needs no engine to be read; whoever opens its files says what is missing.
+    first = backends.preferred() if any(map(backends.installed, backends.BACKENDS)) else "llama"
+    return tuple(sorted(backends.BACKENDS, key=lambda engine: engine != first))
+
+
+def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks: Sequence[str] = ()) -> Path:
+    """What `find` opens offline for the same words, without opening it: a path itself, or a place's folder."""
+    if os.path.lexists(given := Path(name).expanduser()):
+        return given
+    row, request = _named(name, backend, weights, tasks, False)
+    there = places.of(row)
+    if choice := choose(row, there, request, any_task=True):
+        return choice.places[0].path
+    raise _not_found(row, request, there)
+
+
+def choose(
+    row: Published, there: Sequence[Place], request: Request, *, any_task: bool, source: bool = False
+) -> Choice | None:
+    """The first of a model's places that serves a request.
+
+    Without tasks in the request the default task is looked for; any_task: then any other. source: every task of the
+    model is looked for instead of the default.
+    """
     # A model without a default task has none to insist on.
     default = row.spec.tasks if source else (row.spec.default_task,) if row.spec.default_task else ()
-    tries = [asked.tasks or default, *([()] if offline and default and not asked.tasks else [])]
-    # Weights named by their bits come from our converter alone, and so do all others of a model that the package
-    # carries: no hub has them. Of some models the hub has no GGUF files.
-    ours = row.bundled or (asked.label is not None and asked.label.endswith("bit"))
-    on_hub = [kind for kind in kinds if hub_cache.repos(row, kind, row.spec.tasks) and not ours]
-    broken = [f"not usable: {one.fault}" for one in hub.stored() if one.fault]
+    tries = [request.tasks or default, *([()] if any_task and default and not request.tasks else [])]
     for tasks in tries:
-        for kind in () if source else kinds:
-            if stored := _in_store(row, replace(asked, backend=kind, tasks=tuple(tasks)), revision):
-                return stored
-        for kind in on_hub:
-            if held := hub_cache.held(row, kind, tasks=tasks, weights=asked.label, revision=revision):
-                return _of_held(row, held, asked, [f"found in the hub cache, commit {held.commit}", *broken])
-    if not on_hub or offline:
-        raise ModelNotFound(" ".join([_absent(row, kinds, asked, revision), *broken]))
-    held = hub.pull(
-        row, on_hub[0], tasks=asked.tasks or None, weights=asked.label, revision=revision, progress=progress
-    )
-    return _of_held(row, held, asked, [f"fetched from {hub.endpoint()}, commit {held.commit}", *broken])
-
-
-def _bundled(row: Published, asked: Asked, kinds: Sequence[str], revision: str | None) -> ModelFiles | None:
-    """What the package carries of a model, for the first engine that has the precision asked for."""
-    if revision is not None:
-        raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
-    for kind in kinds:
-        if asked.label in (None, package.LABELS[kind]):
-            why = "it comes with the package"
-            return open_path(package.folder(row, kind), replace(asked, backend=kind, reasons=(*asked.reasons, why)))
+        for where in places.ORDER:
+            for engine in request.engines:
+                here = [place for place in there if (place.where, place.engine) == (where, engine)]
+                if choice := _best(row, here, request.label, tasks):
+                    return choice
     return None
 
 
-def _lookup(wanted: str, asked: Asked) -> tuple[Published, Asked]:
-    """The row of `name`, `owner/name` or the repository of one task's GGUF files, each with an optional `:LABEL`."""
-    name, _, label = wanted.partition(":")
-    if label and asked.label and label.casefold() != asked.label.casefold():
-        raise UsageError(f"{wanted} asks for {label}, and weights={asked.label!r} for another precision. Give one.")
-    chosen = label or asked.label
-    if chosen and chosen.casefold() not in _LABELS:
-        possible = f"For llama: {', '.join(gguf_model.ORDER)}; for mlx: {', '.join(MLX_ORDER)}."
-        raise UsageError(f"unknown weights {chosen!r}. {possible}")
-    asked = replace(asked, label=_LABELS[chosen.casefold()] if chosen else None)
-    for row in registry.PUBLISHED:
-        for task, repo in hub_cache.repos(row, "llama", row.spec.tasks).items():
-            if name.casefold() == repo.casefold():
-                refuse_other(asked, "llama", f"{name} has GGUF files")
-                return row, replace(asked, backend="llama", tasks=asked.tasks or (task,))
-    try:
-        return registry.lookup(name), asked
-    except UsageError as error:
-        raise UsageError(f"{error} There is no file or folder {wanted!r} either.") from error
-
-
-def _in_store(row: Published, asked: Asked, revision: str | None) -> ModelFiles | None:
-    """The best of the converted folders that have what was asked for; where any task will do, one that has most."""
-    fit: list[tuple[int, int, Path, str]] = []
-    for one in hub.stored():
-        held = one.manifest
-        if held is None or held.model != row.spec.name or held.form not in _FORMS[asked.backend]:
-            continue
-        if revision not in (None, held.source.revision):
-            continue
-        for label, tasks in held.serves.items():
-            served = registry.tasks_served(row, tasks) if held.adapters else tasks
-            if asked.label in (None, label) and set(asked.tasks) <= set(served):
-                order = gguf_model.ORDER if held.form == "gguf" else MLX_ORDER
-                place = order.index(label) if label in order else len(order)
-                fit.append((0 if asked.tasks else -len(served), place, one.path, label))
+def _best(row: Published, here: Sequence[Place], label: str | None, tasks: Sequence[str]) -> Choice | None:
+    """Of places of one kind and engine the one with the preferred label; if any task will do, with most tasks."""
+    fit = [
+        choice
+        for choice in _choices(row, here)
+        if _label_fits(label, choice.label) and set(tasks) <= choice.files.keys()
+    ]
     if not fit:
         return None
-    *_, path, label = min(fit)
-    why = (
-        f"{label} in {path}: the first choice of {len(fit)} in the local store"
-        if len(fit) > 1
-        else f"in the local store, {path}"
-    )
-    return open_path(path, replace(asked, label=label, reasons=(why,)))
+    best = min(fit, key=lambda one: (0 if tasks else -len(one.files), labels.rank(one.label, one.engine)))
+    return replace(best, rivals=len(fit) - 1)
 
 
-def _of_held(row: Published, held: Held, asked: Asked, reasons: Sequence[str]) -> ModelFiles:
-    asked = replace(asked, backend=held.kind, reasons=(*reasons, *held.notes))
-    paths = dict.fromkeys(held.files.values())
-    first = next(iter(paths))
-    if held.kind == "llama":
-        found = of_ggufs(dict.fromkeys(paths), first.parent, replace(asked, label=held.label, tasks=()))
+def _choices(row: Published, here: Sequence[Place]) -> Iterable[Choice]:
+    """What can be opened together: a folder by itself, or the GGUF files of a label in the hub cache, where each task
+    has a repository."""
+    if not here or here[0].where != CACHE or here[0].engine != "llama":
+        for place in here:
+            for label, files in place.files.items():
+                yield Choice(place.where, place.engine, label, files, (place,))
+        return
+    for label in dict.fromkeys(label for place in here for label in place.files):
+        holder = {task: place for place in reversed(here) for task in place.files.get(label, ())}
+        files = {task: holder[task].files[label][task] for task in row.spec.tasks if task in holder}
+        used = {holder[task].path: holder[task] for task in files}
+        yield Choice(CACHE, "llama", label, files, tuple(used.values()))
+
+
+def _label_fits(wanted: str | None, label: str) -> bool:
+    # A published checkpoint is not named by its bits; any other name is held against the file that is opened.
+    return wanted is None or wanted == label or (label == AS_PUBLISHED and not is_bits(wanted))
+
+
+def _named(
+    wanted: str, backend: str, weights: str | None, tasks: Sequence[str], source: bool
+) -> tuple[Published, Request]:
+    """(row, request) of `name`, `owner/name` or a repository of GGUF files, each with an optional `:LABEL`."""
+    if _PATH.fullmatch(wanted):
+        raise _no_such_path(wanted)
+    name, _, label = wanted.partition(":")
+    if label and weights and label.casefold() != weights.casefold():
+        raise UsageError(f"{wanted} asks for {label}, and weights={weights!r} for another precision. Give one.")
+    chosen = label or weights
+    if chosen and not labels.known(chosen):
+        possible = f"For llama: {', '.join(labels.GGUF)}; for mlx: {', '.join(labels.MLX)}."
+        raise UsageError(f"unknown weights {chosen!r}{registry.near_match(chosen, labels.ALL)}. {possible}")
+    chosen = labels.spelled(chosen) if chosen else None
+    for row in registry.PUBLISHED:
+        for task, repo in row.repos("llama", row.spec.tasks).items():
+            if name.casefold() == repo.casefold():
+                require_engine(Request(engines_for(backend, chosen)), "llama", f"{name} has GGUF files")
+                return row, Request(("llama",), chosen, registry.tasks_for(row, tasks or (task,)))
+    try:
+        row = registry.lookup(name)
+    except UsageError as error:
+        raise UsageError(f"{error} There is no file or folder {wanted!r} either.") from error
+    own = registry.tasks_for(row, tasks)
+    return row, Request(("mlx",) if source else _engines_of_name(backend, chosen), chosen, own)
+
+
+def _engines_of_name(backend: str, label: str | None) -> tuple[str, ...]:
+    """`engines_for` what has to be found first: the one engine that a label means, else the engines installed."""
+    engines = engines_for(backend, label)
+    if label is not None and label not in labels.READ_BY[engines[0]]:
+        possible = ", ".join(labels.READ_BY[backend])
+        raise UsageError(f"weights {label!r} are not for {backend}, which has {possible}.")
+    if label is not None or backend != "auto":
+        return engines[:1]
+    return tuple(engine for engine in engines if backends.installed(engine)) or (backends.preferred(),)
+
+
+def _places(row: Published, revision: str | None, source: bool) -> list[Place]:
+    if row.bundled and revision is not None:
+        raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
+    there = places.of(row, revision)
+    return [place for place in there if place.where != STORE] if source else there
+
+
+def _on_hub(row: Published, engine: str, label: str | None) -> bool:
+    """Whether the hub has files of a model for an engine. Weights named by their bits come from our converter alone,
+    and so do all others of a model that the package carries."""
+    return bool(row.repos(engine, row.spec.tasks)) and not row.bundled and not is_bits(label)
+
+
+def _open(row: Published, choice: Choice, request: Request, revision: str | None) -> ModelFiles:
+    if choice.where == CACHE:
+        notes = [
+            f"the cache has commit {place.commit} of {place.repo}, not the pinned {pinned}; used as it is here"
+            for place in choice.places
+            if revision is None and (pinned := row.pinned(place.repo)) and pinned != place.commit
+        ]
+        commit = choice.places[0].commit
+        reasons = [f"found in the hub cache, commit {commit}", *_unusable(), *notes]
+        return _open_cached(row, choice.files, request, reasons)
+    why = "it comes with the package"
+    if choice.where != PACKAGE:
+        why = f"in the local store, {choice.places[0].path}"
+        if choice.rivals:
+            count = choice.rivals + 1
+            why = f"{choice.label} in {choice.places[0].path}: the first choice of {count} in the local store"
+    request = replace(request, engines=(choice.engine,), label=choice.label, reasons=(why,))
+    return _completed(folder.read(choice.places[0].path, request))
+
+
+def _open_cached(row: Published, files: Mapping[str, Path], request: Request, reasons: Sequence[str]) -> ModelFiles:
+    """Open files of the hub cache: GGUF files, or the folder of a checkpoint."""
+    paths = list(dict.fromkeys(files.values()))
+    request = replace(request, reasons=tuple(reasons))
+    if paths[0].suffix == ".gguf":
+        request = replace(request, engines=("llama",), label=None, tasks=())
+        found = ggufs.read(dict.fromkeys(paths), paths[0].parent, request)
     else:
-        found = of_published(first, asked)
+        found = published.read(paths[0], replace(request, engines=("mlx",)))
     if found.model.name != row.spec.name:
-        raise ModelDamaged(f"{first}: holds {found.model.name}, and was published as {row.spec.name}.")
-    return replace(found, revision=held.commit)
+        raise ModelDamaged(f"{paths[0]}: holds {found.model.name}, and was published as {row.spec.name}.")
+    return _completed(found)
 
 
-def _absent(row: Published, kinds: Sequence[str], asked: Asked, revision: str | None) -> str:
-    tasks = asked.tasks or (row.spec.default_task or row.spec.tasks[0],)
-    label = asked.label or hub.GGUF_DEFAULT
-    store = f"in the local store {hub.local_store()}"
-    if row.bundled or label.endswith("bit"):
-        return (
-            f"{row.spec.name}: no {label} weights {store}, and none are published. "
-            f"{how_to_convert(label, row.spec.name)}"
+def _completed(found: ModelFiles) -> ModelFiles:
+    """The files with what only the hub cache knows: their commit, and a tokenizer if none is beside them."""
+    first = next(iter(found.files.values()))
+    found = replace(found, revision=found.revision or hub_cache.commit_of(first))
+    if found.tokenizer is not None:
+        return found
+    row = registry.lookup(found.model.name)
+    snapshot = hub_cache.cached(row.repo, None, ["tokenizer.json"], row.revision) if row.repo else None
+    why = "tokenizer rebuilt from the file's own vocabulary, because there is no tokenizer.json"
+    if snapshot:
+        why = f"tokenizer.json of {row.repo} from the hub cache"
+    return replace(found, tokenizer=snapshot / "tokenizer.json" if snapshot else None, reasons=(*found.reasons, why))
+
+
+def _unusable() -> list[str]:
+    return [f"not usable: {fault}" for fault in local_store.converted()[1]]
+
+
+def _not_found(
+    row: Published, request: Request, there: Sequence[Place], revision: str | None = None, why: str = ""
+) -> ModelNotFound:
+    """What was looked for, what is here instead, and the ways to what was asked for."""
+    label, store = request.label or hub.GGUF_DEFAULT, f"in the local store {local_store.root()}"
+    if row.bundled or is_bits(label):
+        command = how_to_convert(label, row.spec.name)
+        text = f"no {label} weights {store}, and none are published. Make them: `{command}`."
+    elif request.engines == ("llama",) and not row.gguf_repo:
+        served = f" for {', '.join(request.tasks)}" if request.tasks else ""
+        text = (
+            f"no {request.label or 'GGUF'} weights{served} {store}, and "
+            f"{local_store.how_to_make(row, request.label)} Or fetch the checkpoint first: "
+            f"`python -m jina_local models pull {row.spec.name}`."
         )
-    served = f" for {', '.join(asked.tasks)}" if asked.tasks else ""
-    if kinds == ("llama",) and not row.gguf_repo:
-        return (
-            f"{row.spec.name}: no {asked.label or 'GGUF'} weights{served} {store}, and {hub.unpublished(row)} Or "
-            f"fetch the checkpoint first: `python -m jina_local models pull {row.spec.name}`."
+    else:
+        tasks = request.tasks or (row.spec.default_task or row.spec.tasks[0],)
+        adapters = ", adapters/" if row.adapter_folders else ""
+        wanted = {
+            "llama": ", ".join(dict.fromkeys(row.gguf_file.format(task=task, type=label) for task in tasks)),
+            "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json{adapters})",
+        }
+        text = (
+            f"not on this machine{why}. Looked for {' or '.join(wanted[engine] for engine in request.engines)}"
+            f"{f' at revision {revision}' if revision else ''} {store} and in the hub cache "
+            f"{hub_cache.cache_folder()}. {how_to_fetch(row, request)}"
         )
-    adapters = ", adapters/" if row.adapter_folders else ""
-    wanted = {
-        "llama": ", ".join(dict.fromkeys(row.gguf_file.format(task=task, type=label) for task in tasks)),
-        "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json{adapters})",
-    }
-    at = f" at revision {revision}" if revision else ""
-    return (
-        f"{row.spec.name}: not on this machine, and it may not be fetched (offline). Looked for "
-        f"{' or '.join(wanted[kind] for kind in kinds)}{at} {store} and in the hub cache "
-        f"{hub_cache.cache_folder()}. {hub.ways_out(row.spec.name)}"
-    )
+    if here := "; ".join(f"{place.where}, {place.path} ({', '.join(place.holds)})" for place in there):
+        text += f" Here, and not what was asked for: {here}."
+    return ModelNotFound(" ".join([f"{row.spec.name}: {text}", *_unusable()]))
+
+
+def how_to_fetch(row: Published, request: Request | None = None) -> str:
+    """The ways to a model that is not here: the command, with size and licence; a path; the package's own model."""
+    request = request or Request(())
+    engine = next((one for one in request.engines if row.repos(one, row.spec.tasks)), "mlx")
+    plain = request.label in (None, hub.GGUF_DEFAULT)
+    size = f"about {places.size_text(row.download[engine])}" if plain and engine in row.download else "size not known"
+    options = "".join(f" --task {task}" for task in request.tasks)
+    options += f" --weights {request.label}" if not plain and engine == "llama" else ""
+    options += f" --backend {engine}" if row.gguf_repo and engine != engines_for("auto", None)[0] else ""
+    text = f"Fetch it with `python -m jina_local models pull {row.spec.name}{options}` ({size}; {row.terms})"
+    text += ", or give the path of a folder or a .gguf file"
+    if row.spec.scoring is None:
+        text += "; or take the small model that comes with the package: --model pico"
+    if row.gguf_repo or row.bundled:
+        return f"{text}."
+    return f"{text}. For llama.cpp, {local_store.how_to_make(row, request.label)}"

@@ -1,44 +1,28 @@
-"""The hub: fetch a model; and the local store, where converted folders are looked for.
+"""The hub: fetch a model into the Hugging Face cache, and compare what arrived with the hub's sizes and digests.
 
-Only `pull` opens a socket, to HF_ENDPOINT or huggingface.co. Places follow HF_HUB_CACHE, HF_HOME and JINA_LOCAL_HOME
-as they are when a function is called.
+Only `pull` opens a socket, to HF_ENDPOINT or huggingface.co. It logs what it is about to do as warnings, so that no
+download is silent.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .. import registry
 from ..errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
-from ..formats import manifest
-from ..formats.files import open_regular
-from ..formats.manifest import Manifest
 from ..registry import Published
-from .hub_cache import (
-    ADAPTER,
-    INDEX,
-    NEEDED,
-    SHARD,
-    Held,
-    beside,
-    cache_folder,
-    checked,
-    commit_of,
-    discard,
-    fault_of,
-    pinned,
-    repos,
-    root_of,
-)
-from .hub_cache import Verified as Verified
-from .hub_cache import cached as cached
+from . import local_store
+from .hub_cache import ADAPTER, INDEX, NEEDED, SHARD, cache_folder, checked, discard, fault_of, root_of
+from .places import size_text
 
 GGUF_DEFAULT = "Q8_0"
 # Small files that converters carry over; not every repository has them.
@@ -47,34 +31,44 @@ _WELCOME = (
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 _TRUE = ("1", "on", "yes", "true")
-_TIMEOUT = 20.0  # seconds for one question to the hub
 _SPARE = 64 << 20  # bytes that stay free on the disk
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+_SECONDS = 10.0  # for the answer to a question; huggingface_hub's own limit counts for each address of a host anew
 
-
-@dataclass(frozen=True)
-class Stored:
-    """One folder of the local store; `manifest` is None where it cannot be read, and `fault` says why."""
-
-    path: Path
-    manifest: Manifest | None
-    fault: str | None
+_log = logging.getLogger("jina_local")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
 class _Remote:
+    """A file on the hub, named by its SHA-256 (64 digits) if it is large, else by its git blob id (40)."""
+
     name: str
     size: int | None
     digest: str
 
 
-def local_store() -> Path:
-    """Where converted folders are looked for by name: JINA_LOCAL_HOME, else the platform's data folder."""
-    if os.environ.get("JINA_LOCAL_HOME"):
-        return Path(os.environ["JINA_LOCAL_HOME"]).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "jina_local"
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "jina_local"
+@dataclass(frozen=True)
+class _Fetch:
+    """The files of one repository that are to be brought here."""
+
+    repo: str
+    commit: str
+    files: Sequence[_Remote]
+    serves: Mapping[str, str]  # task -> the file that serves it, "." for the whole folder
+
+    @property
+    def folder(self) -> Path:
+        return root_of(self.repo) / "snapshots" / self.commit
+
+    def missing(self) -> int:
+        """Bytes that are not here."""
+        return sum(file.size or 0 for file in self.files if not (self.folder / file.name).exists())
+
+    def parts(self) -> int:
+        """Bytes of files of which a part is here."""
+        parts = [_part(self.repo, file) for file in self.files]
+        return sum(part.stat().st_size for part in parts if part.exists())
 
 
 def offline(asked: bool | None) -> bool:
@@ -91,137 +85,103 @@ def endpoint() -> str:
     return url.rstrip("/")
 
 
-def stored() -> list[Stored]:
-    """The converted folders in the local store, up to two levels down, by path."""
-    root = local_store()
-    found: list[Stored] = []
-    for marker in (*sorted(root.glob(f"*/{manifest.NAME}")), *sorted(root.glob(f"*/*/{manifest.NAME}"))):
-        folder = marker.parent
-        if any(one.path in folder.parents for one in found) or folder.name.startswith("."):
-            continue
-        try:
-            found.append(Stored(folder, read_manifest(folder), None))
-        except ModelDamaged as error:
-            found.append(Stored(folder, None, str(error)))
-    return found
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a converted folder, checked against the sizes of its files. Raises ModelDamaged."""
-    open_regular(folder / manifest.NAME).close()
-    return manifest.load(folder)
-
-
 def pull(
     row: Published,
-    kind: str = "llama",
+    engine: str = "llama",
     *,
     tasks: Sequence[str] | None = None,
     weights: str | None = None,
     revision: str | None = None,
-    progress: bool = False,
-) -> Held:
+    show_progress: bool | None = None,
+) -> dict[str, Path]:
     """Fetch a model into the cache and compare every file with the hub's size and digest, those already there too.
 
-    kind: "llama" takes one GGUF of type `weights` (Q8_0) for each task, by default the model's default task, and
-    what belongs beside it; "mlx" takes the base checkpoint and the adapters of `tasks`, by default all. `revision`
-    replaces the pinned commit. progress: bars on stderr. What is not as the hub says is removed. A cut connection
-    is taken up where it broke. Raises ModelNotFound (no such thing, or no network), ModelDamaged, OutputError,
-    UsageError.
+    engine: "llama" takes one GGUF of type `weights` (Q8_0) for each task and the files that belong beside it; "mlx"
+    takes the base checkpoint and the adapters of `tasks`.
+    tasks: None is the model's default task with "llama", all of them with "mlx".
+    revision: replaces the pinned commit.
+    show_progress: None shows bars on a terminal, as huggingface_hub does; False shows none.
+
+    Returns task -> .gguf file or snapshot folder. A file that is not as the hub says is removed. A broken or
+    interrupted download is taken up where it ended. Raises ModelNotFound (no such thing, or no network),
+    ModelDamaged, OutputError, UsageError.
     """
-    if kind not in ("llama", "mlx"):
-        raise UsageError(f"unknown kind {kind!r}. Possible: llama, mlx.")
-    default = (row.spec.default_task or row.spec.tasks[0],) if kind == "llama" else row.spec.tasks
-    chosen = registry.expand_tasks(row, tasks) if tasks else default
-    if unknown := [task for task in chosen if task not in row.spec.tasks]:
-        raise UsageError(f"unknown task {unknown[0]!r}. {row.spec.name} has: {', '.join(row.spec.tasks)}.")
+    if engine not in ("llama", "mlx"):
+        raise UsageError(f"unknown engine {engine!r}. Possible: llama, mlx.")
+    default = (row.spec.default_task or row.spec.tasks[0],) if engine == "llama" else row.spec.tasks
+    chosen = registry.tasks_for(row, tasks) if tasks else default
     if row.bundled:
         raise UsageError(f"{row.spec.name} comes with the package: there is nothing to fetch, and `load` opens it.")
-    by_task = repos(row, kind, chosen)
+    by_task = row.repos(engine, chosen)
     if not by_task:
-        raise ModelNotFound(f"{row.spec.name}: {unpublished(row)}")
-    label = (weights or GGUF_DEFAULT).upper() if kind == "llama" else None
-    files: dict[str, Path] = {}
-    notes: list[str] = []
+        raise ModelNotFound(f"{row.spec.name}: {local_store.how_to_make(row, weights)}")
+    label = (weights or GGUF_DEFAULT).upper() if engine == "llama" else None
+    fetches = []
     for repo in dict.fromkeys(by_task.values()):
         served = [task for task in chosen if by_task[task] == repo]
-        asked = checked(revision) or pinned(row, repo) or "main"
-        with _client(repo, asked, progress):
-            commit, remote = _ask(repo, asked)
-            if kind == "llama":
-                names = [row.gguf_file.format(task=task, type=label) for task in served]
-                wanted = [*names, *beside(row)]
-            else:
-                names = ["."] * len(served)
-                wanted = _checkpoint_files(remote, served if row.adapter_folders else ())
-            _require(repo, commit, wanted, remote)
-            folder = _download(repo, commit, [remote[name] for name in wanted])
-        files |= {task: folder / name for task, name in zip(served, names, strict=True)}
-        if revision is None and pinned(row, repo) is None:
-            notes.append(f"no commit is pinned for {repo}: took main, which is {commit}")
-    return Held(kind, files, label, str(commit_of(files[chosen[0]])), tuple(notes))
-
-
-def ways_out(name: str) -> str:
-    """How to get a model that is not here."""
-    row = registry.lookup(name)
-    text = f"Fetch it with `python -m jina_local models pull {name}`, or give the path of a folder or a .gguf file"
-    if row.spec.scoring is None:
-        text += "; or take the small model that comes with the package: --model pico"
-    return f"{text}." if row.gguf_repo or row.bundled else f"{text}. For llama.cpp, {unpublished(row)}"
-
-
-def unpublished(row: Published) -> str:
-    """What to do where llama.cpp is to run a model of which no GGUF files are published."""
-    tasks = " --task all" if len(row.spec.tasks) > 1 else ""
-    return (
-        "no GGUF files are published. Convert the checkpoint, to where it will be found by its name: `python -m "
-        f'convert gguf {row.spec.name} "{local_store() / row.spec.name}"{tasks}` (it fetches what is not here; '
-        "pip install 'jina_local[convert]' brings what it needs). MLX runs the checkpoint as it is."
-    )
+        wanted = checked(revision) or row.pinned(repo) or "main"
+        with _library(row, repo, wanted, show_progress):
+            fetches.append(_ask(row, repo, wanted, served, label))
+    with _library(row, fetches[0].repo, fetches[0].commit, show_progress):
+        _announce(row, label, fetches)
+    try:
+        for fetch in fetches:
+            with _library(row, fetch.repo, fetch.commit, show_progress):
+                _download(fetch)
+    except KeyboardInterrupt:
+        _log.warning("%s: what has arrived is kept; the next fetch goes on from there", row.spec.name)
+        raise
+    for fetch in fetches:
+        if revision is None and row.pinned(fetch.repo) is None:
+            _log.warning(
+                '%s has no pinned commit: main was fetched, which is %s. To get these files again: revision="%s", or '
+                "--revision %s",
+                *(fetch.repo, fetch.commit, fetch.commit, fetch.commit),
+            )
+    return {task: fetch.folder / name for fetch in fetches for task, name in fetch.serves.items()}
 
 
 @contextmanager
-def _client(repo: str, revision: str, progress: bool) -> Iterator[None]:
-    """Calls of the library: without its telemetry, with bars only when asked, its errors made ours."""
+def _library(row: Published, repo: str, revision: str, show_progress: bool | None) -> Iterator[None]:
+    """Calls of huggingface_hub: without its telemetry, without bars if none are wanted, its errors translated."""
     from huggingface_hub import constants, errors, utils
 
     telemetry = constants.HF_HUB_DISABLE_TELEMETRY
-    bars = not utils.are_progress_bars_disabled()
+    hide = show_progress is False and not utils.are_progress_bars_disabled()
+    hide = hide and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
         constants.HF_HUB_DISABLE_TELEMETRY = True
-    if bars and not progress and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+    if hide:
         utils.disable_progress_bars()
     try:
         yield
     except (errors.HTTPError, errors.EntryNotFoundError, OSError, RuntimeError) as error:
-        # RuntimeError: what hf_xet, the transfer that the library prefers, has no class for.
-        raise _ours(error, repo, revision) from error
+        # RuntimeError: for faults of hf_xet, the transfer that the library prefers, there is no class.
+        raise translate_error(error, row, f"{repo} at revision {revision}", repo) from error
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = telemetry
-        if bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        if hide:
             utils.enable_progress_bars()
 
 
-def _ours(error: Exception, repo: str, revision: str) -> JinaError:
-    """The library's error as one of ours. Its classes overlap: the first that fits decides."""
+def translate_error(error: Exception, row: Published, where: str, repo: str) -> JinaError:
+    """The library's error as an error of this package. Its classes overlap: the first that fits decides."""
     from huggingface_hub import errors
 
-    where = f"{repo} at revision {revision}"
     if isinstance(error, errors.GatedRepoError):
         return ModelNotFound(
             f"{where}: is given only to those who accepted its terms. Accept them at {endpoint()}/{repo} and set "
             "HF_TOKEN to a token of that account."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFound(f"{where}: {endpoint()} has the repository and not this revision.{_heads(repo)}")
+        return ModelNotFound(f"{where}: {endpoint()} has the repository and not this revision.{_main_of(repo)}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFound(
             f"{where}: {endpoint()} has no such repository, or it is private. If it is private, set HF_TOKEN."
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelNotFound(
-            f"{where}: was not fetched, as HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it to fetch."
+            f"{where}: was not fetched, because HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it to fetch."
         )
     if isinstance(error, OSError) and error.errno in _DISK:
         return OutputError(
@@ -231,84 +191,164 @@ def _ours(error: Exception, repo: str, revision: str) -> JinaError:
         answer = error.response
         return ModelNotFound(f"{where}: the hub answered {answer.status_code} to {answer.url}. Try again later.")
     reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
+    pico = " --model pico takes the small model that comes with the package." if row.spec.scoring is None else ""
     return ModelNotFound(
         f"{where}: was asked of {endpoint()}, which could not be reached or broke off ({reason}). Try again when "
-        "there is a network; what has arrived whole is kept. `python -m jina_local models list` shows what is here, "
+        f"there is a network; what has arrived is kept.{pico} `python -m jina_local models list` shows what is here, "
         "and a folder or a .gguf file can be given by its path."
     )
 
 
-def _heads(repo: str) -> str:
+def _answered(question: Callable[[], _Answer]) -> _Answer:
+    """The answer to a question to the hub. Raises TimeoutError if none comes in time, whatever the host does.
+
+    The library's limit is one for each address of the host, and none for finding the addresses.
+    """
+    answers: list[_Answer] = []
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except BaseException as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_SECONDS)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {_SECONDS:.0f} seconds")
+    return answers[0]
+
+
+def _main_of(repo: str) -> str:
     from huggingface_hub import HfApi, errors
 
-    try:
-        return f" Its main is at {HfApi(endpoint=endpoint()).model_info(repo, timeout=_TIMEOUT).sha}."
-    except (errors.HTTPError, OSError):
-        return ""
+    with suppress(errors.HTTPError, OSError):
+        return (
+            f" Its main is at {_answered(lambda: HfApi(endpoint=endpoint()).model_info(repo, timeout=_SECONDS)).sha}."
+        )
+    return ""
 
 
-def _ask(repo: str, revision: str) -> tuple[str, dict[str, _Remote]]:
-    """(commit, every file of the repository with its size and digest)."""
+def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: str | None) -> _Fetch:
+    """What is to be fetched of a repository for some tasks; `label`: of GGUF files, None asks for the checkpoint."""
     from huggingface_hub import HfApi
 
-    info = HfApi(endpoint=endpoint()).model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
-    files = {
+    _log.warning("%s: asking %s for %s", row.spec.name, endpoint(), repo)
+    api = HfApi(endpoint=endpoint())
+    info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS))
+    remote = {
         s.rfilename: _Remote(s.rfilename, s.size, s.lfs.sha256 if s.lfs else str(s.blob_id))
         for s in info.siblings or []
     }
-    return str(info.sha), files
-
-
-def _checkpoint_files(remote: Mapping[str, _Remote], tasks: Sequence[str]) -> list[str]:
-    weights = [name for name in remote if SHARD.fullmatch(name)]
-    extra = [name for name in (INDEX, *_WELCOME) if name in remote]
-    return [
-        *NEEDED,
-        *(weights or ["model.safetensors"]),
-        *extra,
-        *(f"adapters/{t}/{n}" for t in tasks for n in ADAPTER),
-    ]
-
-
-def _require(repo: str, commit: str, wanted: Sequence[str], remote: Mapping[str, _Remote]) -> None:
+    if label:
+        serves = {task: row.gguf_file.format(task=task, type=label) for task in tasks}
+        wanted = [*serves.values(), *row.beside_gguf]
+    else:
+        serves = dict.fromkeys(tasks, ".")
+        weights = [name for name in remote if SHARD.fullmatch(name)] or ["model.safetensors"]
+        extra = [name for name in (INDEX, *_WELCOME) if name in remote]
+        adapters = [f"adapters/{task}/{name}" for task in tasks if row.adapter_folders for name in ADAPTER]
+        wanted = [*NEEDED, *weights, *extra, *adapters]
     if missing := [name for name in wanted if name not in remote]:
         suffixes = {Path(name).suffix for name in missing}
         alike = [name for name in sorted(remote) if Path(name).suffix in suffixes] or sorted(remote)
         raise ModelNotFound(
-            f"{repo} at commit {commit} has no {', '.join(missing)}. It has: {', '.join(alike[:40]) or 'no files'}"
+            f"{repo} at commit {info.sha} has no {', '.join(missing)}. It has: {', '.join(alike[:40]) or 'no files'}"
             f"{', ...' if len(alike) > 40 else ''}."
         )
+    return _Fetch(repo, str(info.sha), [remote[name] for name in wanted], serves)
 
 
-def _download(repo: str, commit: str, files: Sequence[_Remote]) -> Path:
-    """Bring `files` into the cache and check each; the snapshot folder."""
-    folder = root_of(repo) / "snapshots" / commit
-    missing = sum(file.size or 0 for file in files if not (folder / file.name).exists())
+def _announce(row: Published, label: str | None, fetches: Sequence[_Fetch]) -> None:
+    """Say what is about to be fetched. Raises OutputError if the disk has no room for it."""
+    missing = sum(fetch.missing() for fetch in fetches)
+    if not missing:
+        count = sum(len(fetch.files) for fetch in fetches)
+        text = "%s: all %d files are here, and are compared with the hub's. Licence of the weights: %s"
+        _log.warning(text, row.spec.name, count, row.terms)
+        return
+    here = sum(fetch.parts() for fetch in fetches)
     cache_folder().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache_folder()).free
-    if missing and free < missing + _SPARE:
+    if free < missing - here + _SPARE:
         raise OutputError(
-            f"{cache_folder()}: {missing / 1e6:,.0f} MB are to be fetched, {free / 1e6:,.0f} MB are free. "
+            f"{cache_folder()}: {size_text(missing)} are to be fetched, {size_text(free)} are free. "
             "Free some room, or set HF_HUB_CACHE to a folder on another disk."
         )
-    for file in files:
-        was_here = (folder / file.name).exists()
-        fault = _fetch(repo, commit, file)
+    what = f"{label} weights" if label else "the published checkpoint"
+    done = f" ({size_text(here)} of it are here)" if here else ""
+    _log.warning(
+        "%s: fetching %s, %s%s, into %s. Licence of the weights: %s",
+        *(row.spec.name, what, size_text(missing), done, cache_folder(), row.terms),
+    )
+
+
+def _download(fetch: _Fetch) -> None:
+    """Bring the files into the cache and check each."""
+    for file in fetch.files:
+        was_here = (fetch.folder / file.name).exists()
+        fault = _fetch_file(fetch, file)
         if fault and was_here:
-            fault = _fetch(repo, commit, file)
+            fault = _fetch_file(fetch, file)
         if fault:
             raise ModelDamaged(
-                f"{fault}. These are not the bytes that {endpoint()} announced for {repo} at commit {commit}; "
-                "the file was removed. Fetch it again; if that does not help, a proxy on the way changes files."
+                f"{fault}. These are not the bytes that {endpoint()} announced for {fetch.repo} at commit "
+                f"{fetch.commit}; the file was removed. Fetch it again; if that does not help, a proxy on the way "
+                "changes files."
             )
-    return folder
 
 
-def _fetch(repo: str, commit: str, file: _Remote) -> str | None:
+def _fetch_file(fetch: _Fetch, file: _Remote) -> str | None:
     """Fetch one file unless it is there; what is wrong with it, after it was removed for that."""
     from huggingface_hub import hf_hub_download
 
-    path = Path(hf_hub_download(repo, file.name, revision=commit, cache_dir=str(cache_folder()), endpoint=endpoint()))
+    if len(file.digest) == 64 and not (fetch.folder / file.name).exists():
+        _fetch_large(fetch, file)
+    # It finds a large file among its blobs, and links to it.
+    path = Path(
+        hf_hub_download(
+            fetch.repo, file.name, revision=fetch.commit, cache_dir=str(cache_folder()), endpoint=endpoint()
+        )
+    )
     if fault := fault_of(path, file.size, file.digest):
         discard(path)
     return fault
+
+
+def _fetch_large(fetch: _Fetch, file: _Remote) -> None:
+    """Fetch a large file to where the cache keeps it, going on from a part that is here.
+
+    huggingface_hub throws the part away when it is interrupted.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    part = _part(fetch.repo, file)
+    blob = part.with_name(file.digest)
+    lock = cache_folder() / ".locks" / root_of(fetch.repo).name / f"{file.digest}.lock"
+    for folder in (part.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        if part.exists() and file.size is not None and part.stat().st_size > file.size:
+            part.unlink()
+        with part.open("ab") as opened:
+            http_get(
+                hf_hub_url(fetch.repo, file.name, revision=fetch.commit, endpoint=endpoint()),
+                opened,
+                resume_size=opened.tell(),
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                displayed_filename=file.name,
+            )
+        part.replace(blob)
+
+
+def _part(repo: str, file: _Remote) -> Path:
+    return root_of(repo) / "blobs" / f"{file.digest}.incomplete"

@@ -9,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..errors import UsageError
+from ..errors import ModelDamaged, UsageError
 from ..formats.files import open_regular, read_json
-from ..model_files import gguf_model
-from ..registry import Published
-from ..weights import projector
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -27,24 +24,13 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 
 @dataclass(frozen=True)
-class Held:
-    """Published files of one model in the hub cache."""
-
-    kind: str
-    files: Mapping[str, Path]  # task -> .gguf file, or the snapshot folder
-    label: str | None  # of GGUF files
-    commit: str  # of the first task's repository
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Verified:
     """The outcome for one place: how many files were compared, how many have no known digest, what is wrong."""
 
     path: Path
     checked: int
-    unknown: int
     faults: tuple[str, ...]
+    unknown: int = 0
 
 
 def cache_folder() -> Path:
@@ -53,28 +39,6 @@ def cache_folder() -> Path:
     home = env.get("HF_HOME") or os.path.join(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     folder = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     return Path(os.path.expandvars(folder)).expanduser()
-
-
-def repos(row: Published, kind: str, tasks: Iterable[str]) -> dict[str, str]:
-    """task -> the repository that has its files; empty where none are published in the form that an engine reads."""
-    name = row.gguf_repo if kind == "llama" else row.repo
-    return {task: name.format(task=task) for task in tasks} if name else {}
-
-
-def all_repos(row: Published) -> list[str]:
-    """Every repository that has files of a model."""
-    found = [repo for kind in ("mlx", "llama") for repo in repos(row, kind, row.spec.tasks).values()]
-    return list(dict.fromkeys(found))
-
-
-def beside(row: Published) -> tuple[str, ...]:
-    """Files that a repository of GGUF files has and without which they are of no use."""
-    return (projector.FILE,) if row.spec.scoring == "listwise" else ()
-
-
-def pinned(row: Published, repo: str) -> str | None:
-    """The commit that the registry knows for a repository, if any."""
-    return row.revision if repo == row.repo else row.revisions.get(repo)
 
 
 def cached(repo: str, revision: str | None, files: Iterable[str], preferred: str | None = None) -> Path | None:
@@ -96,69 +60,32 @@ def snapshots(repo: str, revision: str | None, preferred: str | None = None) -> 
     return sorted(others, key=lambda p: (first.index(p.name) if p.name in first else 2, -p.stat().st_mtime, p.name))
 
 
-def held(
-    row: Published, kind: str, *, tasks: Sequence[str], weights: str | None = None, revision: str | None = None
-) -> Held | None:
-    """What the cache has of a model, if it serves all of `tasks`, or, where `tasks` is empty, any. No socket."""
-    if kind == "mlx":
-        return _held_checkpoint(row, tasks, revision)
-    found: dict[str, dict[str, Path]] = {}  # label -> task -> file
-    for task, repo in repos(row, kind, row.spec.tasks).items():
-        for snapshot in reversed(snapshots(repo, revision, pinned(row, repo))):
-            if not all((snapshot / name).exists() for name in beside(row)):
-                continue
-            for path in snapshot.glob("*.gguf"):
-                name = gguf_model.published_name(path)
-                if name and name[:2] == (row, task) and path.exists():
-                    found.setdefault(name[2], {})[task] = path
-    fit = [label for label, by in found.items() if weights in (None, label) and set(tasks) <= by.keys()]
-    if not fit:
-        return None
-    label = min(fit, key=gguf_model.rank)
-    files = {task: found[label][task] for task in row.spec.tasks if task in found[label]}
-    first = files[tasks[0]] if tasks else next(iter(files.values()))
-    notes = tuple(
-        note
-        for task, path in files.items()
-        if revision is None and (note := _other_commit(row, row.gguf_repo.format(task=task), path.parent.name))
-    )
-    return Held(kind, files, label, first.parent.name, notes)
+def unfinished(repo: str) -> list[Path]:
+    """The parts of files that a broken download of a repository left, to go on from."""
+    return sorted(root_of(repo).glob("blobs/*.incomplete"))
 
 
-def _held_checkpoint(row: Published, tasks: Sequence[str], revision: str | None) -> Held | None:
-    for folder in snapshots(row.repo, revision, row.revision):
-        there = row.spec.tasks
-        if row.adapter_folders:
-            there = tuple(t for t in there if all((folder / "adapters" / t / n).exists() for n in ADAPTER))
-        weights = weight_files(folder)
-        complete = weights and all((folder / name).exists() for name in (*NEEDED, *weights))
-        if complete and there and set(tasks) <= set(there):
-            note = _other_commit(row, row.repo, folder.name) if revision is None else None
-            return Held("mlx", dict.fromkeys(there, folder), None, folder.name, (note,) if note else ())
-    return None
+def checkpoint_files(folder: Path) -> list[str]:
+    """The files that a checkpoint needs beside its adapters; weights as its index names them, or the single file.
 
-
-def weight_files(folder: Path) -> list[str]:
-    """The weight files that a checkpoint's index names, or the single one."""
+    Raises ModelDamaged if the index names none.
+    """
     if not (folder / INDEX).exists():
-        return ["model.safetensors"]
+        return [*NEEDED, "model.safetensors"]
     weight_map = read_json(folder / INDEX).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    return names if names and all(SHARD.fullmatch(name) for name in names) else []
-
-
-def _other_commit(row: Published, repo: str, commit: str) -> str | None:
-    known = pinned(row, repo)
-    if known and commit != known:
-        return f"the cache has commit {commit} of {repo}, not the pinned {known}; used as it is here"
-    return None
+    if not names or not all(SHARD.fullmatch(name) for name in names):
+        raise ModelDamaged(f"{folder / INDEX}: names no weight files.")
+    return [*NEEDED, *names]
 
 
 def root_of(repo: str) -> Path:
+    """The folder that the cache keeps a repository in."""
     return cache_folder() / f"models--{repo.replace('/', '--')}"
 
 
 def checked(revision: str | None) -> str | None:
+    """The revision. Raises UsageError if it cannot be one, and so might lead out of the cache."""
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UsageError(f"revision {revision!r} is not a commit, branch or tag.")
     return revision
@@ -208,25 +135,9 @@ def discard(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def contents(row: Published, snapshot: Path) -> tuple[str, ...]:
-    """What a snapshot folder has that can be opened: "retrieval Q8_0", "clustering adapter", "checkpoint"."""
-    names = [n for p in snapshot.glob("*.gguf") if (n := gguf_model.published_name(p)) and p.exists()]
-    adapters = [p.parent.name for p in snapshot.glob(f"adapters/*/{ADAPTER[1]}") if p.exists()]
-    whole = ["checkpoint"] if not row.adapter_folders and (snapshot / "config.json").exists() else []
-    lacks = [f"without {name}" for name in beside(row) if names and not (snapshot / name).exists()]
-    held = [*(f"{task} {label}" for _, task, label in names), *(f"{task} adapter" for task in adapters)]
-    return (*sorted(held), *whole, *lacks)
-
-
-def size_on_disk(repo: str) -> int:
-    """Bytes of a repository in the cache; what is linked to several times counts once."""
-    blobs = {p.resolve() for p in root_of(repo).rglob("*") if p.is_file()}
-    return sum(p.stat().st_size for p in blobs)
-
-
 def verify_snapshot(folder: Path) -> Verified:
     """Compare every file of a snapshot folder with the digest in its blob's name."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_symlink() or p.is_file()]
     known = [(p, digest) for p in files if (digest := blob_name(p))]
     faults = tuple(fault for p, digest in known if (fault := fault_of(p, None, digest)))
-    return Verified(folder, len(known), len(files) - len(known), faults)
+    return Verified(folder, len(known), faults, len(files) - len(known))

@@ -10,31 +10,30 @@ from ..formats.files import sha256
 from ..registry import Published
 
 _ROOT = Path(__file__).parents[1] / "bundled_models"
-_DIGESTS = "digests.json"  # {path: sha256} of every other file
-LABELS = {"llama": "Q8_0", "mlx": "F16"}  # the engine -> the precision that is there for it
-_FORMS = {"llama": "gguf", "mlx": "checkpoint"}
+DIGESTS = "digests.json"  # {path: sha256} of every other file
+LABELS = {"llama": "Q8_0", "mlx": "F16"}  # the engine -> the type of the weights that are there for it
+FORMS = {"llama": "gguf", "mlx": "checkpoint"}
 
 
-def folder(row: Published, kind: str) -> Path:
+def root(row: Published) -> Path:
+    """The folder of everything that the package carries of a model."""
+    return _ROOT / row.spec.name
+
+
+def folder(row: Published, engine: str) -> Path:
     """The folder that one engine opens: GGUF files, or the checkpoint in the published layout."""
-    found = _ROOT / row.spec.name / _FORMS[kind]
-    if not found.is_dir():
-        raise ModelDamaged(f"{found}: is missing from the installation. Install the package again.")
-    return found
+    path = root(row) / FORMS[engine]
+    if not path.is_dir():
+        raise ModelDamaged(f"{path}: is missing from the installation. Install the package again.")
+    return path
 
 
-def faults(row: Published) -> tuple[Path, int, list[str]]:
-    """(root of the model's files, number of files, what is wrong with them)."""
-    root = _ROOT / row.spec.name
-    digests: dict[str, str] = json.loads((root / _DIGESTS).read_text(encoding="utf-8"))
-    wrong = [
+def verify(root: Path) -> tuple[int, tuple[str, ...]]:
+    """(number of files, what is wrong with them), from the digests beside them."""
+    digests: dict[str, str] = json.loads((root / DIGESTS).read_text(encoding="utf-8"))
+    wrong = tuple(
         f"{root / name}: {'its content is not what was shipped' if (root / name).is_file() else 'is missing'}"
         for name, digest in digests.items()
         if not (root / name).is_file() or sha256(root / name) != digest
-    ]
-    return root, len(digests), wrong
-
-
-def size(row: Published, kind: str) -> int:
-    """Bytes of the files of one engine."""
-    return sum(path.stat().st_size for path in folder(row, kind).rglob("*") if path.is_file())
+    )
+    return len(digests), wrong

@@ -112,7 +112,7 @@ def test_every_option_reaches_the_model(fake_embedder, capfdbinary):
     assert main.main(["embed", "one", *options]) == 0
     assert fake_embedder.loaded == {
         "name_or_path": "v5-small", "weights": "8bit", "backend": "mlx", "device": "cpu", "threads": 3,
-        "offline": True, "task": "classification",
+        "offline": True, "task": "classification", "show_progress": None,
     }  # fmt: skip
     got = json.loads(capfdbinary.readouterr().out)["embedding"]
     assert got == expected(["one"], task="classification", truncate_dim=32, precision="ubinary")[0].tolist()

@@ -82,28 +82,31 @@ def test_models_rm(store, capfd):
             main.main(["models", action, "v5-nano"])
 
 
-def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capfd, monkeypatch):
-    from jina_local.store import hub, hub_cache
+def test_models_pull_prints_where_the_files_are(store, capfd, monkeypatch):
+    from jina_local.store import hub
 
     asked = []
 
     def pull(row, kind, **settings):
         asked.append((row.spec.name, kind, settings))
-        files = {"retrieval": Path("/cache/a.gguf"), "clustering": Path("/cache/b.gguf")}
-        return hub_cache.Held(kind, files, "Q4_K_M", "c0ffee", ("a note",))
+        return {"retrieval": Path("/cache/a.gguf"), "clustering": Path("/cache/b.gguf")}
 
     monkeypatch.setattr(hub, "pull", pull)
     options = ["--backend", "llama", "--task", "retrieval", "--task", "clustering", "--weights", "Q4_K_M"]
     assert main.main(["models", "pull", "v5-nano", *options, "--revision", "c0ffee", "--progress"]) == 0
-    settings = {"tasks": ["retrieval", "clustering"], "weights": "Q4_K_M", "revision": "c0ffee", "progress": True}
+    settings = {
+        "tasks": ["retrieval", "clustering"],
+        "weights": "Q4_K_M",
+        "revision": "c0ffee",
+        "show_progress": True,
+    }
     assert asked == [("jina-embeddings-v5-text-nano", "llama", settings)]
     out = capfd.readouterr()
     assert out.out == "/cache/a.gguf\n/cache/b.gguf\n"
-    assert out.err == "jina-embeddings-v5-text-nano: the weights are CC BY-NC 4.0, non-commercial\na note\n"
     monkeypatch.setenv("JINA_LOCAL_MODEL", "v5-small")
     monkeypatch.setenv("JINA_LOCAL_BACKEND", "mlx")
     assert main.main(["models", "pull"]) == 0
-    nothing = {"tasks": None, "weights": None, "revision": None, "progress": False}
+    nothing = {"tasks": None, "weights": None, "revision": None, "show_progress": False}
     assert asked[1] == ("jina-embeddings-v5-text-small", "mlx", nothing)
 
 
@@ -112,7 +115,20 @@ def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capf
     [
         (["list", "v5-nano"], r"list takes no name; `models path v5-nano`"),
         (["list", "--task", "retrieval"], r"--task belongs to `models pull`, not to `models list`"),
+        (["rm", "v5-nano", "--task=retrieval"], r"--task belongs to `models pull`, not to `models rm`"),
         (["path", "--json"], r"--json belongs to `models list`, not to `models path`"),
+        (["lst"], r"unknown action 'lst' \(did you mean 'list'\?\)\. Actions: list, pull, path, rm, verify"),
+        ([], r"no action was given\.\n\nusage: .*\n\nList, pull"),
+        (
+            ["pull", "--weigths", "Q8_0"],
+            r"unknown option --weigths \(did you mean '--weights'\?\)\. See `.* models pull -",
+        ),
+        (["verify", "--frob"], r"unknown option --frob\. See"),
+        (["pull", "v5-nanno"], r"unknown model 'v5-nanno' \(did you mean 'v5-nano'\?\)"),
+        (
+            ["pull", "v5-nano", "--task", "retreival"],
+            r"'retreival' \(did you mean 'retrieval'\?\)\. jina-embeddings-v5",
+        ),
         (["rm"], r"rm needs a name: jina-embeddings-v5-text-small, "),
         (["pull", "v5-nano", "--offline"], r"pull needs the network, and --offline"),
         (["pull", "v5-nano", "--backend", "mlx", "--weights", "Q8_0"], r"--weights is for llama"),
@@ -123,3 +139,57 @@ def test_models_pull_says_the_licence_and_prints_where_the_files_are(store, capf
 def test_models_misuse(store, argv, message):
     with pytest.raises(JinaError, match=message):
         main.main(["models", *argv])
+
+
+def test_a_path_that_is_not_there_is_not_taken_for_a_misspelt_name(store):
+    for action in ("verify", "rm", "path", "pull"):
+        with pytest.raises(ModelNotFound, match="no such file or folder"):
+            main.main(["models", action, "./nothing"])
+
+
+@pytest.mark.parametrize(
+    ("action", "own", "foreign"),
+    [
+        ("list", ["--json", "jq"], ["--task", "--revision", "NAME"]),
+        ("pull", ["--task", "--weights", "--revision", "--progress", "models pull v5-nano"], ["--json", "models rm"]),
+        ("path", ["--backend", "--weights", "models path pico"], ["--json", "--revision", "models pull"]),
+        ("rm", ["NAME", "models rm v5-nano"], ["--json", "--task", "--backend"]),
+        ("verify", ["NAME", "a converted folder"], ["--json", "--task", "--backend"]),
+    ],
+)
+def test_help_is_about_the_action(action, own, foreign, capfd):
+    for argv in ([action, "--help"], ["--help", action]):
+        assert main.main(["models", *argv]) == 0
+        text = capfd.readouterr().out
+        assert f"usage: jina-local models {action} " in text
+        assert [word for word in own if word not in text] == []
+        assert [word for word in foreign if word in text] == []
+    assert main.main(["models", "--help"]) == 0
+    text = capfd.readouterr().out
+    assert f"\n  {action} " in text
+    assert "--revision" not in text
+
+
+def test_options_may_stand_before_the_action(store, capfd):
+    assert main.main(["models", "--backend", "mlx", "path", "v5-nano"]) == 0
+    assert capfd.readouterr().out == f"{store}\n"
+
+
+def test_path_names_the_folder_that_would_be_opened(store, capfd, tmp_path, monkeypatch):
+    def path(*argv):
+        assert main.main(["models", "path", *argv]) == 0
+        return capfd.readouterr().out.removesuffix("\n")
+
+    assert path("v5-nano") == str(store)
+    assert path("v5-nano:8bit") == str(store)
+    assert path(str(tmp_path)) == str(tmp_path)
+    assert path("pico", "--backend", "llama").endswith("pico/gguf")
+    assert path("pico", "--weights", "F16", "--backend", "mlx").endswith("pico/checkpoint")
+    monkeypatch.setenv("JINA_LOCAL_BACKEND", "mlx")
+    assert path("pico").endswith("pico/checkpoint")
+    with pytest.raises(
+        ModelNotFound, match=f"Here, and not what was asked for: local store, {store} .retrieval 8bit"
+    ):
+        main.main(["models", "path", "v5-nano", "--backend", "llama"])
+    with pytest.raises(ModelNotFound, match="Here, and not"):
+        main.main(["models", "path", "v5-nano", "--task", "clustering"])

@@ -252,7 +252,7 @@ def test_every_option_reaches_the_model(fake_reranker, capfdbinary):
     assert main.main(["rerank", "planet", "Mars", "Venus", *load, *ask]) == 0
     assert fake_reranker.loaded == {
         "name_or_path": "./folder", "weights": "8bit", "backend": "mlx", "device": "cpu", "threads": 3,
-        "offline": True,
+        "offline": True, "show_progress": False,
     }  # fmt: skip
     assert fake_reranker.asked == {
         "query": "planet", "documents": ["Mars", "Venus"], "top_n": 1, "instruction": "be kind",

@@ -11,7 +11,7 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 from jina_local import registry
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats.gguf import FILE_TYPES
-from jina_local.model_files import gguf_model
+from jina_local.model_files import labels
 from jina_local.store import find
 
 from .. import layout_files
@@ -119,7 +119,7 @@ def test_a_truncated_gguf_is_refused(tmp_path):
 
 
 def test_the_order_of_precisions_names_every_type_once():
-    assert sorted(gguf_model.ORDER) == sorted(FILE_TYPES.values())
+    assert sorted(labels.GGUF) == sorted(FILE_TYPES.values())
 
 
 def test_of_several_types_the_first_of_the_order_is_taken_and_the_reason_said(tmp_path):

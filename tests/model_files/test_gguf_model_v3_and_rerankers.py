@@ -15,7 +15,7 @@ import gguf
 from jina_local.errors import ModelDamaged, UsageError
 from jina_local.formats import safetensors
 from jina_local.formats.gguf import FILE_TYPES, plain
-from jina_local.model_files import gguf_model
+from jina_local.model_files import labels
 from jina_local.spec import RERANK
 from jina_local.store import find
 from jina_local.weights import architecture, projector, tensor_names
@@ -114,7 +114,7 @@ def test_of_the_published_reranker_files_one_is_taken_by_its_label(tmp_path):
 
 def test_names_of_files_without_a_task():
     def read(name):
-        found = gguf_model.own_name(Path(name))
+        found = labels.own_name(Path(name))
         return found and (found[0].spec.name, *found[1:])
 
     assert read("jina-reranker-v3-Q4_K_M.gguf") == ("jina-reranker-v3", RERANK, "Q4_K_M")

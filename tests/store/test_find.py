@@ -240,7 +240,7 @@ from jina_local.store import find, inventory
 from jina_local.errors import ModelNotFound
 found = find.find("v5-nano", backend="mlx", offline=True)
 assert found.label == "F32"
-inventory.listing(), inventory.verify("v5-nano"), inventory.path("v5-nano")
+inventory.listing(), inventory.verify("v5-nano"), find.path("v5-nano")
 try:
     find.find("v5-small", backend="llama", offline=True)
 except ModelNotFound:

@@ -68,37 +68,63 @@ def names(folder):
 
 
 def test_llama_fetches_the_default_tasks_file_at_the_pinned_commit_and_nothing_else(site, capfd):
-    held = hub.pull(ROW)
-    assert list(held.files) == ["retrieval"]
-    assert held.files["retrieval"].name == "v5-nano-retrieval-Q8_0.gguf"
-    assert (held.label, held.commit, held.notes) == ("Q8_0", PINNED, ())
+    files = hub.pull(ROW)
+    assert {task: path.name for task, path in files.items()} == {"retrieval": "v5-nano-retrieval-Q8_0.gguf"}
+    assert hub_cache.commit_of(files["retrieval"]) == PINNED
     path = f"/{RETRIEVAL}/resolve/{PINNED}/v5-nano-retrieval-Q8_0.gguf"
-    assert site.seen == [f"GET /api/models/{RETRIEVAL}/revision/{PINNED}", f"HEAD {path}", f"GET {path}"]
+    assert site.seen == [f"GET /api/models/{RETRIEVAL}/revision/{PINNED}", f"GET {path}", f"HEAD {path}"]
     assert capfd.readouterr() == ("", "")
 
 
-def test_several_tasks_another_type_and_a_repository_without_a_pinned_commit(site):
-    held = hub.pull(ROW, tasks=["clustering", "retrieval"], weights="q4_k_m")
-    assert {t: p.name for t, p in held.files.items()} == {
+def test_several_tasks_another_type_and_a_repository_without_a_pinned_commit(site, caplog):
+    files = hub.pull(ROW, tasks=["clustering", "retrieval"], weights="q4_k_m")
+    assert {t: p.name for t, p in files.items()} == {
         "clustering": "v5-nano-clustering-Q4_K_M.gguf",
         "retrieval": "v5-nano-retrieval-Q4_K_M.gguf",
     }
-    assert held.notes == (f"no commit is pinned for {CLUSTERING}: took main, which is {COMMIT}",)
-    assert held.commit == COMMIT
+    assert [hub_cache.commit_of(path) for path in files.values()] == [COMMIT, PINNED]
+    (pins,) = [text for text in caplog.messages if "pinned" in text]
+    assert pins == (
+        f"{CLUSTERING} has no pinned commit: main was fetched, which is {COMMIT}. To get these files again: "
+        f'revision="{COMMIT}", or --revision {COMMIT}'
+    )
+    caplog.clear()
+    assert hub.pull(ROW, tasks=["clustering"], weights="q4_k_m", revision=COMMIT)["clustering"] == files["clustering"]
+    assert "pinned" not in caplog.text
+
+
+def test_what_is_fetched_is_said_before_it_is_fetched(site, caplog):
+    said = []
+    site.on_file = lambda name: said.append((name, list(caplog.messages)))
+    hub.pull(ROW)
+    size = len(site.repos[RETRIEVAL][PINNED]["v5-nano-retrieval-Q8_0.gguf"])
+    asking, fetching = caplog.messages
+    assert asking == f"{NANO}: asking {site.url} for {RETRIEVAL}"
+    assert fetching == (
+        f"{NANO}: fetching Q8_0 weights, {size / 1e6:.1f} MB, into {cache()}. Licence of the weights: CC BY-NC 4.0, "
+        "non-commercial"
+    )
+    assert said[0] == ("v5-nano-retrieval-Q8_0.gguf", [asking, fetching])
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    caplog.clear()
+    hub.pull(ROW)
+    assert "all 1 files are here, and are compared with the hub's" in caplog.messages[1]
+    hub.pull(ROW, "mlx", tasks=["retrieval"])
+    assert "fetching the published checkpoint, " in caplog.messages[-1]
 
 
 def test_mlx_fetches_the_checkpoint_with_all_adapters_or_those_asked_for(site):
-    held = hub.pull(ROW, "mlx", tasks=["clustering"])
-    assert list(held.files) == ["clustering"]
-    here = names(held.files["clustering"])
+    files = hub.pull(ROW, "mlx", tasks=["clustering"])
+    assert list(files) == ["clustering"]
+    here = names(files["clustering"])
     assert {"config.json", "tokenizer.json", "model.safetensors", "modules.json"} <= set(here)
     assert [n for n in here if n.startswith("adapters/")] == [
         "adapters/clustering/adapter_config.json",
         "adapters/clustering/adapter_model.safetensors",
     ]
-    held = hub.pull(ROW, "mlx")
-    assert tuple(held.files) == ROW.spec.tasks
-    assert len([n for n in names(held.files["retrieval"]) if n.startswith("adapters/")]) == 8
+    files = hub.pull(ROW, "mlx")
+    assert tuple(files) == ROW.spec.tasks
+    assert len([n for n in names(files["retrieval"]) if n.startswith("adapters/")]) == 8
 
 
 def test_shards_are_fetched_with_their_index(site, tmp_path):
@@ -128,8 +154,8 @@ def test_find_fetches_once_and_then_finds_offline(site):
 def test_another_revision_by_commit_and_by_branch(site, files):
     other = "f" * 40
     site.add(RETRIEVAL, other, {"v5-nano-retrieval-Q8_0.gguf": files / "v5-nano-retrieval-Q4_K_M.gguf"})
-    assert hub.pull(ROW).commit == PINNED
-    assert hub.pull(ROW, revision=other).commit == other
+    assert hub_cache.commit_of(hub.pull(ROW)["retrieval"]) == PINNED
+    assert hub_cache.commit_of(hub.pull(ROW, revision=other)["retrieval"]) == other
     assert find.find("v5-nano", backend="llama", revision=other, offline=True).revision == other
     assert find.find("v5-nano", backend="llama", offline=True).revision == PINNED
     shutil.rmtree(cache())
@@ -144,11 +170,11 @@ def test_a_cut_download_is_taken_up_where_it_broke(site, monkeypatch):
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     site.cut_once["v5-nano-retrieval-Q8_0.gguf"] = 5500
-    held = hub.pull(ROW)
+    files = hub.pull(ROW)
     gets = [line for line in site.seen if line.startswith("GET /jinaai")]
     assert len(gets) == 2
     assert gets[1].endswith("bytes=5000-")
-    assert find.find(held.files["retrieval"]).label == "Q8_0"
+    assert find.find(files["retrieval"]).label == "Q8_0"
 
 
 def test_a_file_that_the_repository_has_not_lists_those_it_has(site):
@@ -214,7 +240,7 @@ def test_a_small_file_is_compared_by_its_git_blob_id(site):
 
 @pytest.mark.parametrize("damage", ["content", "length"])
 def test_a_file_that_went_bad_in_the_cache_is_seen_by_verify_and_healed_by_pull(site, damage):
-    path = hub.pull(ROW).files["retrieval"]
+    path = hub.pull(ROW)["retrieval"]
     (good,) = inventory.verify("v5-nano")
     assert (good.path, good.checked, good.unknown, good.faults) == (path.parent, 1, 0, ())
     with path.open("r+b") as file:
@@ -262,7 +288,10 @@ from jina_local.store import find
 print(find.find("v5-nano:Q4_K_M").label)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("Q4_K_M\n", "")
+    assert done.stdout == "Q4_K_M\n"
+    asking, fetching = done.stderr.splitlines()
+    assert asking == f"{NANO}: asking {site.url} for {RETRIEVAL}"
+    assert fetching.startswith(f"{NANO}: fetching Q4_K_M weights, ")
 
 
 # --- what is not sent, shown or left behind
@@ -279,11 +308,11 @@ def test_nothing_is_told_to_the_hub_beyond_the_request(site, monkeypatch):
     assert [line for line in site.seen if "agent-harnesses" in line or "telemetry" in line] == []
 
 
-def test_progress_is_shown_only_when_asked_for_and_on_stderr(site, capfd, monkeypatch):
+def test_progress_is_shown_on_stderr_unless_refused(site, capfd, monkeypatch):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # makes the library show bars without a terminal
-    hub.pull(ROW)
+    hub.pull(ROW, show_progress=False)
     assert capfd.readouterr() == ("", "")
-    hub.pull(ROW, weights="Q4_K_M", progress=True)
+    hub.pull(ROW, weights="Q4_K_M")
     out, err = capfd.readouterr()
     assert out == ""
     assert "v5-nano-retrieval-Q4_K_M.gguf" in err
@@ -292,7 +321,7 @@ def test_progress_is_shown_only_when_asked_for_and_on_stderr(site, capfd, monkey
 def test_a_full_disk_is_seen_before_anything_is_fetched(site, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage(10, 10, 1000))
-    with pytest.raises(OutputError, match=r"MB are to be fetched, 0 MB are free.*HF_HUB_CACHE"):
+    with pytest.raises(OutputError, match=r"MB are to be fetched, 0.0 MB are free.*HF_HUB_CACHE"):
         hub.pull(ROW)
     assert not any("resolve" in line for line in site.seen)
 
@@ -307,7 +336,7 @@ def test_a_cache_that_cannot_be_written(site, tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
     with pytest.raises(UsageError, match="unknown task 'poetry'"):
         hub.pull(ROW, tasks=["poetry"])
-    with pytest.raises(UsageError, match="unknown kind 'onnx'. Possible: llama, mlx"):
+    with pytest.raises(UsageError, match="unknown engine 'onnx'. Possible: llama, mlx"):
         hub.pull(ROW, "onnx")
     with pytest.raises(UsageError, match="revision 'a b' is not a commit"):
         hub.pull(ROW, revision="a b")
@@ -321,10 +350,10 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
 
 
 def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
-    assert [one.name for one in inventory.listing()] == registry.names()
+    assert [one.row.spec.name for one in inventory.listing()] == registry.names()
     assert {place.where for one in inventory.listing() for place in one.places} == {"package"}
-    for ask in (inventory.path, inventory.remove, inventory.verify):
-        with pytest.raises(ModelNotFound, match="nothing of it is on this machine"):
+    for ask in (find.path, inventory.remove, inventory.verify):
+        with pytest.raises(ModelNotFound, match="on this machine"):
             ask("v5-nano")
     hub.pull(ROW, "mlx", tasks=["retrieval"])
     hub.pull(ROW, tasks=["clustering"])
@@ -333,8 +362,7 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
     stranger = cache() / "models--someone--else" / "snapshots" / COMMIT / "config.json"
     stranger.parent.mkdir(parents=True)
     stranger.write_text("{}")
-    row = next(one for one in inventory.listing() if one.name == NANO)
-    assert (row.license, row.max_tokens, row.dims[-1]) == ("CC BY-NC 4.0", 8192, 768)
+    row = next(one for one in inventory.listing() if one.row.spec.name == NANO)
     assert [(p.where, p.holds) for p in row.places] == [
         ("local store", ("retrieval 8bit",)),
         ("hub cache", ("retrieval adapter",)),
@@ -343,7 +371,7 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
     published = [p.stat().st_size for p in (files / "checkpoint").rglob("*") if p.is_file()]
     assert 0.5 * sum(published) < row.places[1].size < sum(published)
     assert row.places[2].size == (files / "v5-nano-clustering-Q8_0.gguf").stat().st_size
-    assert inventory.path("v5-nano") == folder
+    assert find.path("v5-nano") == folder
     assert [v.faults for v in inventory.verify("v5-nano")] == [(), (), ()]
     (folder / "model.safetensors").write_bytes(bytes((folder / "model.safetensors").stat().st_size))
     assert inventory.verify(folder)[0].faults == (
@@ -358,5 +386,5 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
 
 
 def test_a_folder_without_digests_cannot_be_verified(site, files):
-    with pytest.raises(ModelNotFound, match=r"no digests are known for it, as it has no manifest\.json"):
+    with pytest.raises(ModelNotFound, match=r"no digests are known for it, because it has no manifest\.json"):
         inventory.verify(files / "checkpoint")

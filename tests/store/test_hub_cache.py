@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jina_local.store import hub, hub_cache
+from jina_local.store import hub, hub_cache, local_store
 
 
 def test_places_follow_the_environment(monkeypatch, tmp_path):
@@ -24,17 +24,17 @@ def test_places_follow_the_environment(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert hub_cache.cache_folder() == tmp_path / ".cache" / "huggingface" / "hub"
-    monkeypatch.setattr(hub.sys, "platform", "linux")
-    assert hub.local_store() == tmp_path / ".local" / "share" / "jina_local"
-    monkeypatch.setattr(hub.sys, "platform", "darwin")
-    assert hub.local_store() == tmp_path / "Library" / "Application Support" / "jina_local"
-    monkeypatch.setattr(hub.sys, "platform", "linux")
+    monkeypatch.setattr(local_store.sys, "platform", "linux")
+    assert local_store.root() == tmp_path / ".local" / "share" / "jina_local"
+    monkeypatch.setattr(local_store.sys, "platform", "darwin")
+    assert local_store.root() == tmp_path / "Library" / "Application Support" / "jina_local"
+    monkeypatch.setattr(local_store.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     monkeypatch.setenv("XDG_DATA_HOME", "/d")
-    assert (hub_cache.cache_folder(), hub.local_store()) == (Path("/c/huggingface/hub"), Path("/d/jina_local"))
+    assert (hub_cache.cache_folder(), local_store.root()) == (Path("/c/huggingface/hub"), Path("/d/jina_local"))
     monkeypatch.setenv("HF_HOME", "/h")
     monkeypatch.setenv("JINA_LOCAL_HOME", "~/j")
-    assert (hub_cache.cache_folder(), hub.local_store()) == (Path("/h/hub"), tmp_path / "j")
+    assert (hub_cache.cache_folder(), local_store.root()) == (Path("/h/hub"), tmp_path / "j")
     monkeypatch.setenv("HF_HUB_CACHE", "/x")
     assert hub_cache.cache_folder() == Path("/x")
 

@@ -9,7 +9,7 @@ import pytest
 from jina_local import registry
 from jina_local.cli import main
 from jina_local.errors import ModelNotFound, UsageError
-from jina_local.store import find, hub, hub_cache, inventory
+from jina_local.store import find, hub, hub_cache, inventory, local_store, places
 
 from .. import standin_hub, tiny
 
@@ -64,20 +64,25 @@ def names(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+def cached(row):
+    return [place for place in places.of(row) if place.where == places.CACHE]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_is_whole_without_adapter_folders(site, kind):
     row = KINDS[kind]
-    assert hub_cache.held(row, "mlx", tasks=()) is None
-    held = hub.pull(row, "mlx")
-    assert tuple(held.files) == row.spec.tasks
-    assert (held.commit, held.notes) == (row.revision, ())
-    (folder,) = set(held.files.values())
+    assert cached(row) == []
+    files = hub.pull(row, "mlx")
+    assert tuple(files) == row.spec.tasks
+    (folder,) = set(files.values())
+    assert hub_cache.commit_of(folder) == row.revision
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(names(folder))
     assert not [name for name in names(folder) if name.endswith((".py", ".gguf")) or "/" in name]
-    again = hub_cache.held(row, "mlx", tasks=row.spec.tasks)
-    assert (again.files, again.commit) == (held.files, held.commit)
+    (place,) = cached(row)
+    assert (place.files, place.holds) == ({places.AS_PUBLISHED: files}, ("checkpoint",))
     (folder / "model.safetensors").unlink()
-    assert hub_cache.held(row, "mlx", tasks=()) is None
+    (place,) = cached(row)
+    assert (place.files, place.holds) == ({}, ("without model.safetensors",))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,26 +105,25 @@ def test_the_other_engine_takes_what_the_preferred_one_cannot_read(site, engine,
 
 
 def test_words_for_several_tasks_are_taken(site):
-    assert set(hub.pull(V3, "mlx", tasks=["retrieval"]).files) == {"retrieval.query", "retrieval.passage"}
-    assert set(hub.pull(V3, "mlx", tasks=["clustering", "none"]).files) == {"separation", "none"}
+    assert set(hub.pull(V3, "mlx", tasks=["retrieval"])) == {"retrieval.query", "retrieval.passage"}
+    assert set(hub.pull(V3, "mlx", tasks=["clustering", "none"])) == {"separation", "none"}
     with pytest.raises(UsageError, match=r"unknown task 'poetry'\. jina-embeddings-v3 has: retrieval\.query, "):
         hub.pull(V3, "mlx", tasks=["poetry"])
 
 
-def test_a_gguf_reranker_comes_with_its_projector_and_is_nothing_without_it(site):
-    held = hub.pull(LISTWISE, weights="q4_k_m")
-    path = held.files["rerank"]
+def test_a_gguf_reranker_comes_with_its_projector_and_is_nothing_without_it(site, caplog):
+    files = hub.pull(LISTWISE, weights="q4_k_m")
+    path = files["rerank"]
     assert path.name == "jina-reranker-v3-Q4_K_M.gguf"
     assert names(path.parent) == ["jina-reranker-v3-Q4_K_M.gguf", "projector.safetensors"]
-    assert held.notes == (f"no commit is pinned for {LISTWISE.gguf_repo}: took main, which is {COMMIT}",)
-    again = hub_cache.held(LISTWISE, "llama", tasks=["rerank"])
-    assert (again.files, again.label) == ({"rerank": path}, "Q4_K_M")
-    assert inventory.listing()[3].places[0].holds == ("rerank Q4_K_M",)
+    assert f"{LISTWISE.gguf_repo} has no pinned commit: main was fetched, which is {COMMIT}." in caplog.text
+    (place,) = cached(LISTWISE)
+    assert (place.files, place.holds) == ({"Q4_K_M": {"rerank": path}}, ("rerank Q4_K_M",))
     (path.parent / "projector.safetensors").unlink()
-    assert hub_cache.held(LISTWISE, "llama", tasks=["rerank"]) is None
-    assert inventory.listing()[3].places[0].holds == ("rerank Q4_K_M", "without projector.safetensors")
-    assert hub.pull(LISTWISE, weights="Q4_K_M").files == held.files
-    assert hub_cache.held(LISTWISE, "llama", tasks=[]) is not None
+    (place,) = cached(LISTWISE)
+    assert (place.files, place.holds) == ({}, ("rerank Q4_K_M", "without projector.safetensors"))
+    assert hub.pull(LISTWISE, weights="Q4_K_M") == files
+    assert cached(LISTWISE)[0].files == {"Q4_K_M": files}
 
 
 def test_a_repository_that_lost_its_projector_is_refused(site):
@@ -132,9 +136,6 @@ def test_a_repository_that_lost_its_projector_is_refused(site):
 def test_where_no_gguf_is_published_the_error_has_the_command(site, engine, kind, tmp_path):
     engine("llama")
     row = KINDS[kind]
-    assert hub_cache.repos(row, "llama", row.spec.tasks) == {}
-    assert hub_cache.all_repos(row) == [row.repo]
-    assert hub_cache.held(row, "llama", tasks=()) is None
     home = tmp_path / "the store" / row.spec.name
     command = f'`python -m convert gguf {row.spec.name} "{home}"{" --task all" if kind == "v3" else ""}`'
     for ask in (lambda: hub.pull(row), lambda: find.find(row.spec.name)):
@@ -150,24 +151,16 @@ def test_where_no_gguf_is_published_the_error_has_the_command(site, engine, kind
     assert site.seen == []
 
 
-def test_no_repository_has_an_empty_name():
-    for row in registry.PUBLISHED:
-        assert "" not in hub_cache.all_repos(row)
-        assert len(set(hub_cache.all_repos(row))) == len(hub_cache.all_repos(row))
-    assert hub_cache.all_repos(LISTWISE) == [LISTWISE.repo, LISTWISE.gguf_repo]
-
-
 @pytest.mark.parametrize("kind", ["v3", "reranker-v2"])
-def test_the_command_takes_the_checkpoint_and_says_how_to_go_on(site, engine, kind, capfd):
+def test_the_command_takes_the_checkpoint_and_says_how_to_go_on(site, engine, kind, capfd, caplog):
     engine("llama")
     row = KINDS[kind]
     assert main.main(["models", "pull", row.aliases[0]]) == 0
     out = capfd.readouterr()
-    (folder,) = set(hub_cache.held(row, "mlx", tasks=()).files.values())
-    assert out.out == f"{folder}\n"
-    licence, advice = out.err.splitlines()
-    assert licence == f"{row.spec.name}: the weights are CC BY-NC 4.0, non-commercial"
-    assert advice.startswith("for llama.cpp: no GGUF files are published. Convert the checkpoint")
+    (place,) = cached(row)
+    assert out.out == f"{place.path}\n"
+    assert out.err.startswith("for llama.cpp: no GGUF files are published. Convert the checkpoint")
+    assert "Licence of the weights: CC BY-NC 4.0, non-commercial" in caplog.text
     engine("mlx")
     assert main.main(["models", "pull", row.spec.name]) == 0
     assert "llama.cpp" not in capfd.readouterr().err
@@ -215,19 +208,19 @@ def test_path_verify_and_remove(site, capfd):
     hub.pull(PAIRWISE, "mlx")
     hub.pull(LISTWISE)
     for row, count in ((LISTWISE, 2), (PAIRWISE, None)):
-        folder = inventory.path(row.spec.name)
+        folder = find.path(row.spec.name)
         assert hub_cache.commit_of(folder) in (row.revision, COMMIT)
         (found,) = inventory.verify(row.spec.name)
         assert (found.path, found.unknown, found.faults) == (folder, 0, ())
         assert count in (None, found.checked)
-    with (inventory.path("reranker-v3") / "projector.safetensors").open("r+b") as file:
+    with (find.path("reranker-v3") / "projector.safetensors").open("r+b") as file:
         file.write(b"PROJ")
     (bad,) = inventory.verify("reranker-v3")
     assert "projector.safetensors: has the SHA-256" in bad.faults[0]
     for row in (LISTWISE, PAIRWISE):
         assert [place.where for place in inventory.remove(row.spec.name)] == ["hub cache"]
-        with pytest.raises(ModelNotFound, match="nothing of it is on this machine") as error:
-            inventory.path(row.spec.name)
+        with pytest.raises(ModelNotFound, match="not on this machine. Looked for") as error:
+            find.path(row.spec.name)
         assert "pico" not in str(error.value)
 
 
@@ -236,12 +229,12 @@ def test_a_converted_reranker_in_the_local_store_is_found_by_its_name(site, engi
     from convert.__main__ import main as convert
 
     engine("llama")
-    home = hub.local_store() / PAIRWISE.spec.name
+    home = local_store.root() / PAIRWISE.spec.name
     home.parent.mkdir(parents=True)
     assert convert(["gguf", str(checkpoints["reranker-v2"]), str(home), "--type", "F32"]) == 0
     found = find.find("reranker-v2", offline=True)
     assert (found.label, found.model.name) == ("F32", PAIRWISE.spec.name)
-    assert inventory.path("reranker-v2") == home
+    assert find.path("reranker-v2") == home
     assert inventory.listing()[4].places[0].holds == ("rerank F32",)
     assert [one.faults for one in inventory.verify("reranker-v2")] == [()]
     shutil.rmtree(home)

@@ -70,14 +70,14 @@ def test_the_adapters_differ_and_one_base_serves_them_all():
 
 
 def test_the_package_carries_less_than_24_mb_and_every_digest_fits():
-    root, count, faults = package.faults(PICO)
-    assert faults == []
+    root, count, faults = package.root(PICO), *package.verify(package.root(PICO))
+    assert faults == ()
     assert count == sum(p.is_file() for p in root.rglob("*")) - 1  # the digests themselves
     assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 24_000_000
 
 
 def test_its_gguf_files_name_no_repository():
-    files = sorted((package.faults(PICO)[0] / "gguf").glob("*.gguf"))
+    files = sorted((package.root(PICO) / "gguf").glob("*.gguf"))
     assert len(files) == 1 + len(PICO.spec.tasks)
     for path in files:
         keys = read_header(path).keys
@@ -86,13 +86,12 @@ def test_its_gguf_files_name_no_repository():
 
 
 def test_a_changed_file_is_found(monkeypatch, tmp_path):
-    root, *_ = package.faults(PICO)
-    shutil.copytree(root, tmp_path / "pico")
+    shutil.copytree(package.root(PICO), tmp_path / "pico")
     monkeypatch.setattr(package, "_ROOT", tmp_path)
     path = tmp_path / "pico" / "checkpoint" / "config.json"
     path.write_text(path.read_text() + " ")
     (tmp_path / "pico" / "gguf" / "tokenizer.json").unlink()
-    said = [fault.rsplit(": ")[1] for fault in package.faults(PICO)[2]]
+    said = [fault.rsplit(": ")[1] for fault in package.verify(package.root(PICO))[1]]
     assert said == ["its content is not what was shipped", "is missing"]
     assert inventory.verify("pico")[0].faults
 

@@ -1,0 +1,58 @@
+"""What is asked of files (engines in order, weight type, tasks), and the refusals that all layouts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import registry
+from ..errors import UsageError
+from ..registry import Published
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as far as the files matter."""
+
+    engines: tuple[str, ...]  # the engines that may run the files, the preferred one first
+    label: str | None = None  # None: any type of weights
+    tasks: tuple[str, ...] = ()  # tasks or words for them, all to be served; empty: any
+    reasons: tuple[str, ...] = ()  # the choices made so far, a sentence each
+
+
+def require_engine(request: Request, engine: str, what: str, source: str = "SRC") -> None:
+    """Raise UsageError if the caller wants another engine than the one that reads what was found."""
+    if engine in request.engines:
+        return
+    wanted = request.engines[0]
+    command = "gguf" if wanted == "llama" else "mlx"
+    raise UsageError(
+        f"{what}, which {engine} reads and {wanted} does not. Use backend={engine!r}, or convert the "
+        f"published checkpoint: `python -m convert {command} {source} OUT --task all`."
+    )
+
+
+def require_label(request: Request, there: str, folder: Path) -> None:
+    """Raise UsageError if the caller wants another type of weights than the one that is there."""
+    if request.label is not None and request.label.casefold() != there.casefold():
+        raise UsageError(f"{folder}: has no weights {request.label!r}. There: {there}.")
+
+
+def require_tasks(request: Request, row: Published, served: Iterable[str], folder: Path) -> None:
+    """Raise UsageError if a task that was asked for is unknown to the model, or not served by the files."""
+    there = list(served)
+    if missing := [task for task in registry.tasks_for(row, request.tasks) if task not in there]:
+        raise UsageError(f"{folder}: has no weights for {', '.join(missing)}. There: {', '.join(there)}.")
+
+
+def how_to_convert(label: str | None, source: str, out: str = "OUT", tasks: str = " --task all") -> str:
+    """The command that makes weights of a type; None: GGUF files of the converter's own choice."""
+    if label is not None and is_bits(label):
+        return f"python -m convert mlx {source} {out}{tasks} --bits {label[:-3]}"
+    return f"python -m convert gguf {source} {out}{tasks}{f' --type {label.upper()}' if label else ''}"
+
+
+def is_bits(label: str | None) -> bool:
+    """Whether a type is named by its bits, as only our converter for MLX names it."""
+    return label is not None and label.casefold().endswith("bit")

@@ -1,0 +1,123 @@
+"""The places of a model on this machine: package, local store, hub cache. Whoever looks for files walks this list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import registry
+from ..errors import ModelDamaged
+from ..model_files import labels
+from ..registry import Published
+from . import hub_cache, local_store, package
+
+PACKAGE, STORE, CACHE = "package", "local store", "hub cache"
+ORDER = (PACKAGE, STORE, CACHE)
+AS_PUBLISHED = ""  # stands for the type of a published checkpoint, which is known once it is opened
+
+
+@dataclass(frozen=True)
+class Place:
+    """One folder that holds files of one model."""
+
+    where: str  # one of ORDER
+    path: Path  # a folder that can be given to `load`
+    form: str  # "gguf" | "mlx" | "checkpoint"
+    holds: tuple[str, ...]  # "retrieval Q8_0", "clustering adapter", ..., to be read by people
+    size: int  # bytes on disk; what two places share is counted in the first
+    # Type of weights -> task -> the file or folder that serves it. Empty if the files are not complete.
+    files: Mapping[str, Mapping[str, Path]]
+    commit: str | None = None  # at which the files, or the files that they were made from, were published
+    repo: str = ""  # in the hub cache
+    part: bool = False  # a broken download left it
+
+    @property
+    def engine(self) -> str:
+        """The engine that reads the files."""
+        return "llama" if self.form == "gguf" else "mlx"
+
+
+def of(row: Published, revision: str | None = None) -> list[Place]:
+    """Every place of a model, first those that are looked at first. Opens no socket.
+
+    revision: only files of this commit, branch or tag. Raises UsageError if it cannot be one.
+    """
+    hub_cache.checked(revision)
+    return [
+        *(_in_package(row) if revision is None else ()),
+        *_in_local_store(row, revision),
+        *_in_hub_cache(row, revision),
+    ]
+
+
+def size_text(count: float) -> str:
+    """A number of bytes, to be read by people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.{int(count < 1e8)}f} MB"
+
+
+def _in_package(row: Published) -> Iterator[Place]:
+    for engine, label in package.LABELS.items() if row.bundled else ():
+        path = package.folder(row, engine)
+        holds = (f"{', '.join(row.spec.tasks)} {label}",)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        yield Place(PACKAGE, path, package.FORMS[engine], holds, size, {label: dict.fromkeys(row.spec.tasks, path)})
+
+
+def _in_local_store(row: Published, revision: str | None) -> Iterator[Place]:
+    for path, record in local_store.converted()[0].items():
+        if record.model != row.spec.name or revision not in (None, record.source.revision):
+            continue
+        # A base that tasks share comes before its adapters.
+        parts = sorted((e.task or "", e.weights or "") for e in record.files.values() if e.task or e.weights)
+        holds = tuple(f"{task or 'base'} {label or 'adapter'}" for task, label in parts)
+        size = sum(entry.bytes for entry in record.files.values())
+        files = {
+            label: dict.fromkeys(registry.tasks_served(row, tasks) if record.adapters else sorted(tasks), path)
+            for label, tasks in record.serves.items()
+        }
+        yield Place(STORE, path, record.form, holds, size, files, record.source.revision)
+
+
+def _in_hub_cache(row: Published, revision: str | None) -> Iterator[Place]:
+    for repo in row.all_repos:
+        counted: set[Path] = set()
+        form, read = ("checkpoint", _checkpoint) if repo == row.repo else ("gguf", _ggufs)
+        for path in hub_cache.snapshots(repo, revision, row.pinned(repo)):
+            blobs = {file.resolve() for file in path.rglob("*") if file.is_file()} - counted
+            counted |= blobs
+            holds, files = read(row, path)
+            size = sum(blob.stat().st_size for blob in blobs)
+            yield Place(CACHE, path, form, holds, size, files, path.name, repo)
+        if revision is None and (parts := hub_cache.unfinished(repo)):
+            size = sum(part.stat().st_size for part in parts)
+            holds = ("a part of a file: fetch it again to go on",)
+            yield Place(CACHE, parts[0].parent, form, holds, size, {}, None, repo, part=True)
+
+
+def _ggufs(row: Published, path: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
+    files: dict[str, dict[str, Path]] = {}
+    for file in sorted(path.glob("*.gguf")):
+        name = labels.published_name(file)
+        if name and name[0] is row and file.exists():
+            files.setdefault(name[2], {})[name[1]] = file
+    holds = sorted(f"{task} {label}" for label, by_task in files.items() for task in by_task)
+    missing = [name for name in row.beside_gguf if files and not (path / name).exists()]
+    return (*holds, *(f"without {name}" for name in missing)), {} if missing else files
+
+
+def _checkpoint(row: Published, path: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
+    try:
+        missing = [name for name in hub_cache.checkpoint_files(path) if not (path / name).exists()]
+    except ModelDamaged as error:
+        return (f"damaged: {error}",), {}
+    tasks = [
+        task
+        for task in row.spec.tasks
+        if not row.adapter_folders or all((path / "adapters" / task / n).exists() for n in hub_cache.ADAPTER)
+    ]
+    holds = [f"{task} adapter" for task in tasks] if row.adapter_folders else []
+    if not missing:
+        holds = holds or ["checkpoint"]
+    holds += [f"without {name}" for name in missing]
+    return tuple(holds), {} if missing or not tasks else {AS_PUBLISHED: dict.fromkeys(tasks, path)}
