@@ -30,7 +30,10 @@ def tableless(monkeypatch):
     monkeypatch.setattr(backend, "_MOST_LOGITS", 0)
 
 
-@pytest.mark.parametrize("label", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+MORE_LABELS = [pytest.param(label, marks=pytest.mark.slow) for label in ("F16", "BF16", "Q4_0")]
+
+
+@pytest.mark.parametrize("label", ["F32", "Q8_0", *MORE_LABELS])
 @pytest.mark.parametrize("arch", [V3, CROSS], ids=lambda arch: arch.kind)
 def test_without_a_table_a_long_pass_has_the_same_bits(files, arch, label, tableless, monkeypatch):
     encoded, how = texts(arch, (700, 1000, 40)), "first" if arch.labels else "mean"

@@ -23,6 +23,7 @@ import numpy as np
 
 from jina_local import backends
 from jina_local.backends import Backend
+from jina_local.errors import JinaError
 from jina_local.inference.batching import pack
 from jina_local.spec import ModelFiles, TokenBatch
 from jina_local.store import find
@@ -86,33 +87,47 @@ def memory(path: Path, label: str, threads: int | None, tasks: str) -> float:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1000
 
 
-def main() -> None:
-    """Print a table for each label."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("separate", type=Path)
-    parser.add_argument("merged", type=Path)
+def arguments() -> tuple[argparse.Namespace, list[tuple[Weights, Weights]]]:
+    """The command line, and for each label (base with adapters, merged files). Code 2 if either is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("separate", type=Path, help="a folder that `convert ... --adapters separate` wrote")
+    parser.add_argument("merged", type=Path, help="a folder with merged files of the same model")
     parser.add_argument("--weights", action="append", required=True, metavar="LABEL")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    try:
+        pairs = [
+            (find.find(args.separate, weights=label), find.find(args.merged, weights=label)) for label in args.weights
+        ]
+    except JinaError as error:
+        parser.error(str(error))
+    for separate, merged in pairs:
+        if not separate.adapters or merged.adapters:
+            parser.error(f"{args.separate} has to hold a base with adapters, {args.merged} merged files.")
+    return args, pairs
+
+
+def main() -> None:
+    """Print a table for each label."""
+    args, pairs = arguments()
     results = {}
-    for label in args.weights:
-        sep, merged = (find.find(path, weights=label) for path in (args.separate, args.merged))
-        speed = compare(sep, merged, args)
+    for label, (separate, merged) in zip(args.weights, pairs, strict=True):
+        speed = compare(separate, merged, args)
         print(f"{label}  {'tokens per second':<24} {'merged':>8} {'beside':>8} {'in turn':>8} {'costs':>7}")
         for case, rate in speed.items():
             cost = rate["merged"] / rate["beside"] - 1
             numbers = " ".join(f"{value:8.0f}" for value in rate.values())
             print(f"{'':{len(label)}}  {case:<24} {numbers} {cost:7.1%}")
-        held = {}
+        resident = {}
         if sys.platform == "linux":
-            held = {
+            resident = {
                 "beside, all tasks": memory(args.separate, label, args.threads, "all"),
                 "merged, one task": memory(args.merged, label, args.threads, "one"),
             }
-            print(f"{'':{len(label)}}  MB: " + ", ".join(f"{what} {size:.0f}" for what, size in held.items()))
-        results[label] = {"speed": speed, "memory": held}
+            print(f"{'':{len(label)}}  MB: " + ", ".join(f"{what} {size:.0f}" for what, size in resident.items()))
+        results[label] = {"speed": speed, "memory": resident}
     print(json.dumps(results))
 
 

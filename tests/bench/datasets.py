@@ -1,4 +1,6 @@
-"""The public test collections in ../shared/data (or where BENCH_DATA points), as arrays.
+"""The public test collections as arrays, read from the folder BENCH_DATA, or from ../shared/data without it.
+
+They are not part of this repository. README.md beside this file lists the files, their form and where they come from.
 
 - `xquad-QD`: questions in language Q against the 240 paragraphs in language D (en, de, zh, ar); `xquad-en` is short
   for `xquad-en-en`. One paragraph is relevant to each of the 1,190 questions.
@@ -18,6 +20,7 @@ import gzip
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +46,12 @@ KINDS = {
 }
 _PAIR = re.compile(rf"xquad-({'|'.join(LANGUAGES)})(?:-({'|'.join(LANGUAGES)}))?")
 _PARAGRAPHS_AN_ARTICLE = 5
+_FILES = {
+    "cranfield": [f"retrieval/cranfield/{file}" for file in ("queries.jsonl.gz", "corpus.jsonl.gz", "qrels.tsv")],
+    "sts": ["sts/sts2016_open.jsonl.gz"],
+    "banking77": ["classify/banking77.jsonl.gz"],
+    "banking77-intents": ["classify/banking77.jsonl.gz"],
+}
 
 
 @dataclass(frozen=True)
@@ -86,24 +95,39 @@ def kind_of(name: str) -> str:
 
 
 def folder() -> Path:
-    """Where the data is. Raises FileNotFoundError."""
-    path = Path(os.environ.get("BENCH_DATA", SHARED))
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no data there. Set BENCH_DATA to the folder with retrieval/ and sts/.")
-    return path
+    """The folder that holds the data."""
+    return Path(os.environ.get("BENCH_DATA", SHARED))
+
+
+def require(names: Iterable[str]) -> None:
+    """Raise FileNotFoundError with all that is missing if a set, or a file given by its path, is not there."""
+    missing = {file for name in names for file in _files(name) if not (folder() / file).is_file()}
+    if missing:
+        raise FileNotFoundError(
+            f"test data is missing in {folder()}: {', '.join(sorted(missing))}. It is not part of this repository: "
+            "tests/bench/README.md says where it comes from. Set BENCH_DATA to the folder that holds these files."
+        )
+
+
+def _files(name: str) -> list[str]:
+    """The files of a set, below `folder()`."""
+    if pair := _PAIR.fullmatch("xquad-en" if name == "xquad-articles" else name):
+        where = "retrieval/xquad"
+        corpus = f"corpus.{pair[2] or pair[1]}.jsonl.gz"
+        return [f"{where}/queries.{pair[1]}.jsonl.gz", f"{where}/{corpus}", f"{where}/qrels.tsv"]
+    return _FILES.get(name, [name])
 
 
 @lru_cache
 def retrieval(name: str) -> Retrieval:
     """`xquad-...` or `cranfield`."""
-    pair = _PAIR.fullmatch(name)
-    where = folder() / "retrieval" / ("xquad" if pair else name)
-    asked, held = (f".{pair[1]}", f".{pair[2] or pair[1]}") if pair else ("", "")
-    queries, documents = _lines(where / f"queries{asked}.jsonl.gz"), _lines(where / f"corpus{held}.jsonl.gz")
+    require([name])
+    asked, corpus, judged = (folder() / file for file in _files(name))
+    queries, documents = _lines(asked), _lines(corpus)
     rows = {line["_id"]: n for n, line in enumerate(queries)}
     columns = {line["_id"]: n for n, line in enumerate(documents)}
     relevant = np.zeros((len(rows), len(columns)), np.bool_)
-    with (where / "qrels.tsv").open(newline="") as file:
+    with judged.open(newline="") as file:
         for line in csv.DictReader(file, delimiter="\t"):
             relevant[rows[line["query-id"]], columns[line["corpus-id"]]] = int(line["score"]) > 0
     return Retrieval([q["text"] for q in queries], [f"{d['title']} {d['text']}".strip() for d in documents], relevant)
@@ -112,7 +136,7 @@ def retrieval(name: str) -> Retrieval:
 @lru_cache
 def sts() -> Pairs:
     """The open part of STS 2016."""
-    lines = _lines(folder() / "sts" / "sts2016_open.jsonl.gz")
+    lines = _lines(folder() / _FILES["sts"][0])
     first, second = ([line[side] for line in lines] for side in "ab")
     return Pairs(first, second, np.array([float(x["score"]) for x in lines]), np.array([x["set"] for x in lines]))
 
@@ -120,7 +144,7 @@ def sts() -> Pairs:
 @lru_cache
 def banking77(split: str) -> Labelled:
     """The "train" or the "test" part."""
-    lines = _lines(folder() / "classify" / "banking77.jsonl.gz")
+    lines = _lines(folder() / _FILES["banking77"][0])
     names = {name: n for n, name in enumerate(sorted({line["label"] for line in lines}))}
     part = [line for line in lines if line["split"] == split]
     return Labelled([line["text"] for line in part], np.array([names[line["label"]] for line in part]))

@@ -28,23 +28,25 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
 Options = dict[str, Any]
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 BITS = ("4bit", "5bit", "6bit", "8bit", "16bit", "32bit")
 V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
 V3_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching", "none")
 TASKS = {"small": V5_TASKS, "nano": V5_TASKS, "pico": V5_TASKS, "v3": V3_TASKS, "v3-native": V3_TASKS}
-V3_PROMPTS = (("retrieval", "query"), ("retrieval", "document"), ("clustering", None), (None, "query"))
+V3_PROMPTS = (("retrieval", "query"), ("retrieval", "document"), ("retrieval", "passage"), ("retrieval", None),
+              ("clustering", None), (None, "query"), ("classification", "classification"))  # fmt: skip
 LONG = " ".join(f"{i}: Jupiter is larger than Mars." for i in range(500))  # more tokens than an embedding model reads
 TEXTS = [
     "Which is the Red Planet?", "", "naïve café, e\u0301lève, Größe", "日本語のテキスト、中文。", " \n ",
     "русский текст العربية हिन्दी ελληνικά", "👩‍👩‍👧‍👦 and 🇨🇭", "<|im_end|> </s> <s> <|end_of_text|>", LONG[:150],
 ]  # fmt: skip
 ENCODE: dict[str, Options] = {
-    **{name: {"precision": name} for name in ("int8", "uint8", "binary", "ubinary")}, "64 wide": {"truncate_dim": 64},
-    "64 ubinary": {"truncate_dim": 64, "precision": "ubinary"}, "raw": {"normalize": False}, "cut": {"max_length": 9},
+    **{name: {"precision": name} for name in ("int8", "uint8", "binary", "ubinary")},
+    "64 wide": {"truncate_dim": 64}, "64 wide ubinary": {"truncate_dim": 64, "precision": "ubinary"},
+    "not normalised": {"normalize": False}, "12 tokens": {"max_length": 12},
 }  # fmt: skip
+SPANS = [(0, 30), (30, 200), (150, 600), (650, 700)]  # characters of LONG
 CHUNKS: dict[str, Options] = {
     "chunks": {}, "chunks int8": {"truncate_dim": 64, "precision": "int8", "prompt_name": "query", "max_length": 99},
     "chunks none": {"task": "none", "normalize": False, "max_length": 99, "overlap_tokens": 20},
@@ -94,10 +96,11 @@ def forms(kind: str) -> Iterator[Form]:
         own, more = (words[1],) if "--task" in words else tasks, words or (["--task", "all"] if tasks else [])
         for label in labels if kind in kinds.split() else ():
             if name.startswith("gguf"):  # all types in one folder
-                types = (word for each in labels for word in ("--type", each))
-                yield Form(name, ("gguf", *more, *types), {**llama, "weights": label}, own)
+                run = ("gguf", *more, *(word for each in labels for word in ("--type", each)))
+                yield Form(name, run, {**llama, "weights": label}, own)
             else:
-                yield Form(f"{name}-{label}", ("mlx", *more, "--bits", label[:-3]), {**mlx, "weights": label}, own)
+                run = ("mlx", *more, "--bits", label.removesuffix("bit"))
+                yield Form(f"{name}-{label}", run, {**mlx, "weights": label}, own)
 
 
 def make(folder: Path) -> dict[str, str]:
@@ -110,7 +113,8 @@ def make(folder: Path) -> dict[str, str]:
     made = {folder / kind / form.place: form.words for kind in KINDS for form in forms(kind) if form.words}
     runs = [["convert", run, str(out.parent / "published"), str(out), *more] for out, (run, *more) in made.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda run: subprocess.run([sys.executable, "-m", *run], cwd=ROOT, check=True), runs))
+        root = Path(__file__).parents[2]
+        list(pool.map(lambda run: subprocess.run([sys.executable, "-m", *run], cwd=root, check=True), runs))
     for path in folder.glob("*/gguf"):  # as Jina publishes them: no manifest, no tokenizer.json
         others = shutil.ignore_patterns("*.json", "*F*.gguf", "*K*.gguf", "*Q4_0.gguf")
         shutil.copytree(path, path.with_name("gguf-alone"), ignore=others)
@@ -142,15 +146,16 @@ def _run(folder: Path, kind: str, form: Form) -> dict[str, str]:
 
 
 def _cases(kind: str, form: Form, model: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...], Options]]:
-    """Name, method, inputs and options of every case; alone: one text a pass."""
+    """Name, method, inputs and options of every case."""
+    alone = {"deterministic": True}
     if kind in RERANK:
-        for name, options in {"plain": {}, "alone": {"deterministic": True}, **RERANK[kind]}.items():
+        for name, options in {"plain": {}, "deterministic": alone, **RERANK[kind]}.items():
             yield name, model.rerank, (TEXTS[0], TEXTS[1:]), options
-        yield "long", model.rerank, (TEXTS[0], [*TEXTS, LONG[:3000]]), {"deterministic": True}
+        yield "long", model.rerank, (TEXTS[0], [*TEXTS, LONG[:3000]]), alone
         return
     for task in form.tasks:
         yield task, model.encode, (TEXTS,), {"task": task}
-        yield f"{task}, alone", model.encode, (TEXTS,), {"task": task, "deterministic": True}
+        yield f"{task}, deterministic", model.encode, (TEXTS,), {"task": task, **alone}
         yield f"{task}, one str", model.encode, (TEXTS[0],), {"task": task}
     for task, prompt in V3_PROMPTS if form.tasks == V3_TASKS else product(form.tasks, ("query", "document")):
         yield f"{task} as {prompt}", model.encode, (TEXTS[:4],), {"task": task, "prompt_name": prompt}
@@ -158,7 +163,7 @@ def _cases(kind: str, form: Form, model: Any) -> Iterator[tuple[str, Callable[..
         yield name, model.encode, (TEXTS[:4],), {"task": form.tasks[0], **options}
     yield "long", model.encode, (LONG,), {"task": form.tasks[0]}
     for name, options in CHUNKS.items() if form.tasks == V3_TASKS else ():
-        yield name, model.encode_chunks, (LONG, [(0, 30), (30, 200), (150, 600), (650, 700)]), options
+        yield name, model.encode_chunks, (LONG, SPANS), options
 
 
 def _of_answer(answer: Any) -> str:

@@ -16,7 +16,12 @@ from convert.verify.verify import verify
 
 from . import datasets
 
-_CALIBRATION = {"openstax": 300, "opensource_guide": 500, "fastapi_docs": 200}  # file of ../shared/data/corpus: texts
+# Files below the data folder, and how many texts of each the default imatrix is made of.
+CALIBRATION = {
+    "corpus/openstax.jsonl.xz": 300,
+    "corpus/opensource_guide.jsonl.xz": 500,
+    "corpus/fastapi_docs.jsonl.xz": 200,
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ def judge(out: Path, checkpoint: Path, label: str | None = None) -> tuple[float,
 def calibration(path: Path) -> Path:
     """1,000 paragraphs in many languages, one a line, of the training text: none of what is measured is in it."""
     lines: list[str] = []
-    for name, wanted in _CALIBRATION.items():
-        with lzma.open(datasets.folder() / "corpus" / f"{name}.jsonl.xz", "rt", encoding="utf-8") as file:
+    for name, wanted in CALIBRATION.items():
+        with lzma.open(datasets.folder() / name, "rt", encoding="utf-8") as file:
             texts = [" ".join(json.loads(line)["text"].split()) for line in file]
         long = [text for text in texts if len(text) >= 80]
         lines += long[:: len(long) // wanted][:wanted]

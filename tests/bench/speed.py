@@ -3,20 +3,20 @@
     python -m tests.bench.speed nano --weights Q4_K_M
     python -m tests.bench.speed small --weights Q4_K_M --rounds 3
     python -m tests.bench.speed nano --mlx --texts 64
-    python -m tests.bench.speed reranker-v2 --torch float32      # pairs per second, see family.py
+    python -m tests.bench.speed reranker-v2 --torch float32      # pairs per second, see v3_and_rerankers.py
     python -m tests.bench.speed reranker-v3 --torch float32
     python -m tests.bench.speed v3                               # late chunking against chunk by chunk
+    python -m tests.bench.speed nano --test-size --texts 8 --rounds 1   # does the bench run here?
 
-The checkpoint is random, of the published size, with the real vocabulary (made once under --work). The mix: texts
-of lognormal length, median 60 tokens, sigma 0.8, at most 500, the same for everybody. All contenders take turns
-within one run, round after round, so that a machine whose speed drifts still gives true ratios. The last line of
-standard output is JSON.
+The checkpoint is random and of the published size (made once under --work); needs.py says which vocabulary it has.
+The texts are of lognormal length: median 60 tokens, sigma 0.8, at most 500. All contenders get the same texts and
+take turns within one run, round after round, so that ratios are right on a machine whose speed drifts. The last line
+of standard output is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -37,20 +37,19 @@ from jina_local.embedding.request import resolve
 from jina_local.inference import batching
 from jina_local.inference.batching import pack
 from jina_local.loading import Embedder
-from jina_local.spec import RERANK
 from jina_local.text.tokenizer import Encoded, Tokenizer
-from tests import tiny
 
-from . import v3_and_rerankers
+from . import needs, v3_and_rerankers
 
 Run = Callable[[list[str]], object]
+_MANY_WORDS = 1000
 LATENCIES = (3, 8, 16, 32, 64, 128, 256, 512)
 
 
 def words(tokenizer: tokenizers.Tokenizer) -> list[str]:
-    """Plain words that are one token each after a space."""
-    found = [t[1:] for t in tokenizer.get_vocab() if re.fullmatch("[Ġ▁][a-z]{3,8}", t)]
-    return sorted(found)[::7]
+    """Plain words that are one token each after a space: of a large vocabulary every seventh."""
+    found = sorted(t[1:] for t in tokenizer.get_vocab() if re.fullmatch("[Ġ▁][a-z]{3,8}", t))
+    return found[:: 7 if len(found) > _MANY_WORDS else 1]
 
 
 def texts_of(lengths: Sequence[int], vocabulary: list[str], seed: int = 0) -> list[str]:
@@ -245,29 +244,26 @@ def bulk_memory(path: Path, label: str, texts: list[str]) -> float:
     return round(launched(command, "\n".join(texts))[1], 1)
 
 
-def prepare(kind: str, label: str, work: Path, *, mlx: bool) -> tuple[Path, Path]:
-    """(checkpoint, converted folder), made where they are not there yet."""
-    checkpoint = work / kind
-    if not (checkpoint / "model.safetensors").exists():
-        tiny.write(checkpoint, kind, full=True, **({"tasks": ("retrieval",)} if kind in ("nano", "small") else {}))
-    if mlx:
+def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
+    """(checkpoint, converted folder), made if they are not there yet."""
+    checkpoint = needs.random_checkpoint(args.kind, args.work, test_size=args.test_size)
+    if args.mlx:
         return checkpoint, checkpoint
-    out = work / f"{kind}-{label}"
+    out = args.work / f"{checkpoint.name}-{args.weights}"
     if not (out / "manifest.json").exists():
         from convert.gguf.files import to_gguf
 
-        task = {"v3": "retrieval.passage", "reranker-v2": RERANK, "reranker-v3": RERANK}.get(kind, "retrieval")
-        to_gguf(checkpoint, out, tasks=[task], types=[label], source_name=kind)
+        to_gguf(checkpoint, out, tasks=[needs.task_of(args.kind)], types=[args.weights], source_name=args.kind)
     return checkpoint, out
 
 
 def of_v3_and_rerankers(args: argparse.Namespace) -> None:
-    """v3's late chunking, or a reranker's pairs per second; see family.py."""
-    checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
-    vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    """v3's late chunking, or a reranker's pairs per second; see v3_and_rerankers.py."""
+    checkpoint, path = prepare(args)
+    vocabulary = words(needs.vocabulary_of(checkpoint))
     report: dict[str, object] = {"model": args.kind, "weights": None if args.mlx else args.weights}
     if args.kind == "v3":
-        runs, texts, tokens = v3_and_rerankers.chunking(path, vocabulary, args.texts // 16, args.threads)
+        runs, texts, tokens = v3_and_rerankers.chunking(path, vocabulary, max(2, args.texts // 16), args.threads)
         report["tokens"], report["chunks"] = tokens, len(texts)
         report["chunks of one document"] = contest(runs, texts, tokens, args.rounds)
     else:
@@ -284,8 +280,8 @@ def of_v3_and_rerankers(args: argparse.Namespace) -> None:
     print(json.dumps(report))
 
 
-def main() -> None:
-    """Run it all and print it."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("nano", "small", "v3", "reranker-v2", "reranker-v3"))
     parser.add_argument("--weights", default="Q4_K_M")
@@ -295,16 +291,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--torch", nargs="*", default=[], metavar="DTYPE", help="float32 bfloat16")
     parser.add_argument("--onnx", action="store_true", help="ONNX Runtime too; needs onnxruntime and onnxscript")
+    parser.add_argument("--test-size", action="store_true", help="a tiny model, whose numbers say nothing")
     parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
     args = parser.parse_args()
+    engine = ("--mlx", "mlx", "-e '.[mlx]'") if args.mlx else ("llama.cpp", "llama_cpp", "-e '.[llama]'")
+    needs.packages(parser, engine[0], engine[1], install=engine[2])
+    if not args.mlx:
+        needs.packages(parser, "writing GGUF", "gguf", install="-e '.[convert]'")
+    if args.torch:
+        needs.packages(parser, "--torch", "torch", "transformers", install="-e '.[reference]'")
+    if args.onnx:
+        needs.packages(parser, "--onnx", "onnxruntime", "onnxscript", "torch", install="onnxruntime onnxscript torch")
+    return args
+
+
+def main() -> None:
+    """Run it all and print it."""
+    args = arguments()
     if args.kind not in ("nano", "small"):
         of_v3_and_rerankers(args)
         return
-    checkpoint, path = prepare(args.kind, args.weights, args.work, mlx=args.mlx)
+    checkpoint, path = prepare(args)
     label = None if args.mlx else args.weights
     model = load(path, weights=label, task="retrieval", threads=None if args.mlx else args.threads)
     tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
-    vocabulary = words(tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    vocabulary = words(needs.vocabulary_of(checkpoint))
     texts = texts_of(mix(args.texts), vocabulary)
     counts = tokenizer.encode(texts, resolve(model.spec, task="retrieval")).counts.tolist()
     runs: dict[str, Run] = {"jina_local": lambda t: model.encode(t)}
@@ -312,9 +323,9 @@ def main() -> None:
         runs["the same in sorted batches of 32"] = mlx_rival(model)
     else:
         runs |= llama_rivals(next(path.glob("*.gguf")), args.threads)
-    if args.torch and importlib.util.find_spec("transformers"):
+    if args.torch:
         runs |= torch_rivals(checkpoint, args.torch, args.threads)
-    if args.onnx and importlib.util.find_spec("onnxruntime"):
+    if args.onnx:
         runs |= onnx_rival(checkpoint, args.work, args.threads)
     report: dict[str, object] = {
         "model": model.spec.name,

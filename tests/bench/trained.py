@@ -16,14 +16,14 @@ from jina_local.embedding.request import resolve
 from jina_local.loading import Embedder
 
 from . import datasets, measure, metrics
-from .forms import Form, calibration, judge, make, megabytes
+from .forms import Form, judge, make, megabytes
 from .metrics import Matrix, Score
 from .speed import Run as Timed
 from .speed import contest
 
 TASKS = ["retrieval", "text-matching"]
-DEFAULT_TEXTS = Path("../shared/data/corpus")
-_SET = "xquad-en"
+SETS = ("xquad-en", "sts")
+_SET = SETS[0]
 _PRECISIONS = ("float32", "int8", "binary")
 _BYTES = {"float32": 4.0, "int8": 1.0, "binary": 1 / 8}
 _TIMED = 48  # of each sort of text
@@ -86,8 +86,6 @@ def _scores(similarities: Matrix, cosines: Matrix) -> tuple[Score, Score]:
 def report(run: Run, forms: list[Form], texts: Path | None) -> dict[str, object]:
     """Print both tables in Markdown and give back their numbers. `texts`: for the imatrix; None: without."""
     run.work.mkdir(parents=True, exist_ok=True)
-    if texts == DEFAULT_TEXTS:
-        texts = calibration(run.work / "imatrix.txt")
     if texts is not None:
         again = [Form(f.engine, f.label, True) for f in forms if f.engine == "GGUF" and f.label not in _EXACT]
         forms = sorted([*forms, *again], key=lambda f: next(i for i, g in enumerate(forms) if g.label == f.label))

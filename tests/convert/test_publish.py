@@ -118,7 +118,7 @@ def test_killed_at_every_step_the_target_is_old_or_new(tmp_path):
         """
         import os, sys
         from pathlib import Path
-        from tests.test_publish import publish
+        from tests.convert.test_publish import publish
         left = int(sys.argv[2])
         def dying(name):
             real = getattr(os, name)

@@ -1,9 +1,12 @@
-"""convert verify, and the converters' command line: wrong files are found, killed runs leave nothing."""
+"""convert verify, and the converters' command line: wrong files are found, killed runs leave nothing.
+
+The plain run judges short texts and mostly stays within this process. The slow run (`-m slow`) judges the whole
+texts, starts a process for each command, and kills runs at more moments.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -11,11 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from convert.gguf.files import to_gguf
+from convert.merge import merge
 from convert.mlx.folders import to_mlx
 from convert.verify.verify import verify
 from jina_local import load
@@ -24,11 +30,15 @@ from jina_local.formats import manifest, safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 from tests import made, tiny
 
-pytestmark = [pytest.mark.llama, pytest.mark.mlx]
+pytestmark = [pytest.mark.llama, pytest.mark.mlx, pytest.mark.usefixtures("judged_texts")]
+ALSO_WHOLE_TEXTS = pytest.mark.parametrize(
+    "judged_texts", ["short", pytest.param("whole", marks=pytest.mark.slow)], indirect=True
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def convert(*arguments, check=True, **options):
+    """Run `python -m convert` in a process of its own."""
     command = [sys.executable, "-m", "convert", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=check, **options)
 
@@ -37,6 +47,7 @@ def outcome(findings):
     return {f.step: f.ok for f in findings}
 
 
+@ALSO_WHOLE_TEXTS
 @pytest.mark.parametrize("kind", ["small", "nano"])
 @pytest.mark.parametrize("label", ["F32", "F16", "Q8_0", "Q4_K_M"])
 def test_right_gguf_files_pass_every_step(kind, label):
@@ -45,6 +56,7 @@ def test_right_gguf_files_pass_every_step(kind, label):
     assert outcome(findings) == {"ids": True, "rows": True, "vectors": True, "ranking": True}
 
 
+@ALSO_WHOLE_TEXTS
 @pytest.mark.parametrize("bits", [32, 4])
 def test_right_mlx_folders_pass_every_step(bits):
     _, findings = verify(made.mlx("small", bits), made.checkpoint("small"))
@@ -93,39 +105,60 @@ def test_files_of_another_model_are_refused():
         verify(made.gguf("nano"), made.checkpoint("small"), label="F32")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "label"),
-    [
-        (["merge", "SRC", "OUT", "--task", "retrieval"], None),
-        (["mlx", "SRC", "OUT", "--task", "all", "--bits", "8"], None),
-        (["gguf", "SRC", "OUT", "--task", "retrieval", "--type", "Q8_0", "--type", "q4_k_m"], "Q4_K_M"),
-        (["mlx", "SRC", "OUT", "--adapters", "separate", "--bits", "4"], None),
-        (["gguf", "SRC", "OUT", "--adapters", "separate", "--task", "retrieval", "--type", "Q8_0"], None),
-    ],
-)
-def test_the_command_line_converts_and_verifies(arguments, label, tmp_path):
+CONVERSIONS = [
+    (["merge", "SRC", "OUT", "--task", "retrieval"], None),
+    (["mlx", "SRC", "OUT", "--task", "all", "--bits", "8"], None),
+    (["gguf", "SRC", "OUT", "--task", "retrieval", "--type", "Q8_0", "--type", "q4_k_m"], "Q4_K_M"),
+    (["mlx", "SRC", "OUT", "--adapters", "separate", "--bits", "4"], None),
+    (["gguf", "SRC", "OUT", "--adapters", "separate", "--task", "retrieval", "--type", "Q8_0"], None),
+]
+
+
+def with_paths(arguments, out):
+    """SRC and OUT replaced by a checkpoint and by `out`."""
+    return [{"SRC": str(made.checkpoint("nano")), "OUT": str(out)}.get(word, word) for word in arguments]
+
+
+def converted_tasks(arguments):
+    """The tasks that a conversion writes."""
+    return {"retrieval"} if "retrieval" in arguments else set(tiny.TASKS)
+
+
+@pytest.mark.parametrize(("arguments", "label"), CONVERSIONS)
+def test_the_command_line_converts_and_verifies(arguments, label, convert_here, tmp_path):
     out = tmp_path / "out"
-    done = convert(
-        *(str(made.checkpoint("nano")) if a == "SRC" else str(out) if a == "OUT" else a for a in arguments)
-    )
-    assert done.stdout == ""
-    assert f"wrote {out}" in done.stderr
+    code, stdout, stderr = convert_here(*with_paths(arguments, out))
+    assert (code, stdout) == (0, "")
+    assert f"wrote {out}" in stderr
     if "separate" in arguments:
         assert len(manifest.load(out).bases) == 1
-        tasks = {entry.task for entry in manifest.load(out).adapters.values()}
-        assert tasks == ({"retrieval"} if "--task" in arguments else set(tiny.TASKS))
-    checked = convert("verify", out, "--against", made.checkpoint("nano"), *(["--weights", label] if label else []))
-    assert checked.stdout.endswith("all as they should be\n")
-    assert "NOT OK" not in checked.stdout
-    assert checked.stderr == ""
-    again = convert(
-        *(str(made.checkpoint("nano")) if a == "SRC" else str(out) if a == "OUT" else a for a in arguments),
-        check=False,
-    )
-    assert again.returncode == 73
-    assert again.stderr == f"error: {out} exists. Give --force to replace it, or another OUT.\n"
+        assert {entry.task for entry in manifest.load(out).adapters.values()} == converted_tasks(arguments)
+    weights = ["--weights", label] if label else []
+    code, stdout, stderr = convert_here("verify", out, "--against", made.checkpoint("nano"), *weights)
+    assert (code, stderr) == (0, "")
+    assert stdout.endswith("all as they should be\n")
+    assert stdout.count(" ok\n") == 4 * len(converted_tasks(arguments))
+    assert convert_here(*with_paths(arguments, out)) == (
+        73, "", f"error: {out} exists. Give --force to replace it, or another OUT.\n"
+    )  # fmt: skip
     with load(out, weights=label, task="retrieval") as m:
         assert m.encode("x").shape == (256,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "label"), CONVERSIONS)
+def test_the_command_line_in_processes_of_its_own(arguments, label, tmp_path):
+    out = tmp_path / "out"
+    done = convert(*with_paths(arguments, out))
+    assert done.stdout == ""
+    assert f"wrote {out}" in done.stderr
+    checked = convert("verify", out, "--against", made.checkpoint("nano"), *(["--weights", label] if label else []))
+    assert checked.stdout.endswith("all as they should be\n")
+    assert checked.stdout.count(" ok\n") == 4 * len(converted_tasks(arguments))
+    assert checked.stderr == ""
+    again = convert(*with_paths(arguments, out), check=False)
+    assert again.returncode == 73
+    assert again.stderr == f"error: {out} exists. Give --force to replace it, or another OUT.\n"
 
 
 def test_wrong_files_end_with_a_table_and_code_three(tmp_path):
@@ -161,28 +194,35 @@ def test_wrong_files_end_with_a_table_and_code_three(tmp_path):
         (["mlx", "SRC", "OUT", "--task", "search", "--adapters", "separate"], 2, "unknown task 'search'"),
     ],
 )
-def test_refusals(arguments, code, message, tmp_path):
-    names = {"SRC": str(made.checkpoint("nano")), "OUT": str(tmp_path / "out")}
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "JINA_LOCAL_HOME": str(tmp_path / "store")}
-    done = convert(*(names.get(a, a) for a in arguments), check=False, env=env)
-    assert done.returncode == code, done.stderr
-    assert re.search(message, done.stderr)
-    assert "Traceback" not in done.stderr
+def test_refusals(arguments, code, message, convert_here, monkeypatch, tmp_path):
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    found, stdout, stderr = convert_here(*with_paths(arguments, tmp_path / "out"))
+    assert (found, stdout) == (code, "")
+    assert re.search(message, stderr), stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("form", ["merge", "mlx", "gguf"])
+CONVERTERS = {
+    "merge": partial(merge, dtype="F32"),
+    "mlx": partial(to_mlx, bits=8),
+    "gguf": partial(to_gguf, types=["Q8_0"]),
+}
+
+
+@pytest.mark.parametrize("form", CONVERTERS)
 def test_a_disk_that_fills_up_leaves_the_old_folder_whole(form, tmp_path):
     """Files may not grow past a limit, as under a quota; the output of an earlier run stays."""
     out = tmp_path / "out"
-    arguments = [form, made.checkpoint("nano"), out, "--task", "retrieval"]
-    convert(*arguments)
+    CONVERTERS[form](made.checkpoint("nano"), out, tasks=["retrieval"], source_name="nano")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
+    arguments = [form, made.checkpoint("nano"), out, "--task", "retrieval"]
     done = convert(*arguments, "--force", check=False, preexec_fn=limit)
     assert done.returncode == 73, done.stderr
     assert "disk is full" in done.stderr
@@ -191,34 +231,44 @@ def test_a_disk_that_fills_up_leaves_the_old_folder_whole(form, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_leaves_no_half_folder(how, tmp_path):
+KILLS = [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 0.2)]
+MORE_KILLS = [
+    pytest.param(how, delay, marks=pytest.mark.slow)
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    for delay in (0.0, 0.2, 0.5)
+    if (how, delay) not in KILLS
+]
+
+
+@pytest.mark.parametrize(("how", "delay"), [*KILLS, *MORE_KILLS])
+def test_a_killed_run_leaves_no_half_folder(how, delay, tmp_path):
+    """A killed process cannot clean up; the next run into the same folder does."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "convert", "gguf", str(made.checkpoint("small")), str(out), "--task", "all"]
-    for delay in (0.0, 0.2, 0.5):
-        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        while not any(tmp_path.glob(".out.tmp-*")) and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(delay)
-        child.send_signal(how)
-        _, stderr = child.communicate()
-        assert b"Traceback" not in stderr
-        if out.exists():
-            assert manifest.verify(out) == []
-            shutil.rmtree(out)
-        elif how != signal.SIGKILL:
-            assert list(tmp_path.iterdir()) == []
-    done = convert(*command[3:])
-    assert done.returncode == 0
+    arguments = ["gguf", made.checkpoint("small"), out, "--task", "all"]
+    command = [sys.executable, "-m", "convert", *map(str, arguments)]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not any(tmp_path.glob(".out.tmp-*")) and child.poll() is None:
+        time.sleep(0.01)
+    time.sleep(delay)
+    child.send_signal(how)
+    _, stderr = child.communicate()
+    assert b"Traceback" not in stderr
+    if out.exists():
+        assert manifest.verify(out) == []
+        shutil.rmtree(out)
+    elif how != signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+    to_gguf(made.checkpoint("small"), out, tasks=["retrieval"], types=["F32"], source_name="small")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_checkpoint_that_merge_wrote_converts_to_the_same_vectors(tmp_path):
-    convert("merge", made.checkpoint("nano"), tmp_path / "merged", "--task", "clustering", "--dtype", "F32")
-    convert("gguf", tmp_path / "merged", tmp_path / "gguf", "--task", "clustering", "--type", "F32")
+def test_a_checkpoint_that_merge_wrote_converts_to_the_same_vectors(convert_here, tmp_path):
+    merge(made.checkpoint("nano"), tmp_path / "merged", tasks=["clustering"], dtype="F32", source_name="nano")
+    to_gguf(tmp_path / "merged", tmp_path / "gguf", tasks=["clustering"], types=["F32"])
     with load(tmp_path / "gguf") as a, load(made.gguf_all("nano"), weights="F32", task="clustering") as b:
         assert a.spec.tasks == ("clustering",)
         texts = ["one", "two words", "three little words"]
         np.testing.assert_array_equal(a.encode(texts), b.encode(texts, task="clustering"))
-    done = convert("gguf", tmp_path / "merged", tmp_path / "x", "--task", "retrieval", check=False)
-    assert "unknown task 'retrieval'" in done.stderr
+    code, _, stderr = convert_here("gguf", tmp_path / "merged", tmp_path / "x", "--task", "retrieval")
+    assert code == 2
+    assert "unknown task 'retrieval'" in stderr

@@ -1,4 +1,7 @@
-"""convert verify on v3 and the rerankers: right files pass, and each thing that can be wrong is found by its step."""
+"""convert verify on v3 and the rerankers: right files pass, and each thing that can be wrong is found by its step.
+
+The plain run judges few and short texts, the slow run (`-m slow`) the right files on all texts.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ FORMS = [pytest.param("checkpoint", marks=pytest.mark.mlx), pytest.param(32, mar
          pytest.param("F32", marks=pytest.mark.llama)]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def short_documents(monkeypatch):
-    """MLX on Linux has a slow BLAS; what is long and what is short is not at stake here."""
-    monkeypatch.setattr(cases, "DOCUMENTS", tuple(text[:30] for text in cases.DOCUMENTS))
+pytestmark = pytest.mark.usefixtures("judged_texts")
+ALSO_WHOLE_TEXTS = pytest.mark.parametrize(
+    "judged_texts", ["short", pytest.param("whole", marks=pytest.mark.slow)], indirect=True
+)
 
 
 def judged(out, against):
@@ -35,6 +38,7 @@ def judged(out, against):
     return {task: {f.step: f.ok for f in findings if f.task == task} for task in {f.task for f in findings}}
 
 
+@ALSO_WHOLE_TEXTS
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["reranker-v3", "reranker-v2"])
 def test_right_rerankers_pass_every_step(kind, form):
@@ -42,6 +46,7 @@ def test_right_rerankers_pass_every_step(kind, form):
     assert found == {"rerank": dict.fromkeys(STEPS.get(kind, ("ids", "rows", "vectors", "ranking")), True)}
 
 
+@ALSO_WHOLE_TEXTS
 @pytest.mark.parametrize("form", ["checkpoint", "F32"])
 def test_every_task_of_v3_passes_with_its_own_prompt(form):
     pytest.importorskip("mlx.core" if form == "checkpoint" else "llama_cpp")
@@ -141,7 +146,7 @@ def test_what_is_run_for_each_model():
     prompted, bare = (cases.of(v3, t).passes(Tokenizer.from_file(made.checkpoint("v3") / "tokenizer.json"))
                       for t in ("retrieval.query", "separation"))  # fmt: skip
     assert len(prompted) == len(bare) == len(cases.QUERIES) + len(cases.DOCUMENTS)
-    for long, short in zip(prompted[:5], bare[:5], strict=True):
+    for long, short in zip(prompted, bare, strict=True):
         assert len(long.ids) > len(short.ids)
         np.testing.assert_array_equal(long.rows, np.arange(len(long.ids)))  # the mean is taken over all of them
     last = cases.of(v5, "clustering").passes(Tokenizer.from_file(made.checkpoint("nano") / "tokenizer.json"))

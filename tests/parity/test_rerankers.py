@@ -18,7 +18,7 @@ from jina_local.reranking.reranker import Reranker
 from jina_local.store import find
 from tests import made
 
-pytestmark = [pytest.mark.reference]
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = [

@@ -21,7 +21,7 @@ from tests.oracle import cosines
 from tests.oracle_v3_and_reranker_v2 import OracleV3
 from tests.parity.test_rerankers import Listwise, Pairwise
 
-pytestmark = [pytest.mark.reference]
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 TASKS = (*tiny_v3_and_rerankers.V3_TASKS, "none")
 LENGTHS = (1, 2, 3, 17, 64, 200)

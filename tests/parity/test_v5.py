@@ -12,7 +12,7 @@ from jina_local import load
 from tests import made, tiny
 from tests.oracle import Oracle, cosines
 
-pytestmark = [pytest.mark.reference]
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 # The least cosine to float32 that each form must reach; random weights are the worst case.
 FLOORS = {

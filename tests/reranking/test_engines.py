@@ -13,10 +13,11 @@ from jina_local.reranking.reranker import Ranked, Reranker
 from tests import made
 from tests.reranking.test_reranker import DOCUMENTS, KINDS, QUERY
 
+MARKS = {"checkpoint": [pytest.mark.mlx, pytest.mark.slow], 32: pytest.mark.mlx, "F32": pytest.mark.llama}
 FORMS = [
-    pytest.param(kind, form, marks=getattr(pytest.mark, engine), id=f"{kind}-{form}")
+    pytest.param(kind, form, marks=marks, id=f"{kind}-{form}")
     for kind in KINDS.values()
-    for form, engine in (("checkpoint", "mlx"), (32, "mlx"), ("F32", "llama"))
+    for form, marks in MARKS.items()
 ]
 # llama.cpp looks its GELU up in a table of half-precision numbers; Qwen3 has none.
 CLOSE = {"reranker-v3": 1e-4, "reranker-v2": 1e-3}
