@@ -40,8 +40,6 @@ PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "llama-cpp-python": ("0.3.36", "llama"),
     "pyarrow": ("17", "parquet"),
     "gguf": ("0.19", "convert"),
-    "safetensors": ("0.5", "convert"),
-    "mlx-lm": ("0.28", "convert"),
 }
 _SECONDS = 60  # for one child process
 _GEMM = 256  # a product of this size is 34 MFLOP: about 10 ms with MLX's reference BLAS

@@ -3,6 +3,7 @@
     python -m tests.bench.digests make FORMS > files.json     # checkpoints, and what the converter makes of them
     python -m tests.bench.digests show FORMS > before.json    # and with the new code > after.json
     python -m tests.bench.digests compare before.json after.json
+    python -m tests.bench.digests show FORMS --only pico      # one model; of pico nothing has to be made
 
 `show` uses public names alone, because the rooms behind them may be what moves. The output of `make` can be compared
 too. Digests belong to one machine and one version of each engine.
@@ -19,7 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -103,14 +104,14 @@ def forms(kind: str) -> Iterator[Form]:
                 yield Form(f"{name}-{label}", run, {**mlx, "weights": label}, own)
 
 
-def make(folder: Path) -> dict[str, str]:
+def make(folder: Path, kinds: Sequence[str] = KINDS) -> dict[str, str]:
     """Write everything into a new folder: path -> digest of all bytes of the file, which hold no dates."""
     from tests import tiny
 
     folder.mkdir(parents=True)
-    for kind in sorted({*KINDS} - {"pico"}):
+    for kind in sorted({*kinds} - {"pico"}):
         tiny.write(folder / kind / "published", kind)
-    made = {folder / kind / form.place: form.words for kind in KINDS for form in forms(kind) if form.words}
+    made = {folder / kind / form.place: form.words for kind in kinds for form in forms(kind) if form.words}
     runs = [["convert", run, str(out.parent / "published"), str(out), *more] for out, (run, *more) in made.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         root = Path(__file__).parents[2]
@@ -122,10 +123,10 @@ def make(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _short(path.read_bytes()) for path in files}
 
 
-def show(folder: Path) -> dict[str, str]:
+def show(folder: Path, kinds: Sequence[str] = KINDS) -> dict[str, str]:
     """Run every case of every form: key -> digest, or the name of the error that refuses it."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "empty")}  # no tokenizer from this machine's cache
-    loads = [(folder, kind, form) for kind in KINDS for form in forms(kind)]
+    loads = [(folder, kind, form) for kind in kinds for form in forms(kind)]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         return dict(item for found in pool.map(_run, *zip(*loads, strict=True)) for item in found.items())
 
@@ -192,13 +193,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("make", "show", "compare"))
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a folder; of compare, two files")
+    parser.add_argument("--only", action="append", choices=KINDS, help="a model; may be given more than once")
     args = parser.parse_args()
-    if len(args.paths) != (2 if args.command == "compare" else 1):
+    paths = [path.resolve() for path in args.paths]
+    if len(paths) != (2 if args.command == "compare" else 1):
         parser.error("make and show take one folder, compare takes two files.")
     if args.command == "compare":
-        sys.exit(compare(*args.paths))
-    print(json.dumps((make if args.command == "make" else show)(args.paths[0].resolve()), indent=1))
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            parser.error(f"{', '.join(missing)}: no such file. `show` prints what is compared.")
+        return compare(*paths)
+    kinds = args.only or KINDS
+    if args.command == "make" and paths[0].exists():
+        parser.error(f"{paths[0]} exists. Give a new folder.")
+    if args.command == "show":
+        for kind in {*kinds} - {"pico"}:
+            if not (paths[0] / kind).is_dir():
+                parser.error(f"{paths[0]} has no folder {kind}. `make` writes it.")
+    print(json.dumps((make if args.command == "make" else show)(paths[0], kinds), indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
