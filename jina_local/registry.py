@@ -36,8 +36,8 @@ class Published:
     revision: str | None
     gguf_repo: str  # "{task}" is filled in where each task has a repository; "": none is published
     gguf_file: str  # "{task}" (but of a reranker) and "{type}" are filled in
-    revisions: Mapping[str, str]  # repository -> pinned commit, beyond `revision`
     rope_theta: float  # a checkpoint with another base frequency is another model; 0: positions are learned
+    revisions: Mapping[str, str] = field(default_factory=dict)  # repository -> pinned commit, beyond `revision`
     bundled: bool = False  # the files are in the package, under the model's name
     adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
     beside_gguf: tuple[str, ...] = ()  # files without which a GGUF file of the repository is of no use
@@ -62,8 +62,13 @@ class Published:
 
     @property
     def terms(self) -> str:
-        """The licence of the weights, with the one word that most callers need to know."""
+        """The licence of the weights, and whether it is for non-commercial use."""
         return f"{self.spec.license}, non-commercial" if "NC" in self.spec.license else self.spec.license
+
+    def about(self, engine: str) -> str:
+        """The size of the files that an engine reads by default, as far as it is known, and their licence."""
+        size = f"about {self.download[engine] / 1e9:.2g} GB" if engine in self.download else "size not known here"
+        return f"{size}; {self.terms}"
 
 
 # Sources: the model cards, the v5 report (arXiv 2602.15547, table 1 for the RoPE base) and the review of
@@ -89,7 +94,6 @@ PUBLISHED: tuple[Published, ...] = (
         revision="46ed7da5b47e4bca710b756313fafaf4110c6bd1",
         gguf_repo="jinaai/jina-embeddings-v5-text-small-{task}-GGUF",
         gguf_file="v5-small-{task}-{type}.gguf",
-        revisions={},
         rope_theta=3_500_000.0,
         download={"llama": 0.64e9, "mlx": 1.37e9},
     ),
@@ -151,7 +155,6 @@ PUBLISHED: tuple[Published, ...] = (
         revision="ab036b023d30b4d1138c4c3bfa9f0c445ab455d6",
         gguf_repo="",
         gguf_file="v3-{task}-{type}.gguf",
-        revisions={},
         rope_theta=20_000.0,
         adapter_folders=False,
         download={"mlx": 1.16e9},
@@ -175,7 +178,6 @@ PUBLISHED: tuple[Published, ...] = (
         revision="10fb694fc21f7a710a563ff1eb977a460f3868e4",
         gguf_repo="jinaai/jina-reranker-v3-GGUF",
         gguf_file="jina-reranker-v3-{type}.gguf",
-        revisions={},
         rope_theta=1_000_000.0,
         adapter_folders=False,
         beside_gguf=("projector.safetensors",),
@@ -200,7 +202,6 @@ PUBLISHED: tuple[Published, ...] = (
         revision="9cfeff2df7d40d1b78e75e5e9cebec92a99813c9",
         gguf_repo="",
         gguf_file="jina-reranker-v2-base-multilingual-{type}.gguf",
-        revisions={},
         rope_theta=0.0,
         adapter_folders=False,
         download={"mlx": 0.57e9},
@@ -225,7 +226,6 @@ PUBLISHED: tuple[Published, ...] = (
         revision=None,
         gguf_repo="",
         gguf_file="pico-{task}-{type}.gguf",
-        revisions={},
         rope_theta=10_000.0,
         bundled=True,
     ),

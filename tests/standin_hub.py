@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +35,9 @@ class Hub:
     down: int | None = None  # a status for every request
     seen: list[str] = field(default_factory=list)  # "METHOD path [range]"
     agents: set[str] = field(default_factory=set)
+    pace: float = 0.0  # seconds before every piece of a file
+    piece: int = 1 << 16  # bytes
+    silent: threading.Event | None = None  # every request waits for it before it is answered
     on_file: Callable[[str], object] = lambda name: None  # called before a file's bytes are sent
     url: str = ""
 
@@ -91,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.seen.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         self.hub.agents.add(self.headers.get("User-Agent", ""))
+        if self.hub.silent:
+            self.hub.silent.wait()
         if self.hub.down:
             self._send(self.hub.down, b"busy")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
@@ -164,7 +170,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(body[:cut] if cut is not None else body)
+        body = body[:cut] if cut is not None else body
+        with suppress(ConnectionError):  # the other side may break off
+            for at in range(0, len(body), self.hub.piece):
+                time.sleep(self.hub.pace)
+                self.wfile.write(body[at : at + self.hub.piece])
         if cut is not None:
             self.wfile.flush()
             self.close_connection = True

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jina_local import backends, load, registry
-from jina_local.errors import EngineError, ModelDamaged, NonFiniteError, TextError, UsageError
+from jina_local.errors import EngineError, ModelDamaged, ModelNotFound, NonFiniteError, TextError, UsageError
 from jina_local.loading import Embedder
 from jina_local.spec import Budget, ModelFiles
 from tests import made, tiny
@@ -297,6 +297,24 @@ def test_what_was_chosen_and_why_is_in_the_spec(embedder):
     origin = embedder.spec.origin
     assert origin is not None
     assert (origin.backend, origin.weights, origin.reasons) == ("llama", "Q8_0", ("why", "it is a fake"))
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_load_leaves_the_bars_of_a_download_to_the_caller(monkeypatch, tmp_path, asked):
+    from jina_local.store import hub
+
+    said = []
+
+    def pull(row, engine, **settings):
+        said.append(settings["show_progress"])
+        raise ModelNotFound("no network in this test")
+
+    monkeypatch.setattr(hub, "pull", pull)
+    for name in ("HF_HUB_CACHE", "JINA_LOCAL_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(ModelNotFound, match="no network in this test"):
+        load("v5-nano", backend="llama", offline=False, show_progress=asked)
+    assert said == [asked]
 
 
 @pytest.mark.parametrize(

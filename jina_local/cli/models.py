@@ -13,78 +13,86 @@ from .. import backends, console, registry
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..store.inventory import Listed
+    from ..registry import Published
+    from ..store.places import Place
 
 SUMMARY = "list, pull, path, rm, verify: the models on this machine"
 
-_EXAMPLES = """
-  jina-local models list
-  jina-local models pull v5-nano --task retrieval --weights Q4_K_M
-  jina-local models verify"""
 _EXIT = "exit codes: 0 done, 2 misused, 3 not here or damaged, 69 no engine, 73 cannot write."
+_NAME = "a model, as `models list` prints it"
+_FACTS = ("license", "tasks", "dims", "max_tokens", "scoring", "late_chunking")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--json": {"action": "store_true", "help": "as JSON"},
+    "--backend": {
+        "choices": ("auto", *backends.BACKENDS),
+        "help": "the engine whose files are meant (default: auto)",
+    },
+    "--task": {"action": "append", "metavar": "TASK", "help": "may be given more than once"},
+    "--weights": {"metavar": "LABEL", "help": "type of the weights, for example Q4_K_M"},
+    "--revision": {"metavar": "COMMIT", "help": "instead of the pinned one"},
+    "--progress": {"action": argparse.BooleanOptionalAction, "help": "default: on a terminal"},
+    "--offline": {"action": "store_true", "help": "open no socket; only pull ever does"},
+}
 
 
 @dataclass(frozen=True)
 class _Action:
-    """One action: what its help says, its options, what it does."""
+    """One action: what it does, and what its help says."""
 
-    summary: str
-    name: str  # how its help describes NAME; "": it takes none
-    options: tuple[str, ...]
-    examples: str
     run: Callable[[argparse.Namespace, BinaryIO], int]
+    summary: str
+    name: str  # the help of NAME
+    options: tuple[str, ...]  # beside --offline
+    examples: tuple[str, ...]
 
 
 class _Parser:
-    """Reads the action, then leaves the rest to a parser of that action's own options."""
+    """Reads the action, and leaves the rest to a parser that has the options of this action alone."""
 
     def __init__(self, add: Any) -> None:
         self._add = add
 
     def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace:
-        """The arguments of the action among them."""
-        action = next((arg for arg in args if arg in ACTIONS), None)
-        if action is None:
-            return self._without_action(args)
-        parser = self._of(action)
-        rest = list(args)
-        rest.remove(action)
-        known = [*ACTIONS[action].options, "--offline", "--no-progress", "--help"]
+        """The action and its arguments."""
+        name = next((arg for arg in args if arg in ACTIONS), None)
+        if name is None:
+            self._without_action(args)
+        action, rest = ACTIONS[name], list(args)
+        rest.remove(name)
+        p = self._add(f"models {name}", action.summary, _epilog("examples", action.examples))
+        p.add_argument("name", nargs="?", metavar="NAME", help=action.name)
+        known = (*action.options, "--offline")
+        for option in known:
+            p.add_argument(option, **_OPTIONS[option])
         for option in (arg.partition("=")[0] for arg in rest if arg.startswith("--")):
-            owners = [name for name, other in ACTIONS.items() if option in other.options]
-            if owners and action not in owners:
-                raise UsageError(f"{option} belongs to `models {owners[0]}`, not to `models {action}`.")
-            if option not in known:
-                parser.error(f"unknown option {option}{registry.near_match(option, known)}")
-        parsed: argparse.Namespace = parser.parse_intermixed_args(rest)
+            owner = next((other for other in ACTIONS if option in ACTIONS[other].options), name)
+            if option in _OPTIONS and option not in known:
+                raise UsageError(f"{option} belongs to `models {owner}`, not to `models {name}`.")
+            if option not in (*known, "--no-progress", "--help"):
+                p.error(f"unknown option {option}{registry.near_match(option, known)}")
+        parsed: argparse.Namespace = p.parse_intermixed_args(rest)
         parsed.action = action
         return parsed
+
+    def _without_action(self, args: Sequence[str]) -> NoReturn:
+        """Show the help, or raise an error that names the actions."""
+        if words := [arg for arg in args if not arg.startswith("-")]:
+            near = registry.near_match(words[0], ACTIONS)
+            raise UsageError(f"unknown action {words[0]!r}{near}. Actions: {', '.join(ACTIONS)}.")
+        about = [f"{name:<8} {action.summary}" for name, action in ACTIONS.items()]
+        examples = [example for action in ACTIONS.values() for example in action.examples[:1]]
+        top = self._add("models", SUMMARY, _epilog("actions", about) + "\n" + _epilog("examples", examples))
+        top.usage = f"{top.prog} ACTION [NAME] [options]; {top.prog} ACTION --help is about one action"
+        top.parse_args(args)
+        self.error(f"no action was given.\n\n{top.format_help().rstrip()}\n")
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(f"{message}. See `jina-local models --help`.")
 
-    def _without_action(self, args: Sequence[str]) -> argparse.Namespace:
-        """Help, or an error that names the actions."""
-        about = "".join(f"  {name:<8} {action.summary}\n" for name, action in ACTIONS.items())
-        more = "`jina-local models ACTION --help` is about one action.\n"
-        top = self._add("models", SUMMARY, f"actions:\n{about}\nexamples:{_EXAMPLES}\n\n{more}{_EXIT}\n")
-        top.usage = f"{top.prog} ACTION [NAME] [options]"
-        words = [arg for arg in args if not arg.startswith("-")]
-        if words:
-            near = registry.near_match(words[0], ACTIONS)
-            raise UsageError(f"unknown action {words[0]!r}{near}. Actions: {', '.join(ACTIONS)}.")
-        top.parse_args(args)
-        raise UsageError(f"no action was given.\n\n{top.format_help().rstrip()}")
 
-    def _of(self, name: str) -> Any:
-        action = ACTIONS[name]
-        p = self._add(f"models {name}", action.summary, f"examples:{action.examples}\n\n{_EXIT}\n")
-        p.add_argument("name", nargs="?", metavar="NAME", help=action.name or argparse.SUPPRESS)
-        for option in action.options:
-            p.add_argument(option, **_OPTIONS[option])
-        p.add_argument("--offline", action="store_true", help="open no socket; only pull ever does")
-        return p
+def _epilog(title: str, lines: Sequence[str]) -> str:
+    return "\n  ".join([f"{title}:", *lines]) + f"\n{_EXIT if title == 'examples' else ''}\n"
 
 
 def parser(add: Any) -> _Parser:
@@ -95,37 +103,30 @@ def parser(add: Any) -> _Parser:
 def run(args: argparse.Namespace) -> int:
     """Do one action; 3 if verify found faults."""
     with console.quiet_stdout() as stdout:
-        return ACTIONS[args.action].run(args, stdout)
+        return args.action.run(args, stdout)  # type: ignore[no-any-return]
 
 
 def _list(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from ..store import inventory
+    from ..store import places
 
     if args.name is not None:
         raise UsageError(f"list takes no name; `models path {args.name}` says where one model is.")
-    models = inventory.listing()
-    text = json.dumps([*map(_record, models)], indent=1) + "\n" if args.json else "".join(map(_described, models))
-    stdout.write(_bytes(text))
+    there = [(row, places.of(row)) for row in registry.PUBLISHED]
+    text = json.dumps([_record(*one) for one in there], indent=1) + "\n" if args.json else ""
+    stdout.write(_bytes(text or "".join(_described(*one) for one in there)))
     return console.OK
 
 
-def _record(model: Listed) -> dict[str, Any]:
-    spec = model.row.spec
-    facts = {
-        name: getattr(spec, name) for name in ("license", "tasks", "dims", "max_tokens", "scoring", "late_chunking")
-    }
-    places = [
-        {"where": place.where, "path": str(place.path), "holds": place.holds, "size": place.size}
-        for place in model.places
-    ]
-    return {"name": spec.name, "aliases": model.row.aliases, **facts, "places": places}
+def _record(row: Published, there: Sequence[Place]) -> dict[str, Any]:
+    facts = {name: getattr(row.spec, name) for name in _FACTS}
+    places = [{"where": p.where, "path": str(p.path), "holds": p.holds, "size": p.size} for p in there]
+    return {"name": row.spec.name, "aliases": row.aliases, **facts, "places": places}
 
 
-def _described(model: Listed) -> str:
+def _described(row: Published, there: Sequence[Place]) -> str:
     from ..store.places import size_text
 
-    spec, aliases = model.row.spec, model.row.aliases
-    head = f"{spec.name}  ({', '.join(aliases)})\n" if aliases else f"{spec.name}\n"
+    spec, aliases = row.spec, f"  ({', '.join(row.aliases)})" if row.aliases else ""
     if spec.scoring:
         vectors = f", {spec.dims[-1]}-d embeddings" if spec.dims else ""
         does, what = f"ranks documents ({spec.scoring}{vectors})", ""
@@ -133,8 +134,8 @@ def _described(model: Listed) -> str:
         does, what = f"{spec.dims[-1]} dimensions", f"; {', '.join(spec.tasks)}"
         what += "; late chunking" if spec.late_chunking else ""
     facts = f"  {does}, {spec.max_tokens} tokens, {spec.license}{what}\n"
-    places = [f"  {p.where:<12} {size_text(p.size):>9}  {', '.join(p.holds)}\n    {p.path}\n" for p in model.places]
-    return head + facts + ("".join(places) or f"  not here: jina-local models pull {spec.name}\n")
+    lines = [f"  {p.where:<12} {size_text(p.size):>9}  {', '.join(p.holds)}\n    {p.path}\n" for p in there]
+    return f"{spec.name}{aliases}\n{facts}" + ("".join(lines) or f"  not here: jina-local models pull {spec.name}\n")
 
 
 def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
@@ -183,9 +184,9 @@ def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from ..store import inventory
+    from ..store import inventory, places
 
-    names = [args.name] if args.name is not None else [one.row.spec.name for one in inventory.listing() if one.places]
+    names = [args.name] if args.name is not None else [row.spec.name for row in registry.PUBLISHED if places.of(row)]
     verified = [one for name in names for one in inventory.verify(name)]
     for one in verified:
         unknown = f", {one.unknown} without a known digest" if one.unknown else ""
@@ -194,42 +195,29 @@ def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
     return console.DAMAGED if any(one.faults for one in verified) else console.OK
 
 
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "--json": {"action": "store_true", "help": "as JSON"},
-    "--backend": {
-        "choices": ("auto", *backends.BACKENDS),
-        "help": "the engine whose files are meant (default: auto)",
-    },
-    "--task": {"action": "append", "metavar": "TASK", "help": "may be given more than once"},
-    "--weights": {"metavar": "LABEL", "help": "type of the weights, for example Q4_K_M"},
-    "--revision": {"metavar": "COMMIT", "help": "instead of the pinned one"},
-    "--progress": {"action": argparse.BooleanOptionalAction, "help": "default: on a terminal"},
-}
 ACTIONS = {
     "list": _Action(
-        "every model, and what of it is in the package, the local store and the hub cache",
-        "", ("--json",), "\n  jina-local models list --json | jq '.[].places'", _list,
+        _list, "every model, and what of it is in the package, the local store and the hub cache", argparse.SUPPRESS,
+        ("--json",), ("jina-local models list", "jina-local models list --json | jq '.[].places'"),
     ),
     "pull": _Action(
-        "fetch a model and compare every file with the hub's size and digest",
-        f"a model, as `models list` prints it (default: {registry.DEFAULT_MODEL})",
+        _pull, "fetch a model and compare every file with the hub's size and digest",
+        f"{_NAME} (default: {registry.DEFAULT_MODEL})",
         ("--backend", "--task", "--weights", "--revision", "--progress"),
-        "\n  jina-local models pull v5-nano --task retrieval --weights Q4_K_M\n  jina-local models pull v5-nano "
-        "--backend mlx", _pull,
+        ("jina-local models pull v5-nano --task retrieval --weights Q4_K_M",
+         "jina-local models pull v5-nano --backend mlx"),
     ),
     "path": _Action(
-        "where the files are that would be opened, if the network may not be used",
-        f"a model, as `models list` prints it (default: {registry.DEFAULT_MODEL})",
-        ("--backend", "--task", "--weights"),
-        '\n  jina-local models path pico --backend mlx\n  du -shL "$(jina-local models path v5-nano)"', _path,
+        _path, "where the files are that would be opened, if the network may not be used",
+        f"{_NAME} (default: {registry.DEFAULT_MODEL})", ("--backend", "--task", "--weights"),
+        ('du -shL "$(jina-local models path v5-nano)"', "jina-local models path pico --backend mlx"),
     ),
     "rm": _Action(
-        "delete a model from the hub cache and the local store", "a model, as `models list` prints it", (),
-        "\n  jina-local models rm v5-nano", _rm,
+        _rm, "delete a model from the hub cache and the local store", _NAME, (), ("jina-local models rm v5-nano",)
     ),
     "verify": _Action(
-        "compare files with their digests", "a model or a converted folder (default: all that is here)", (),
-        "\n  jina-local models verify\n  jina-local models verify ~/converted/v5-nano", _verify,
+        _verify, "compare files with their digests", "a model or a converted folder (default: all that is here)", (),
+        ("jina-local models verify", "jina-local models verify ~/converted/v5-nano"),
     ),
 }  # fmt: skip
 

@@ -8,15 +8,14 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
 import struct
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelDamaged
@@ -26,7 +25,6 @@ _MAX_KEYS, _MAX_TENSORS, _MAX_ARRAY, _MAX_STRING = 256, 4096, 1 << 21, 1 << 24
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
-_KEPT = 24 << 20  # bytes of headers in their files; in memory a vocabulary takes about four times as much
 _FRESH = 2.0  # seconds: a file that changed this recently may change again within one tick of its clock
 
 # ggml tensor type -> name, elements a block, bytes a block (ggml-common.h).
@@ -73,7 +71,6 @@ class Header:
     keys: dict[str, object]
     tensors: dict[str, Tensor]
     size: int
-    length: int = 0  # of the header itself, in bytes
 
     def text(self, key: str) -> str | None:
         """A string value, or None where the key is absent."""
@@ -95,41 +92,21 @@ def read_header(path: Path) -> Header:
     """
     with open_regular(path) as file:
         stat = os.fstat(file.fileno())
-        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if header := _headers.get(identity):
-            return replace(header, path=path)
+    parse = _parsed if time.time() - stat.st_mtime > _FRESH else _parsed.__wrapped__
+    return parse(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, identity: tuple[int, ...]) -> Header:
+    """The header of a file; `identity` tells its content from earlier and later content."""
+    with open_regular(path) as file:
         if file.read(4) != b"GGUF":
             raise ModelDamaged(f"{path}: not a GGUF file.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                header = _Parser(path, data).header()
+                return _Parser(path, data).header()
             except (struct.error, IndexError) as error:
                 raise ModelDamaged(f"{path}: ends inside its header; it is truncated.") from error
-    if abs(time.time() - stat.st_mtime) > _FRESH:
-        _headers.put(identity, header)
-    return header
-
-
-class _Headers:
-    """The headers parsed last, by the identity of their files, up to _KEPT bytes. The newest is kept at any size."""
-
-    def __init__(self) -> None:
-        self._lock, self._kept = threading.Lock(), OrderedDict[tuple[int, ...], Header]()
-
-    def get(self, identity: tuple[int, ...]) -> Header | None:
-        with self._lock:
-            if identity in self._kept:
-                self._kept.move_to_end(identity)
-            return self._kept.get(identity)
-
-    def put(self, identity: tuple[int, ...], header: Header) -> None:
-        with self._lock:
-            self._kept[identity] = header
-            while len(self._kept) > 1 and sum(one.length for one in self._kept.values()) > _KEPT:
-                self._kept.popitem(last=False)
-
-
-_headers = _Headers()
 
 
 class _Parser:
@@ -216,7 +193,7 @@ class _Parser:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 4096:
             raise self.fail(f"general.alignment is {alignment!r}, not a power of two up to 4096")
         base = -(-self.at // alignment) * alignment
-        return Header(self.path, keys, self.place(infos, base, alignment), self.size, self.at)
+        return Header(self.path, keys, self.place(infos, base, alignment), self.size)
 
     def info(self) -> tuple[int, tuple[int, ...], int]:
         rank = self.count(4, "the rank of a tensor", "I")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import registry
-from ..errors import ModelDamaged
+from ..errors import ModelDamaged, UsageError
 from ..formats import manifest
 from ..formats.files import read_json
 from ..formats.manifest import Manifest
@@ -18,7 +18,7 @@ from ..weights import architecture, projector
 from ..weights.architecture import Architecture
 from ..weights.checkpoint import Checkpoint
 from . import beside, ggufs
-from .request import Request, require_engine, require_label, require_tasks
+from .request import Request, require_engine, require_tasks
 
 
 def read(folder: Path, request: Request) -> ModelFiles:
@@ -46,7 +46,8 @@ def read(folder: Path, request: Request) -> ModelFiles:
     types = sorted({str(entry.weights) for entry in weights.values()})
     if len(types) > 1:
         raise ModelDamaged(f"{folder}: mixes weights of {' and '.join(types)}; each needs a folder of its own.")
-    require_label(request, types[0], folder)
+    if request.label is not None and request.label.casefold() != types[0].casefold():
+        raise UsageError(f"{folder}: has no weights {request.label!r}. There: {types[0]}.")
     return _of_safetensors(folder, record, request, types[0])
 
 

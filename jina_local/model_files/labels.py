@@ -18,18 +18,7 @@ GGUF = (
 )  # fmt: skip
 MLX = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")
 READ_BY = {"llama": GGUF, "mlx": MLX}
-ALL = tuple(dict.fromkeys((*GGUF, *MLX)))
-_SPELLINGS = {label.casefold(): label for label in ALL}
-
-
-def spelled(label: str) -> str:
-    """A label in the letters that files use; an unknown label as it is."""
-    return _SPELLINGS.get(label.casefold(), label)
-
-
-def known(label: str) -> bool:
-    """Whether any engine reads weights of this type."""
-    return label.casefold() in _SPELLINGS
+ALL = {label.casefold(): label for label in (*GGUF, *MLX)}  # in any letters -> as files spell it
 
 
 def rank(label: str, engine: str = "llama") -> int:

@@ -33,12 +33,6 @@ def require_engine(request: Request, engine: str, what: str, source: str = "SRC"
     )
 
 
-def require_label(request: Request, there: str, folder: Path) -> None:
-    """Raise UsageError if the caller wants another type of weights than the one that is there."""
-    if request.label is not None and request.label.casefold() != there.casefold():
-        raise UsageError(f"{folder}: has no weights {request.label!r}. There: {there}.")
-
-
 def require_tasks(request: Request, row: Published, served: Iterable[str], folder: Path) -> None:
     """Raise UsageError if a task that was asked for is unknown to the model, or not served by the files."""
     there = list(served)

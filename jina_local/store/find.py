@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .. import backends, registry
@@ -19,21 +19,9 @@ from ..model_files.request import Request, how_to_convert, is_bits, require_engi
 from ..registry import Published
 from ..spec import ModelFiles
 from . import hub, hub_cache, local_store, places
-from .places import AS_PUBLISHED, CACHE, PACKAGE, STORE, Place
+from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The files of a model that fit a request, out of all that are on this machine."""
-
-    where: str  # one of places.ORDER
-    engine: str
-    label: str  # AS_PUBLISHED for a checkpoint of the hub
-    files: Mapping[str, Path]  # task -> the file or folder that serves it
-    places: tuple[Place, ...]  # of the files; the first is opened first
-    rivals: int = 0  # how many others of the same engine fit there
 
 
 def find(
@@ -70,28 +58,30 @@ def find(
             raise UsageError(
                 f"revision {revision!r} was given with a path, {wanted}; it belongs to a name on the hub."
             )
-        label = labels.spelled(weights) if weights else None
+        label = labels.ALL.get(weights.casefold(), weights) if weights else None
         return _completed(folder.read(path, Request(engines_for(backend, label), label, tuple(tasks or ()))))
     if isinstance(name_or_path, Path):
         raise _no_such_path(wanted)
     row, request = _named(wanted, backend, weights, tasks or (), source)
-    there = _places(row, revision, source)
+    if row.bundled and revision is not None:
+        raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
+    there = [place for place in places.of(row, revision) if not source or place.where != STORE]
     may_fetch = not hub.offline(offline)
-    if choice := choose(row, there, request, any_task=not may_fetch, source=source):
-        return _open(row, choice, request, revision)
-    engines = [engine for engine in request.engines if _on_hub(row, engine, request.label)]
+    default = row.spec.tasks if source else _default(row)
+    for chosen in [request.tasks] if request.tasks else [default] if may_fetch else [default, ()]:
+        if fit := first_fit(there, request, chosen):
+            return _open(row, fit, request, revision)
+    # Weights named by their bits come from our converter alone.
+    engines = [one for one in request.engines if row.repos(one, row.spec.tasks) and not is_bits(request.label)]
     if not engines or not may_fetch:
         raise _not_found(row, request, there, revision, ", and it may not be fetched (offline)")
+    own = request.tasks or None
     files = hub.pull(
-        row,
-        engines[0],
-        tasks=request.tasks or None,
-        weights=request.label,
-        revision=revision,
-        show_progress=show_progress,
+        row, engines[0], tasks=own, weights=request.label, revision=revision, show_progress=show_progress
     )
-    commit = hub_cache.commit_of(next(iter(files.values())))
-    return _open_cached(row, files, request, [f"fetched from {hub.endpoint()}, commit {commit}", *_unusable()])
+    return _open_cached(
+        row, files, request, [f"fetched from {hub.endpoint()}, commit {_commit(files)}", *_unusable()]
+    )
 
 
 def row_of(name: str) -> Published:
@@ -120,67 +110,21 @@ def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
 
 
 def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks: Sequence[str] = ()) -> Path:
-    """What `find` opens offline for the same words, without opening it: a path itself, or a place's folder."""
+    """What `find` opens offline for the same words, without opening it: a path itself, or the folder of the files."""
     if os.path.lexists(given := Path(name).expanduser()):
         return given
     row, request = _named(name, backend, weights, tasks, False)
     there = places.of(row)
-    if choice := choose(row, there, request, any_task=True):
-        return choice.places[0].path
+    for chosen in [request.tasks] if request.tasks else [_default(row), ()]:
+        if fit := first_fit(there, request, chosen):
+            first = next(fit.files[task] for task in (*chosen, *fit.files))
+            return first.parent if first.suffix == ".gguf" else first
     raise _not_found(row, request, there)
 
 
-def choose(
-    row: Published, there: Sequence[Place], request: Request, *, any_task: bool, source: bool = False
-) -> Choice | None:
-    """The first of a model's places that serves a request.
-
-    Without tasks in the request the default task is looked for; any_task: then any other. source: every task of the
-    model is looked for instead of the default.
-    """
-    # A model without a default task has none to insist on.
-    default = row.spec.tasks if source else (row.spec.default_task,) if row.spec.default_task else ()
-    tries = [request.tasks or default, *([()] if any_task and default and not request.tasks else [])]
-    for tasks in tries:
-        for where in places.ORDER:
-            for engine in request.engines:
-                here = [place for place in there if (place.where, place.engine) == (where, engine)]
-                if choice := _best(row, here, request.label, tasks):
-                    return choice
-    return None
-
-
-def _best(row: Published, here: Sequence[Place], label: str | None, tasks: Sequence[str]) -> Choice | None:
-    """Of places of one kind and engine the one with the preferred label; if any task will do, with most tasks."""
-    fit = [
-        choice
-        for choice in _choices(row, here)
-        if _label_fits(label, choice.label) and set(tasks) <= choice.files.keys()
-    ]
-    if not fit:
-        return None
-    best = min(fit, key=lambda one: (0 if tasks else -len(one.files), labels.rank(one.label, one.engine)))
-    return replace(best, rivals=len(fit) - 1)
-
-
-def _choices(row: Published, here: Sequence[Place]) -> Iterable[Choice]:
-    """What can be opened together: a folder by itself, or the GGUF files of a label in the hub cache, where each task
-    has a repository."""
-    if not here or here[0].where != CACHE or here[0].engine != "llama":
-        for place in here:
-            for label, files in place.files.items():
-                yield Choice(place.where, place.engine, label, files, (place,))
-        return
-    for label in dict.fromkeys(label for place in here for label in place.files):
-        holder = {task: place for place in reversed(here) for task in place.files.get(label, ())}
-        files = {task: holder[task].files[label][task] for task in row.spec.tasks if task in holder}
-        used = {holder[task].path: holder[task] for task in files}
-        yield Choice(CACHE, "llama", label, files, tuple(used.values()))
-
-
-def _label_fits(wanted: str | None, label: str) -> bool:
-    # A published checkpoint is not named by its bits; any other name is held against the file that is opened.
-    return wanted is None or wanted == label or (label == AS_PUBLISHED and not is_bits(wanted))
+def _default(row: Published) -> tuple[str, ...]:
+    """The task that is looked for if none is named; a model without a default task has none to insist on."""
+    return (row.spec.default_task,) if row.spec.default_task else ()
 
 
 def _named(
@@ -193,10 +137,10 @@ def _named(
     if label and weights and label.casefold() != weights.casefold():
         raise UsageError(f"{wanted} asks for {label}, and weights={weights!r} for another precision. Give one.")
     chosen = label or weights
-    if chosen and not labels.known(chosen):
+    if chosen and chosen.casefold() not in labels.ALL:
         possible = f"For llama: {', '.join(labels.GGUF)}; for mlx: {', '.join(labels.MLX)}."
-        raise UsageError(f"unknown weights {chosen!r}{registry.near_match(chosen, labels.ALL)}. {possible}")
-    chosen = labels.spelled(chosen) if chosen else None
+        raise UsageError(f"unknown weights {chosen!r}{registry.near_match(chosen, labels.ALL.values())}. {possible}")
+    chosen = labels.ALL[chosen.casefold()] if chosen else None
     for row in registry.PUBLISHED:
         for task, repo in row.repos("llama", row.spec.tasks).items():
             if name.casefold() == repo.casefold():
@@ -221,37 +165,27 @@ def _engines_of_name(backend: str, label: str | None) -> tuple[str, ...]:
     return tuple(engine for engine in engines if backends.installed(engine)) or (backends.preferred(),)
 
 
-def _places(row: Published, revision: str | None, source: bool) -> list[Place]:
-    if row.bundled and revision is not None:
-        raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
-    there = places.of(row, revision)
-    return [place for place in there if place.where != STORE] if source else there
-
-
-def _on_hub(row: Published, engine: str, label: str | None) -> bool:
-    """Whether the hub has files of a model for an engine. Weights named by their bits come from our converter alone,
-    and so do all others of a model that the package carries."""
-    return bool(row.repos(engine, row.spec.tasks)) and not row.bundled and not is_bits(label)
-
-
-def _open(row: Published, choice: Choice, request: Request, revision: str | None) -> ModelFiles:
-    if choice.where == CACHE:
+def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> ModelFiles:
+    path = fit.place.path
+    if fit.place.where == CACHE:
+        repos = row.repos(fit.place.engine, fit.files)
+        commits = {repos[task]: hub_cache.commit_of(file) for task, file in fit.files.items()}
         notes = [
-            f"the cache has commit {place.commit} of {place.repo}, not the pinned {pinned}; used as it is here"
-            for place in choice.places
-            if revision is None and (pinned := row.pinned(place.repo)) and pinned != place.commit
+            f"the cache has commit {commit} of {repo}, not the pinned {row.pinned(repo)}; used as it is here"
+            for repo, commit in commits.items()
+            if revision is None and row.pinned(repo) not in (None, commit)
         ]
-        commit = choice.places[0].commit
-        reasons = [f"found in the hub cache, commit {commit}", *_unusable(), *notes]
-        return _open_cached(row, choice.files, request, reasons)
-    why = "it comes with the package"
-    if choice.where != PACKAGE:
-        why = f"in the local store, {choice.places[0].path}"
-        if choice.rivals:
-            count = choice.rivals + 1
-            why = f"{choice.label} in {choice.places[0].path}: the first choice of {count} in the local store"
-    request = replace(request, engines=(choice.engine,), label=choice.label, reasons=(why,))
-    return _completed(folder.read(choice.places[0].path, request))
+        found = f"found in the hub cache, commit {_commit(fit.files)}"
+        return _open_cached(row, fit.files, request, [found, *_unusable(), *notes])
+    why = "it comes with the package" if fit.place.where == PACKAGE else f"in the local store, {path}"
+    if fit.place.where == STORE and fit.rivals:
+        why = f"{fit.label} in {path}: the first choice of {fit.rivals + 1} in the local store"
+    request = replace(request, engines=(fit.place.engine,), label=fit.label, reasons=(why,))
+    return _completed(folder.read(path, request))
+
+
+def _commit(files: Mapping[str, Path]) -> str | None:
+    return hub_cache.commit_of(next(iter(files.values())))
 
 
 def _open_cached(row: Published, files: Mapping[str, Path], request: Request, reasons: Sequence[str]) -> ModelFiles:
@@ -270,16 +204,16 @@ def _open_cached(row: Published, files: Mapping[str, Path], request: Request, re
 
 def _completed(found: ModelFiles) -> ModelFiles:
     """The files with what only the hub cache knows: their commit, and a tokenizer if none is beside them."""
-    first = next(iter(found.files.values()))
-    found = replace(found, revision=found.revision or hub_cache.commit_of(first))
+    found = replace(found, revision=found.revision or _commit(found.files))
     if found.tokenizer is not None:
         return found
     row = registry.lookup(found.model.name)
-    snapshot = hub_cache.cached(row.repo, None, ["tokenizer.json"], row.revision) if row.repo else None
+    cached = (folder / "tokenizer.json" for folder in hub_cache.snapshots(row.repo, None, row.revision))
+    tokenizer = next((path for path in cached if path.exists()), None)
     why = "tokenizer rebuilt from the file's own vocabulary, because there is no tokenizer.json"
-    if snapshot:
+    if tokenizer:
         why = f"tokenizer.json of {row.repo} from the hub cache"
-    return replace(found, tokenizer=snapshot / "tokenizer.json" if snapshot else None, reasons=(*found.reasons, why))
+    return replace(found, tokenizer=tokenizer, reasons=(*found.reasons, why))
 
 
 def _unusable() -> list[str]:
@@ -320,17 +254,16 @@ def _not_found(
 
 def how_to_fetch(row: Published, request: Request | None = None) -> str:
     """The ways to a model that is not here: the command, with size and licence; a path; the package's own model."""
-    request = request or Request(())
+    request = request or Request(engines_for("auto", None))
     engine = next((one for one in request.engines if row.repos(one, row.spec.tasks)), "mlx")
     plain = request.label in (None, hub.GGUF_DEFAULT)
-    size = f"about {places.size_text(row.download[engine])}" if plain and engine in row.download else "size not known"
     options = "".join(f" --task {task}" for task in request.tasks)
     options += f" --weights {request.label}" if not plain and engine == "llama" else ""
     options += f" --backend {engine}" if row.gguf_repo and engine != engines_for("auto", None)[0] else ""
-    text = f"Fetch it with `python -m jina_local models pull {row.spec.name}{options}` ({size}; {row.terms})"
-    text += ", or give the path of a folder or a .gguf file"
-    if row.spec.scoring is None:
-        text += "; or take the small model that comes with the package: --model pico"
-    if row.gguf_repo or row.bundled:
-        return f"{text}."
-    return f"{text}. For llama.cpp, {local_store.how_to_make(row, request.label)}"
+    facts = row.about(engine) if plain else row.about("")
+    pico = "; or take the small model that comes with the package: --model pico" if row.spec.scoring is None else ""
+    more = "" if row.gguf_repo else f" For llama.cpp, {local_store.how_to_make(row, request.label)}"
+    return (
+        f"Fetch it with `python -m jina_local models pull {row.spec.name}{options}` ({facts}), or give the path of a "
+        f"folder or a .gguf file{pico}.{more}"
+    )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ _WELCOME = (
 _TRUE = ("1", "on", "yes", "true")
 _SPARE = 64 << 20  # bytes that stay free on the disk
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
-_SECONDS = 10.0  # for the answer to a question; huggingface_hub's own limit counts for each address of a host anew
+_SECONDS = 10.0  # for the answer to a question
 
 _log = logging.getLogger("jina_local")
 _Answer = TypeVar("_Answer")
@@ -61,14 +63,9 @@ class _Fetch:
     def folder(self) -> Path:
         return root_of(self.repo) / "snapshots" / self.commit
 
-    def missing(self) -> int:
-        """Bytes that are not here."""
-        return sum(file.size or 0 for file in self.files if not (self.folder / file.name).exists())
-
-    def parts(self) -> int:
-        """Bytes of files of which a part is here."""
-        parts = [_part(self.repo, file) for file in self.files]
-        return sum(part.stat().st_size for part in parts if part.exists())
+    def part(self, file: _Remote) -> Path:
+        """Where the first bytes of a large file are kept until the rest has come."""
+        return root_of(self.repo) / "blobs" / f"{file.digest}.incomplete"
 
 
 def offline(asked: bool | None) -> bool:
@@ -131,13 +128,10 @@ def pull(
     except KeyboardInterrupt:
         _log.warning("%s: what has arrived is kept; the next fetch goes on from there", row.spec.name)
         raise
-    for fetch in fetches:
-        if revision is None and row.pinned(fetch.repo) is None:
-            _log.warning(
-                '%s has no pinned commit: main was fetched, which is %s. To get these files again: revision="%s", or '
-                "--revision %s",
-                *(fetch.repo, fetch.commit, fetch.commit, fetch.commit),
-            )
+    for repo, commit in ((fetch.repo, fetch.commit) for fetch in fetches):
+        if revision is None and row.pinned(repo) is None:
+            text = '%s has no pinned commit: main was fetched, which is %s. To get these files again: revision="%s"'
+            _log.warning(f"{text}, or --revision %s", repo, commit, commit, commit)
     return {task: fetch.folder / name for fetch in fetches for task, name in fetch.serves.items()}
 
 
@@ -192,44 +186,39 @@ def translate_error(error: Exception, row: Published, where: str, repo: str) -> 
         return ModelNotFound(f"{where}: the hub answered {answer.status_code} to {answer.url}. Try again later.")
     reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
     pico = " --model pico takes the small model that comes with the package." if row.spec.scoring is None else ""
+    facts = row.about("llama" if repo != row.repo else "mlx")
     return ModelNotFound(
         f"{where}: was asked of {endpoint()}, which could not be reached or broke off ({reason}). Try again when "
-        f"there is a network; what has arrived is kept.{pico} `python -m jina_local models list` shows what is here, "
-        "and a folder or a .gguf file can be given by its path."
+        f"there is a network ({row.spec.name}: {facts}); what has arrived is kept.{pico} `python -m jina_local "
+        "models list` shows what is here, and a folder or a .gguf file can be given by its path."
     )
 
 
 def _answered(question: Callable[[], _Answer]) -> _Answer:
     """The answer to a question to the hub. Raises TimeoutError if none comes in time, whatever the host does.
 
-    The library's limit is one for each address of the host, and none for finding the addresses.
+    The library's own limit counts for each address of the host anew, and not for finding the addresses.
     """
-    answers: list[_Answer] = []
-    errors: list[BaseException] = []
+    answer: Future[_Answer] = Future()
 
     def ask() -> None:
         try:
-            answers.append(question())
+            answer.set_result(question())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_SECONDS)
-    if errors:
-        raise errors[0]
-    if not answers:
+    threading.Thread(target=ask, daemon=True).start()
+    if wait([answer], _SECONDS).not_done:
         raise TimeoutError(f"no answer within {_SECONDS:.0f} seconds")
-    return answers[0]
+    return answer.result()
 
 
 def _main_of(repo: str) -> str:
     from huggingface_hub import HfApi, errors
 
+    api = HfApi(endpoint=endpoint())
     with suppress(errors.HTTPError, OSError):
-        return (
-            f" Its main is at {_answered(lambda: HfApi(endpoint=endpoint()).model_info(repo, timeout=_SECONDS)).sha}."
-        )
+        return f" Its main is at {_answered(lambda: api.model_info(repo, timeout=_SECONDS)).sha}."
     return ""
 
 
@@ -240,10 +229,9 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
     _log.warning("%s: asking %s for %s", row.spec.name, endpoint(), repo)
     api = HfApi(endpoint=endpoint())
     info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS))
-    remote = {
-        s.rfilename: _Remote(s.rfilename, s.size, s.lfs.sha256 if s.lfs else str(s.blob_id))
-        for s in info.siblings or []
-    }
+    named = [(s.rfilename, s.size, s.lfs.sha256 if s.lfs else str(s.blob_id)) for s in info.siblings or []]
+    # A digest becomes a file's name.
+    remote = {one[0]: _Remote(*one) for one in named if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", one[2])}
     if label:
         serves = {task: row.gguf_file.format(task=task, type=label) for task in tasks}
         wanted = [*serves.values(), *row.beside_gguf]
@@ -265,13 +253,13 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
 
 def _announce(row: Published, label: str | None, fetches: Sequence[_Fetch]) -> None:
     """Say what is about to be fetched. Raises OutputError if the disk has no room for it."""
-    missing = sum(fetch.missing() for fetch in fetches)
-    if not missing:
-        count = sum(len(fetch.files) for fetch in fetches)
-        text = "%s: all %d files are here, and are compared with the hub's. Licence of the weights: %s"
-        _log.warning(text, row.spec.name, count, row.terms)
+    absent = [(fetch, file) for fetch in fetches for file in fetch.files if not (fetch.folder / file.name).exists()]
+    if not absent:
+        text = "%s: all files are here, and are compared with the hub's. Licence of the weights: %s"
+        _log.warning(text, row.spec.name, row.terms)
         return
-    here = sum(fetch.parts() for fetch in fetches)
+    missing = sum(file.size or 0 for _, file in absent)
+    here = sum(part.stat().st_size for fetch, file in absent if (part := fetch.part(file)).exists())
     cache_folder().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache_folder()).free
     if free < missing - here + _SPARE:
@@ -309,11 +297,8 @@ def _fetch_file(fetch: _Fetch, file: _Remote) -> str | None:
     if len(file.digest) == 64 and not (fetch.folder / file.name).exists():
         _fetch_large(fetch, file)
     # It finds a large file among its blobs, and links to it.
-    path = Path(
-        hf_hub_download(
-            fetch.repo, file.name, revision=fetch.commit, cache_dir=str(cache_folder()), endpoint=endpoint()
-        )
-    )
+    places = {"cache_dir": str(cache_folder()), "endpoint": endpoint()}
+    path = Path(hf_hub_download(fetch.repo, file.name, revision=fetch.commit, **places))
     if fault := fault_of(path, file.size, file.digest):
         discard(path)
     return fault
@@ -328,7 +313,7 @@ def _fetch_large(fetch: _Fetch, file: _Remote) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-    part = _part(fetch.repo, file)
+    part = fetch.part(file)
     blob = part.with_name(file.digest)
     lock = cache_folder() / ".locks" / root_of(fetch.repo).name / f"{file.digest}.lock"
     for folder in (part.parent, lock.parent):
@@ -348,7 +333,3 @@ def _fetch_large(fetch: _Fetch, file: _Remote) -> None:
                 displayed_filename=file.name,
             )
         part.replace(blob)
-
-
-def _part(repo: str, file: _Remote) -> Path:
-    return root_of(repo) / "blobs" / f"{file.digest}.incomplete"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -41,17 +40,11 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(folder)).expanduser()
 
 
-def cached(repo: str, revision: str | None, files: Iterable[str], preferred: str | None = None) -> Path | None:
-    """A snapshot folder in the cache with all of `files`, or None. Opens no socket.
-
-    `revision` (commit, branch or tag) has to match; without one, `preferred` is tried first, then main, then any.
-    """
-    names = tuple(files)
-    return next((s for s in snapshots(repo, revision, preferred) if all((s / n).exists() for n in names)), None)
-
-
 def snapshots(repo: str, revision: str | None, preferred: str | None = None) -> list[Path]:
-    """The snapshot folders of a repository in the cache, best first; see `cached`."""
+    """The snapshot folders of a repository in the cache, best first.
+
+    revision: a commit, branch or tag that has to match. None: `preferred` comes first, then main, then the newest.
+    """
     root = root_of(repo)
     if revision is not None:
         return [p for p in [root / "snapshots" / _commit(root, revision)] if p.is_dir()]

@@ -1,31 +1,16 @@
-"""What is on this machine: every model's places, listed, verified and deleted. Opens no socket."""
+"""What is on this machine of a model, over all its places: verified and deleted. Opens no socket."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from .. import registry
 from ..errors import ModelNotFound, OutputError, UsageError
 from ..formats import manifest
-from ..registry import Published
 from . import find, package, places
 from .hub_cache import Verified, cache_folder, commit_of, root_of, verify_snapshot
 from .places import PACKAGE, STORE, Place
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One model of the registry, and what of it is on this machine."""
-
-    row: Published
-    places: tuple[Place, ...]
-
-
-def listing() -> list[Listed]:
-    """Every model of the registry with its places."""
-    return [Listed(row, tuple(places.of(row))) for row in registry.PUBLISHED]
 
 
 def verify(name: str | Path) -> list[Verified]:
@@ -37,12 +22,11 @@ def verify(name: str | Path) -> list[Verified]:
     if str(name) and folder.is_dir():
         return [_compare(folder)]
     row = find.row_of(str(name))
-    there = [
-        package.root(row) if place.where == PACKAGE else place.path for place in places.of(row) if not place.part
-    ]
+    there = [place for place in places.of(row) if place.form != "part"]
     if not there:
         raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine. {find.how_to_fetch(row)}")
-    return [_compare(folder) for folder in dict.fromkeys(there)]
+    folders = [package.root(row) if place.where == PACKAGE else place.path for place in there]
+    return [_compare(folder) for folder in dict.fromkeys(folders)]
 
 
 def remove(name: str) -> list[Place]:

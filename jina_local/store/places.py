@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import registry
 from ..errors import ModelDamaged
 from ..model_files import labels
+from ..model_files.request import Request, is_bits
 from ..registry import Published
 from . import hub_cache, local_store, package
 
@@ -23,19 +24,26 @@ class Place:
 
     where: str  # one of ORDER
     path: Path  # a folder that can be given to `load`
-    form: str  # "gguf" | "mlx" | "checkpoint"
+    form: str  # "gguf" | "mlx" | "checkpoint"; "part" if a broken download left it
     holds: tuple[str, ...]  # "retrieval Q8_0", "clustering adapter", ..., to be read by people
     size: int  # bytes on disk; what two places share is counted in the first
     # Type of weights -> task -> the file or folder that serves it. Empty if the files are not complete.
     files: Mapping[str, Mapping[str, Path]]
-    commit: str | None = None  # at which the files, or the files that they were made from, were published
-    repo: str = ""  # in the hub cache
-    part: bool = False  # a broken download left it
 
     @property
     def engine(self) -> str:
         """The engine that reads the files."""
         return "llama" if self.form == "gguf" else "mlx"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Files that serve a request."""
+
+    place: Place
+    label: str
+    files: Mapping[str, Path]  # task -> file or folder
+    rivals: int = 0  # how many others in the same kind of place, for the same engine, serve it too
 
 
 def of(row: Published, revision: str | None = None) -> list[Place]:
@@ -49,6 +57,45 @@ def of(row: Published, revision: str | None = None) -> list[Place]:
         *_in_local_store(row, revision),
         *_in_hub_cache(row, revision),
     ]
+
+
+def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) -> Fit | None:
+    """The files that serve all of `tasks`, in the first kind of place that has them, for the first engine.
+
+    Of several the preferred type is taken; if any task will do, a place that serves most.
+    """
+
+    def preference(fit: Fit) -> tuple[int, ...]:
+        kind = ORDER.index(fit.place.where), request.engines.index(fit.place.engine)
+        return *kind, 0 if tasks else -len(fit.files), labels.rank(fit.label, fit.place.engine)
+
+    fits = [
+        Fit(place, label, files)
+        for place in there
+        for label in place.files
+        if place.engine in request.engines and _is_label(request.label, label)
+        if set(tasks) <= (files := _together(there, place, label)).keys()
+    ]
+    if not fits:
+        return None
+    best = min(fits, key=preference)
+    return replace(best, rivals=sum(preference(fit)[:2] == preference(best)[:2] for fit in fits) - 1)
+
+
+def _is_label(wanted: str | None, label: str) -> bool:
+    # A published checkpoint is not named by its bits; any other name is held against the file that is opened.
+    return wanted in (None, label) or (label == AS_PUBLISHED and not is_bits(wanted))
+
+
+def _together(there: Sequence[Place], place: Place, label: str) -> Mapping[str, Path]:
+    """What is opened with a place: in the hub cache, which has a repository for each task, also other GGUF files."""
+    if (place.where, place.form) != (CACHE, "gguf"):
+        return place.files[label]
+    files: dict[str, Path] = {}
+    for other in there:
+        if (other.where, other.form) == (CACHE, "gguf"):
+            files |= {task: path for task, path in other.files.get(label, {}).items() if task not in files}
+    return files
 
 
 def size_text(count: float) -> str:
@@ -76,7 +123,7 @@ def _in_local_store(row: Published, revision: str | None) -> Iterator[Place]:
             label: dict.fromkeys(registry.tasks_served(row, tasks) if record.adapters else sorted(tasks), path)
             for label, tasks in record.serves.items()
         }
-        yield Place(STORE, path, record.form, holds, size, files, record.source.revision)
+        yield Place(STORE, path, record.form, holds, size, files)
 
 
 def _in_hub_cache(row: Published, revision: str | None) -> Iterator[Place]:
@@ -88,11 +135,11 @@ def _in_hub_cache(row: Published, revision: str | None) -> Iterator[Place]:
             counted |= blobs
             holds, files = read(row, path)
             size = sum(blob.stat().st_size for blob in blobs)
-            yield Place(CACHE, path, form, holds, size, files, path.name, repo)
+            yield Place(CACHE, path, form, holds, size, files)
         if revision is None and (parts := hub_cache.unfinished(repo)):
             size = sum(part.stat().st_size for part in parts)
             holds = ("a part of a file: fetch it again to go on",)
-            yield Place(CACHE, parts[0].parent, form, holds, size, {}, None, repo, part=True)
+            yield Place(CACHE, parts[0].parent, "part", holds, size, {})
 
 
 def _ggufs(row: Published, path: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:

@@ -236,11 +236,12 @@ def watch(event, args):
         print("NETWORK", event, args, file=sys.stderr)
         raise SystemExit(9)
 sys.addaudithook(watch)
-from jina_local.store import find, inventory
+from jina_local import registry
+from jina_local.store import find, inventory, places
 from jina_local.errors import ModelNotFound
 found = find.find("v5-nano", backend="mlx", offline=True)
 assert found.label == "F32"
-inventory.listing(), inventory.verify("v5-nano"), find.path("v5-nano")
+[places.of(row) for row in registry.PUBLISHED], inventory.verify("v5-nano"), find.path("v5-nano")
 try:
     find.find("v5-small", backend="llama", offline=True)
 except ModelNotFound:
@@ -249,3 +250,57 @@ except ModelNotFound:
     env = {k: v for k, v in os.environ.items() if k != "JINA_LOCAL_OFFLINE"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
     assert (done.stdout, done.stderr) == ("done False\n", "")
+
+
+def test_path_names_the_folder_of_the_files_that_find_opens(places, published, engines):
+    row = registry.lookup("v5-nano")
+
+    def agree(**request):
+        found = find.find("v5-nano", **request)
+        task = (request.get("tasks") or [found.model.default_task])[0]
+        opened = found.files[task]
+        folder = opened.parent if opened.suffix == ".gguf" else opened
+        assert find.path("v5-nano", **request) == folder
+        return folder
+
+    base = into_cache(places / "cache", row.repo, row.revision, tree(published["nano"]))
+    assert agree() == base
+    for task in ("clustering", "retrieval"):
+        file = write_gguf(places / f"v5-nano-{task}-Q8_0.gguf")
+        into_cache(places / "cache", row.gguf_repo.format(task=task), COMMIT, {file.name: file})
+    file = write_gguf(places / "v5-nano-clustering-Q4_K_M.gguf", label="Q4_K_M")
+    into_cache(places / "cache", row.gguf_repo.format(task="clustering"), COMMIT, {file.name: file})
+    assert "retrieval" in str(agree())
+    assert "clustering" in str(agree(tasks=["clustering"]))
+    assert "clustering" in str(agree(weights="Q4_K_M"))
+    assert agree(backend="mlx") == base
+    mine = converted(places / "store" / "mine", published["nano"], "mlx", "8bit")
+    assert agree() == mine
+    assert agree(weights="8bit") == mine
+    assert agree(backend="llama") != mine
+    engines("llama")
+    assert "retrieval" in str(agree())
+    with pytest.raises(
+        ModelNotFound, match="Here, and not what was asked for: local store, .* .retrieval 8bit.;"
+    ):
+        find.path("v5-nano", tasks=["classification"])
+
+
+def test_the_command_that_fetches_has_what_was_asked_for(engines):
+    for request, options in (
+        ({}, ""),
+        ({"tasks": ["clustering"]}, " --task clustering"),
+        ({"weights": "Q4_K_M"}, " --weights Q4_K_M"),
+        ({"weights": "q8_0"}, ""),
+        ({"backend": "mlx"}, " --backend mlx"),
+    ):
+        with pytest.raises(ModelNotFound, match=f"`python -m jina_local models pull {NANO}{options}` "):
+            find.find("v5-nano", **request)
+
+
+def test_the_command_that_converts_has_the_type_that_was_asked_for(places):
+    for label, option in ((None, ""), ("Q4_K_M", " --type Q4_K_M")):
+        with pytest.raises(ModelNotFound) as error:
+            find.find("v3", backend="llama", weights=label)
+        home = places / "store" / "jina-embeddings-v3"
+        assert f'`python -m convert gguf jina-embeddings-v3 "{home}" --task all{option}`' in str(error.value)

@@ -181,8 +181,24 @@ def test_a_model_that_is_nowhere_says_what_was_looked_for(places, engines):
     text = str(error.value)
     assert "jinaai/jina-embeddings-v3 (config.json, model.safetensors, tokenizer.json) in" in text
     assert "For llama.cpp, no GGUF files are published." in text
+    assert "(about 1.2 GB; CC BY-NC 4.0, non-commercial)" in text
     with pytest.raises(ModelNotFound, match=r"jina-reranker-v3-Q8_0\.gguf or jinaai/jina-reranker-v3 \(config"):
         find.find("reranker-v3")
+
+
+def test_a_reranker_that_is_not_here_says_which_to_fetch_its_size_and_its_licence(places, engines):
+    engines("llama")
+    with pytest.raises(ModelNotFound) as error:
+        find.find(registry.DEFAULT_RERANKER)
+    command = "`python -m jina_local models pull jina-reranker-v3` (about 0.64 GB; CC BY-NC 4.0, non-commercial)"
+    assert command in str(error.value)
+    assert "pico" not in str(error.value)
+    with pytest.raises(ModelNotFound) as error:
+        find.find(registry.DEFAULT_RERANKER, weights="q4_k_m", tasks=["rerank"])
+    command = "models pull jina-reranker-v3 --task rerank --weights Q4_K_M` (size not known here; CC BY-NC 4.0"
+    assert command in str(error.value)
+    with pytest.raises(ModelNotFound, match=r"jina-reranker-v3 --backend mlx` \(about 1.2 GB"):
+        find.find(registry.DEFAULT_RERANKER, backend="mlx")
 
 
 def test_the_listwise_rerankers_repository_is_a_name(places, engines):

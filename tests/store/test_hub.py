@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 
@@ -15,7 +17,7 @@ pytest.importorskip("gguf", reason="GGUF test files are written with it: pip ins
 
 from jina_local import registry
 from jina_local.errors import ModelDamaged, ModelNotFound, OutputError, UsageError
-from jina_local.store import find, hub, hub_cache, inventory
+from jina_local.store import find, hub, hub_cache, inventory, places
 
 from .. import standin_hub, tiny
 from ..layout_files import COMMIT, NANO, SHAPE, converted, write_gguf
@@ -108,7 +110,7 @@ def test_what_is_fetched_is_said_before_it_is_fetched(site, caplog):
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     caplog.clear()
     hub.pull(ROW)
-    assert "all 1 files are here, and are compared with the hub's" in caplog.messages[1]
+    assert "all files are here, and are compared with the hub's" in caplog.messages[1]
     hub.pull(ROW, "mlx", tasks=["retrieval"])
     assert "fetching the published checkpoint, " in caplog.messages[-1]
 
@@ -350,8 +352,7 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
 
 
 def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
-    assert [one.row.spec.name for one in inventory.listing()] == registry.names()
-    assert {place.where for one in inventory.listing() for place in one.places} == {"package"}
+    assert {place.where for row in registry.PUBLISHED for place in places.of(row)} == {"package"}
     for ask in (find.path, inventory.remove, inventory.verify):
         with pytest.raises(ModelNotFound, match="on this machine"):
             ask("v5-nano")
@@ -362,15 +363,15 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
     stranger = cache() / "models--someone--else" / "snapshots" / COMMIT / "config.json"
     stranger.parent.mkdir(parents=True)
     stranger.write_text("{}")
-    row = next(one for one in inventory.listing() if one.row.spec.name == NANO)
-    assert [(p.where, p.holds) for p in row.places] == [
+    there = places.of(ROW)
+    assert [(p.where, p.holds) for p in there] == [
         ("local store", ("retrieval 8bit",)),
         ("hub cache", ("retrieval adapter",)),
         ("hub cache", ("clustering Q8_0",)),
     ]
     published = [p.stat().st_size for p in (files / "checkpoint").rglob("*") if p.is_file()]
-    assert 0.5 * sum(published) < row.places[1].size < sum(published)
-    assert row.places[2].size == (files / "v5-nano-clustering-Q8_0.gguf").stat().st_size
+    assert 0.5 * sum(published) < there[1].size < sum(published)
+    assert there[2].size == (files / "v5-nano-clustering-Q8_0.gguf").stat().st_size
     assert find.path("v5-nano") == folder
     assert [v.faults for v in inventory.verify("v5-nano")] == [(), (), ()]
     (folder / "model.safetensors").write_bytes(bytes((folder / "model.safetensors").stat().st_size))
@@ -378,13 +379,127 @@ def test_listing_path_verify_and_remove_over_both_places(site, files, tmp_path):
         f"{folder / 'model.safetensors'}: its content has changed since it was written",
     )
     gone = inventory.remove("v5-nano")
-    assert gone == list(row.places)
+    assert gone == there
     assert not folder.exists()
     assert stranger.exists()
     assert not list(cache().glob("models--jinaai*"))
-    assert inventory.listing()[1].places == ()
+    assert places.of(ROW) == []
 
 
 def test_a_folder_without_digests_cannot_be_verified(site, files):
     with pytest.raises(ModelNotFound, match=r"no digests are known for it, because it has no manifest\.json"):
         inventory.verify(files / "checkpoint")
+
+
+# --- a download that is cut short, slow or contended
+
+
+def small_pieces(monkeypatch):
+    """Keep what arrives by 1000 bytes, where the library keeps it by 10 MB."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+
+
+SCRIPT = """
+import sys
+import threading
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1000
+from jina_local.cli import main
+sys.argv[1:] = ["models", "pull", "v5-nano", "--backend", "llama"]
+main.run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+def test_an_interrupted_fetch_keeps_what_arrived_and_the_next_one_goes_on(site, capfd):
+    name = "v5-nano-retrieval-Q8_0.gguf"
+    whole = site.repos[RETRIEVAL][PINNED][name]
+    site.pace, site.piece = 0.05, 5000
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            while not [part for part in hub_cache.unfinished(RETRIEVAL) if part.stat().st_size > 5000]:
+                assert child.poll() is None, child.stderr.read()
+                time.sleep(0.02)
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=20)
+        finally:
+            child.kill()
+    assert (child.returncode, out) == (130, "")
+    assert f"{NANO}: what has arrived is kept; the next fetch goes on from there" in err
+    assert "Traceback" not in err
+    (part,) = hub_cache.unfinished(RETRIEVAL)
+    size = part.stat().st_size
+    assert 5000 < size < len(whole)
+    assert part.read_bytes() == whole[:size]
+    (place,) = places.of(ROW)
+    assert (place.path, place.size, place.files) == (part.parent, size, {})
+    with pytest.raises(ModelNotFound, match="hub cache, .*blobs .a part of a file: fetch it again to go on"):
+        find.find("v5-nano", backend="llama", offline=True)
+    with pytest.raises(ModelNotFound, match="nothing of it is on this machine"):
+        inventory.verify("v5-nano")
+    site.pace = 0
+    site.seen.clear()
+    assert hub.pull(ROW)["retrieval"].read_bytes() == whole
+    assert f"GET /{RETRIEVAL}/resolve/{PINNED}/{name} bytes={size}-" in site.seen
+    assert hub_cache.unfinished(RETRIEVAL) == []
+
+
+def test_what_is_here_of_a_file_is_said(site, caplog, monkeypatch):
+    small_pieces(monkeypatch)
+    part = hub_cache.root_of(RETRIEVAL) / "blobs"
+    part.mkdir(parents=True)
+    whole = site.repos[RETRIEVAL][PINNED]["v5-nano-retrieval-Q8_0.gguf"]
+    part = part / f"{standin_hub.digest('x.gguf', whole)}.incomplete"
+    part.write_bytes(whole[:60_000])
+    hub.pull(ROW)
+    assert f"{len(whole) / 1e6:.1f} MB (0.1 MB of it are here), into" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"x" * 70_000_000, b"x" * 5000])
+def test_a_part_that_is_not_of_the_file_does_no_lasting_harm(site, content):
+    whole = site.repos[RETRIEVAL][PINNED]["v5-nano-retrieval-Q8_0.gguf"]
+    blobs = hub_cache.root_of(RETRIEVAL) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{standin_hub.digest('x.gguf', whole)}.incomplete").write_bytes(content)
+    if len(content) < len(whole):
+        with pytest.raises(ModelDamaged, match="has the SHA-256"):
+            hub.pull(ROW)
+    assert hub.pull(ROW)["retrieval"].read_bytes() == whole
+
+
+def test_processes_that_fetch_the_same_file_fetch_it_once(site):
+    site.pace, site.piece = 0.01, 5000
+    script = "from jina_local.store import find; print(find.find('v5-nano', backend='llama').label)"
+    children = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for child in children:
+        out, err = child.communicate(timeout=60)
+        assert (child.returncode, out) == (0, "Q8_0\n"), err
+    assert len([line for line in site.seen if line.startswith(f"GET /{RETRIEVAL}/resolve")]) == 1
+
+
+def test_a_hub_that_never_answers_is_given_up(site, monkeypatch, caplog):
+    monkeypatch.setattr(hub, "_SECONDS", 0.3)
+    site.silent = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(ModelNotFound) as error:
+        find.find("v5-nano", backend="llama")
+    site.silent.set()
+    assert 0.3 <= time.monotonic() - start < 3
+    assert caplog.messages == [f"{NANO}: asking {site.url} for {RETRIEVAL}"]
+    text = str(error.value)
+    assert f"was asked of {site.url}, which could not be reached or broke off (no answer within 0 seconds)" in text
+    assert "about 0.23 GB; CC BY-NC 4.0, non-commercial" in text
+    assert "--model pico" in text
+
+
+def test_a_digest_that_would_lead_out_of_the_cache_is_no_file(site, monkeypatch):
+    monkeypatch.setattr(standin_hub, "digest", lambda name, content: "../" * 20 + "abcd")
+    with pytest.raises(ModelNotFound, match=r"has no v5-nano-retrieval-Q8_0\.gguf"):
+        hub.pull(ROW)

@@ -235,6 +235,6 @@ def test_a_converted_reranker_in_the_local_store_is_found_by_its_name(site, engi
     found = find.find("reranker-v2", offline=True)
     assert (found.label, found.model.name) == ("F32", PAIRWISE.spec.name)
     assert find.path("reranker-v2") == home
-    assert inventory.listing()[4].places[0].holds == ("rerank F32",)
+    assert places.of(PAIRWISE)[0].holds == ("rerank F32",)
     assert [one.faults for one in inventory.verify("reranker-v2")] == [()]
     shutil.rmtree(home)
