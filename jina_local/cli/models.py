@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from .. import backends, console, registry
-from ..errors import UsageError
+from ..errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from ..registry import Published
@@ -84,7 +84,7 @@ class _Parser:
         top = self._add("models", SUMMARY, _epilog("actions", about) + "\n" + _epilog("examples", examples))
         top.usage = f"{top.prog} ACTION [NAME] [options]; {top.prog} ACTION --help is about one action"
         top.parse_args(args)
-        self.error(f"no action was given.\n\n{top.format_help().rstrip()}\n")
+        raise UsageError(f"no action was given.\n\n{top.format_help().rstrip()}")
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -142,8 +142,10 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
     from ..store import find, hub, local_store
 
     row = find.row_of(_wanted(args))
-    if hub.offline(True if args.offline else None):
-        raise UsageError("pull needs the network, and --offline, JINA_LOCAL_OFFLINE or HF_HUB_OFFLINE forbids it.")
+    if args.offline:
+        raise UsageError("pull needs the network, and --offline forbids it.")
+    if hub.offline(None):
+        raise ModelNotFound(f"{row.spec.name}: JINA_LOCAL_OFFLINE or HF_HUB_OFFLINE is set. Unset it to fetch.")
     asked = _backend(args)
     engine = backends.preferred() if asked == "auto" else asked
     to_convert = (engine, asked) == ("llama", "auto") and not (args.weights or row.gguf_repo or row.bundled)

@@ -280,9 +280,7 @@ def test_path_names_the_folder_of_the_files_that_find_opens(places, published, e
     assert agree(backend="llama") != mine
     engines("llama")
     assert "retrieval" in str(agree())
-    with pytest.raises(
-        ModelNotFound, match="Here, and not what was asked for: local store, .* .retrieval 8bit.;"
-    ):
+    with pytest.raises(ModelNotFound, match="Here, and not what was asked for: local store, .* .retrieval 8bit.;"):
         find.path("v5-nano", tasks=["classification"])
 
 
