@@ -87,7 +87,7 @@ def memory(path: Path, label: str, threads: int | None, tasks: str) -> float:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1000
 
 
-def arguments() -> tuple[argparse.Namespace, list[tuple[Weights, Weights]]]:
+def arguments() -> tuple[argparse.Namespace, list[tuple[ModelFiles, ModelFiles]]]:
     """The command line, and for each label (base with adapters, merged files). Code 2 if either is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("separate", type=Path, help="a folder that `convert ... --adapters separate` wrote")
