@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 
 from convert.verify.reference import hidden_states
-from jina_local.backends.llama.repack import canary, decide
+from jina_local.backends.llama import repack
+from jina_local.backends.llama.repack import decide, survives
 from jina_local.errors import EngineError, JinaError, ModelDamaged, UsageError
 from jina_local.inference import batching
 from jina_local.inference.batching import pack
@@ -250,6 +253,7 @@ def test_the_library_says_nothing_on_either_stream(kind):
         ("x86_64", True, "Q8_0", True, True),
         ("x86_64", True, "Q8_0", False, False),
         ("x86_64", True, "Q4_0", False, False),
+        ("x86_64", True, "Q4_0", "unknown", False),
         ("x86_64", True, "Q6_K", None, False),
         ("x86_64", True, "F16", None, True),
     ],
@@ -261,7 +265,7 @@ def test_repacking_is_decided_by_what_is_safe_then_by_what_is_fast(
 
     def asked():
         assert survives is not None, "the child process was started where it cannot matter"
-        return survives
+        return None if survives == "unknown" else survives
 
     allowed, why = decide(machine, amx, weights, asked)
     assert allowed is expected
@@ -271,22 +275,70 @@ def test_repacking_is_decided_by_what_is_safe_then_by_what_is_fast(
 def test_amx_can_be_switched_off_by_the_environment(monkeypatch):
     monkeypatch.setenv("JINA_LOCAL_AMX", "off")
     assert decide("x86_64", True, "Q8_0", lambda: True) == (False, "weights are not repacked: JINA_LOCAL_AMX=off")
+    monkeypatch.setenv("JINA_LOCAL_AMX", "no")
+    with pytest.raises(UsageError, match=r"JINA_LOCAL_AMX='no' is not known; possible: auto \(the default\), off"):
+        decide("x86_64", True, "Q8_0", lambda: True)
 
 
-def test_the_canary_lives_on_a_good_file_dies_on_a_bad_one_and_is_asked_once(kind, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stock_survives():
+    """Whether llama-cpp-python's own `Llama`, which always repacks, survives a decode of a quantised file here."""
+    script = "import sys, llama_cpp; llama_cpp.Llama(sys.argv[1], embedding=True, verbose=False).embed('a b c d')"
+    command = f"ulimit -c 0; exec {sys.executable} -c {shlex.quote(script)} {made.gguf_file('nano', 'Q8_0')}"
+    return subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0
+
+
+def test_the_child_dies_where_stock_llama_cpp_dies_and_is_asked_once(kind, tmp_path, monkeypatch, stock_survives):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = made.gguf_file(kind, "Q8_0")
+    assert repack.kept_verdict("Q8_0") is None
+    assert survives(file, "Q8_0") is stock_survives
+    assert repack.kept_verdict("Q8_0") is stock_survives
+    assert repack.kept_verdict("Q4_0") is None, "a verdict is for one type"
+    monkeypatch.setattr(repack, "_exit_code_of_child", None)
+    assert survives(file, "Q8_0") is stock_survives
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a core file goes is read from /proc")
+def test_the_death_of_the_child_leaves_no_core_file(tmp_path, monkeypatch):
+    if Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "/")):
+        pytest.skip("this system sends core files elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+    try:
+        survives(made.gguf_file("nano", "Q8_0"), "Q8_0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+def test_a_trial_that_says_nothing_about_the_library_is_not_kept(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF")
-    assert canary(bad, "Q8_0") is False
-    assert canary(made.gguf_file(kind, "Q8_0"), "Q8_0") is False  # the verdict of this library for this type is kept
-    (tmp_path / "jina_local" / "extra_buffers.json").unlink()
-    assert canary(made.gguf_file(kind, "Q8_0"), "Q8_0") is (not _amx_and_old_compiler())
+    assert survives(bad, "Q8_0") is None
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no such program"))
+    assert survives(made.gguf_file(kind, "Q8_0"), "Q8_0") is None
+    assert repack.kept_verdict("Q8_0") is None
 
 
-def _amx_and_old_compiler() -> bool:
-    from jina_local.backends.llama.library import library
+def test_the_child_finds_the_modules_of_this_process_in_any_folder(tmp_path, monkeypatch):
+    """A module of the same name in the working folder would be imported in their place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "numpy.py").write_text("raise SystemExit(99)")
+    monkeypatch.chdir(tmp_path)
+    assert survives(made.gguf_file("nano", "Q8_0"), "Q8_0") is not None
 
-    return library().has("AMX_INT8") and os.environ.get("JINA_LOCAL_TEST_AMX_DIES") == "1"
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [(0, True), (-11, False), (-4, False), (3, False), (1, None), (-2, None), (-9, None), (None, None)],
+)
+def test_only_a_crash_or_wrong_numbers_speak_against_repacking(code, verdict):
+    assert repack._verdict(code) is verdict
 
 
 def test_a_plan_for_the_backend_fits_its_lanes(exact):

@@ -316,7 +316,7 @@ from pathlib import Path
 import numpy as np
 from jina_local.backends.mlx import MlxBackend
 from jina_local.errors import EngineError
-from tests.test_mlx import batch
+from tests.backends.test_mlx import batch
 backend = MlxBackend(Path(sys.argv[1]), task="retrieval")
 backend.forward(batch([np.arange(9)]))
 assert os.environ["MLX_ENABLE_TF32"] == "0"
