@@ -101,7 +101,7 @@ MUTANTS = (
            "range(0, length - room, room - overlap)", "range(0, length - room, room + overlap)",
            "tests/reranking/test_pairwise.py"),
     Mutant("the worst window counts", "jina_local/reranking/scoring.py",
-           "np.fmax.at(", "np.fmin.at(", "tests/reranking/test_scoring.py tests/reranking/test_reranker.py"),
+           "np.maximum.at(", "np.minimum.at(", "tests/reranking/test_scoring.py tests/reranking/test_reranker.py"),
     Mutant("equal scores change places", "jina_local/reranking/scoring.py",
            'kind="stable"', 'kind="quicksort"', "tests/reranking/test_scoring.py"),
     # The command line.

@@ -1,6 +1,6 @@
 """One task's adapter of a published checkpoint -> a small GGUF that llama.cpp runs beside the base.
 
-The format, with what is refused, is on top of jina_local/gguf_adapter.py, which also checks what is written here.
+jina_local/weights/adapters/gguf_file.py describes the format, and checks the file that is written here.
 """
 
 from __future__ import annotations

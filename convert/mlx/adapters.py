@@ -87,16 +87,11 @@ def _layout(checkpoint: Checkpoint, task: str, dtype: str) -> Layout:
         return {
             name: (dtype, factor.shape)
             for target in adapter.targets
-            for name, factor in zip(_names(target), adapter.factors(target) or (), strict=True)
+            for name, factor in zip(format_.names(target), adapter.factors(target) or (), strict=True)
         }
 
 
 def _tensors(adapter: Adapter, dtype: str) -> Iterator[tuple[str, NDArray[np.generic]]]:
     for target in adapter.targets:
-        for name, data in zip(_names(target), adapter.factors(target) or (), strict=True):
+        for name, data in zip(format_.names(target), adapter.factors(target) or (), strict=True):
             yield name, data if dtype == "F32" else safetensors.to_f16(data, f"{adapter.where}: {name}")
-
-
-def _names(target: str) -> tuple[str, str]:
-    module = target.removesuffix(".weight")
-    return f"{module}.lora_A", f"{module}.lora_B"

@@ -174,7 +174,7 @@ FAULTS = {
     "layer": ({}, {"blk.99.attn_q.weight.lora_a": (4, IN)}, r"1 unknown: blk\.99\.attn_q\.weight\.lora_a"),
     "norm": ({}, {"blk.0.attn_norm.weight": (IN,)}, r"1 unknown: blk\.0\.attn_norm\.weight"),
     "no factors": ({}, {f"{s}.lora_{x}": None for s in (Q, DOWN) for x in "ab"}, "holds no LoRA factors"),
-    "bfloat16": ({}, {f"{Q}.lora_a": np.zeros((4, IN), np.uint16)}, "factors of type BF16; an adapter is F32 or F16"),
+    "bfloat16": ({}, {f"{Q}.lora_a": np.zeros((4, IN), np.uint16)}, "lora_a is stored as BF16; expected F32 or F16"),
     "float64": ({}, {f"{Q}.lora_a": np.zeros((4, IN), np.float64)}, "unknown tensor type 28"),
 }  # fmt: skip
 

@@ -64,7 +64,10 @@ def refused(folder: Path, message: str) -> None:
         ({"format": "jina_local adapter 2"}, "format 'jina_local adapter 2'; this version reads .* Convert again"),
         ({"format": None}, "format None; this version reads"),
         ({"task": "clustering"}, "is the adapter of 'clustering', not of 'retrieval'"),
-        ({"base": "0" * 64}, "belongs to another base: it was made for 0{64}, .* is of [0-9a-f]{64}. Take"),
+        (
+            {"base": "0" * 64},
+            "was made for the base 0{64}, and .* is of the base [0-9a-f]{64}. Put .* mlx SRC OUT",
+        ),
         ({"base": None}, r"its metadata is malformed \('base'\)"),
         ({"rank": "0"}, "rank 0; expected a whole number from 1 to 512"),
         ({"rank": "513"}, "rank 513; expected"),
@@ -177,7 +180,7 @@ def test_adapters_of_another_checkpoint_are_refused_before_the_base_is_read(sepa
         tensors["model.norm.weight"][1][0] = np.nan
 
     rewrite(base / "model.safetensors", poison)
-    for folder, message in ((tmp_path / "out", "belongs to another base"), (base, "norm.weight: holds NaN")):
+    for folder, message in ((tmp_path / "out", "was made for the base"), (base, "norm.weight: holds NaN")):
         with pytest.raises(ModelDamaged, match=message):
             beside(base, {"retrieval": files_of(folder)["retrieval"]})
 
@@ -186,12 +189,14 @@ def test_adapters_of_another_checkpoint_are_refused_before_the_base_is_read(sepa
 def test_a_merged_folder_takes_no_adapter(separate, source, bits, tmp_path):
     to_mlx(source, tmp_path / "merged", tasks=["retrieval"], bits=bits)
     for base in (tmp_path / "merged", source):
-        with pytest.raises(ModelDamaged, match="does not say which checkpoint it was made from.*--adapters separate"):
+        with pytest.raises(ModelDamaged, match=r"carries no digest of a base \(base\).*mlx SRC OUT --adapters sep"):
             beside(base, files_of(separate(bits)))
 
 
 def test_a_published_adapter_belongs_to_the_checkpoint_around_it(separate, source, tmp_path):
     elsewhere = shutil.copytree(source / "adapters/retrieval", tmp_path / "retrieval")
     for base in (source, separate(8), separate(16)):
-        with pytest.raises(UsageError, match="lies outside .* python -m convert mlx SRC OUT --adapters separate"):
+        with pytest.raises(
+            UsageError, match="lies outside .* and names no base.* convert mlx SRC OUT --adapters separate"
+        ):
             beside(base, {"retrieval": elsewhere})

@@ -24,15 +24,10 @@ def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
             f"{base.path}: llama.cpp leaves out what an adapter changes in the table of token types, so {arch.kind} "
             "runs merged on it. Convert again without separate adapters, or use the mlx backend."
         )
-    digest = base.text(gguf_file.BASE_KEY)
-    if files and digest is None:
-        raise ModelDamaged(
-            f"{base.path}: carries no digest of a base ({gguf_file.BASE_KEY}); it is merged, or made by other "
-            "programs, and adapters cannot be run beside it. Take the base that was written with them."
-        )
+    wanted = gguf_file.Base(base.path, base.text(gguf_file.BASE_KEY), arch)
     for task, path in files.items():
         header = gguf.read_header(path)
-        gguf_file.check(header, task, gguf_file.Base(base.path, digest or "", arch))
+        gguf_file.check(header, task, wanted)
         gguf_file.check_values(header)
 
 

@@ -1,8 +1,8 @@
-"""Adapters that run beside a base: files of ours, or a published checkpoint's folders -> arrays, by block.
+"""Adapters that run beside a base: converted files, or a published checkpoint's folders -> arrays, by block.
 
-Every one is held against the base to the last shape and type before anything is loaded. A file of ours carries the
-digest of its base (formats/adapter.py is its page); a published folder carries none, so that it has to lie in the
-folder of the base itself. What a config says about the base's path is never followed.
+Every shape and type is checked against the base before anything is loaded. A converted file carries the digest of its
+base (see weights/adapters/mlx_file.py). A published folder carries none, so it has to lie in the folder of the base.
+The path of the base in a published config is never followed.
 """
 
 from __future__ import annotations
@@ -15,65 +15,29 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelDamaged, UsageError
-from ...formats.checks import check_types, finite
-from ...formats.safetensors import SafetensorsFile
+from ...errors import UsageError
+from ...formats.checks import finite
 from ...weights import architecture
-from ...weights.adapters import mlx_file as format_
-from ...weights.adapters.published import Adapter, pair_factors
+from ...weights.adapters.mlx_file import AdapterFile
+from ...weights.adapters.published import Adapter
 from ...weights.architecture import Architecture
 from .folder import Folder, PlainFolder, evaluated
 from .layers import Beside, Factors
 
 
-class AdapterFile:
-    """A file of ours for one task, checked against the base's shape and digest. Nothing is read until asked for."""
-
-    def __init__(self, path: Path, task: str, arch: Architecture, base: str | None, beside: Path) -> None:
-        """`base`: the digest in the base's own file, `beside`: that base's folder, for the error."""
-        self._file = SafetensorsFile(path)
-        try:
-            header = format_.parse(self._file.metadata, str(path))
-            if header.task != task:
-                raise ModelDamaged(
-                    f"{path}: is the adapter of {header.task!r}, not of {task!r}. Put each under the name of its "
-                    "own task, or convert again."
-                )
-            format_.check_base(header.base, base, str(path), str(beside))
-            names = {name: name for name in self._file.tensors}
-            self._pairs = pair_factors(self._file, names, arch, header.rank)
-            types = {name: tensor.dtype for name, tensor in self._file.tensors.items()}
-            check_types(types, format_.DTYPES, str(path))
-        except BaseException:
-            self._file.close()
-            raise
-        self.scale = header.alpha / header.rank
-
-    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """(A (r, in), B (out, r)) float32 for one base weight, or None. Raises ModelDamaged where not finite."""
-        if name not in self._pairs:
-            return None
-        a, b = (finite(self._file.read_f32(x), f"{self._file.path}: {x}") for x in self._pairs[name])
-        return a, b
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 def load(paths: Mapping[str, Path], folder: Folder, dtype: mx.Dtype) -> dict[str, Beside]:
-    """Task -> what runs beside each block of the base in `folder`, in `dtype`.
+    """Task -> the factors that run beside each block of the base in `folder`, in `dtype`.
 
     All files are checked before the first is read. Raises ModelDamaged, or UsageError for a folder elsewhere.
     """
     for task, path in paths.items():
         with _opened(task, path, folder):
             pass
-    found = {}
+    loaded = {}
     for task, path in paths.items():
         with _opened(task, path, folder) as adapter:
-            found[task] = _beside(adapter, folder.arch, dtype, path)
-    return found
+            loaded[task] = _beside(adapter, folder.arch, dtype, path)
+    return loaded
 
 
 @contextmanager
@@ -89,8 +53,8 @@ def _opened(task: str, path: Path, folder: Folder) -> Iterator[Adapter | Adapter
             yield adapter
     else:
         raise UsageError(
-            f"{path} lies outside {folder.path} and says of no base that it is its own. Run it with the checkpoint "
-            "that it was published in, or convert both: python -m convert mlx SRC OUT --adapters separate."
+            f"{path} lies outside {folder.path} and names no base. Run it with the checkpoint that it was published "
+            "in, or convert both: python -m convert mlx SRC OUT --adapters separate."
         )
 
 
@@ -113,7 +77,7 @@ def _beside(adapter: Adapter | AdapterFile, arch: Architecture, dtype: mx.Dtype,
 
 
 def _scaled(b: NDArray[np.float32], scale: float, where: str) -> NDArray[np.float32]:
-    """B with the scale in it; exact where that is a power of two, as in the published adapters."""
+    """B times the scale; exact if the scale is a power of two, which it is in the published adapters."""
     if scale == 1:
         return b
     with np.errstate(over="ignore"):

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelDamaged
-from ...formats.checks import check_shapes
+from ...formats.checks import check_types
 from ...formats.gguf import Header
 from .. import architecture, tensor_names
 from ..architecture import Architecture
-from .mlx_file import check_scale
+from .rules import check_base, check_scale, linear_slots, pair_factors
 
 BASE_KEY = "jina_local.base"  # in a base and in its adapters; merged files have none
 TASK_KEY = "jina_local.task"  # in merged files and in adapters
 NAME_KEY = "adapter.lora.task_name"
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-_AGAIN = "`python -m convert gguf SRC OUT --task all --adapters separate`"
+_COMMAND = "python -m convert gguf SRC OUT --task all --adapters separate"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Base:
     """What an adapter has to fit."""
 
     path: Path
-    digest: str
+    digest: str | None  # of the published base; None in a merged file
     arch: Architecture
 
 
@@ -60,7 +60,7 @@ def check(header: Header, task: str, base: Base) -> None:
         raise ModelDamaged(f"{path}: general.type is {keys.get('general.type')!r}; an adapter's is 'adapter'.")
     if (named := task_of(header)) != task:
         raise ModelDamaged(f"{path}: is taken for the adapter of {task}, and names the task {named!r}. Rename it.")
-    _check_base(header, base)
+    check_base(header.text(BASE_KEY), base.digest, str(path), str(base.path), key=BASE_KEY, command=_COMMAND)
     if keys.get("general.architecture") != base.arch.kind:
         raise ModelDamaged(
             f"{path}: is for the architecture {keys.get('general.architecture')!r}, its base is {base.arch.kind}."
@@ -82,35 +82,18 @@ def check_values(header: Header) -> None:
             raise ModelDamaged(f"{header.path}: {name} holds NaN or infinity. Convert it again.")
 
 
-def _check_base(header: Header, base: Base) -> None:
-    digest = header.text(BASE_KEY)
-    if digest is None:
-        raise ModelDamaged(
-            f"{header.path}: carries no digest of its base ({BASE_KEY}), so nothing says that it was trained on "
-            f"{base.path.name}. Put the PEFT folder it came from under adapters/<task> of the published checkpoint "
-            f"SRC and run {_AGAIN}."
-        )
-    if digest != base.digest:
-        raise ModelDamaged(
-            f"{header.path}: was made for the base {digest}, and {base.path} is of the base {base.digest}. Put it "
-            f"beside its own base, or convert both from one checkpoint: {_AGAIN}."
-        )
-
-
 def _check_tensors(header: Header, base: Base) -> None:
-    path, shapes, renamed = header.path, architecture.tensors(base.arch), tensor_names.gguf_names(base.arch)
-    targets = {renamed[name]: shapes[name] for name in architecture.projections(base.arch)}
-    found = {name: tensor.shape for name, tensor in header.tensors.items()}
-    if not found:
-        raise ModelDamaged(f"{path}: holds no LoRA factors.")
-    first = next((shape for name, shape in found.items() if name.endswith(".lora_a")), ())
-    rank = first[0] if first else 0
-    # llama.cpp takes alpha 0 to mean a scale of 1, and multiplies with NaN.
-    check_scale(rank, header.keys.get("adapter.lora.alpha"), f"{path}: adapter.lora")
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, (out, inner) in targets.items():
-        if f"{name}.lora_a" in found or f"{name}.lora_b" in found:
-            expected |= {f"{name}.lora_a": (rank, inner), f"{name}.lora_b": (out, rank)}
-    check_shapes(found, expected, str(path))
-    if other := sorted({tensor.type for tensor in header.tensors.values()} - _TYPES.keys()):
-        raise ModelDamaged(f"{path}: has factors of type {other[0]}; an adapter is {' or '.join(_TYPES)}.")
+    where = str(header.path)
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    first_a = next((shape for name, shape in shapes.items() if name.endswith(".lora_a")), ())
+    rank = first_a[0] if first_a else 0
+    if shapes:
+        # llama.cpp takes alpha 0 to mean a scale of 1, and multiplies with NaN.
+        check_scale(rank, header.keys.get("adapter.lora.alpha"), f"{where}: adapter.lora")
+    renamed = tensor_names.gguf_names(base.arch)
+
+    def names(weight: str) -> tuple[str, str]:
+        return f"{renamed[weight]}.lora_a", f"{renamed[weight]}.lora_b"
+
+    pair_factors(shapes, linear_slots(base.arch, architecture.projections(base.arch), rank, shapes, names), where)
+    check_types({name: tensor.type for name, tensor in header.tensors.items()}, tuple(_TYPES), where)

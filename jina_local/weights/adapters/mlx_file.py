@@ -39,19 +39,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ModelDamaged
+from ...formats.checks import check_types, finite
+from ...formats.safetensors import SafetensorsFile
+from .. import architecture
+from ..architecture import Architecture
+from .rules import check_base, check_scale, linear_slots, pair_factors
 
 FORMAT = "jina_local adapter 1"
 DTYPES = ("F16", "F32")
 BASE = "base"  # the metadata key, in the base's file and in the adapter's
-MOST_RANK = 512
-_MOST_ALPHA = 65536.0  # adapters are made with one to four times the rank; beyond this it is damage
+_COMMAND = "python -m convert mlx SRC OUT --adapters separate"
 
 
 @dataclass(frozen=True)
 class Header:
-    """The metadata of one file."""
+    """The metadata of one adapter file."""
 
     task: str
     rank: int
@@ -61,7 +69,7 @@ class Header:
     default_prompt: str
 
     def dump(self) -> dict[str, str]:
-        """As it stands in the file."""
+        """The metadata as the file holds it."""
         return {
             "format": FORMAT,
             "task": self.task,
@@ -91,27 +99,46 @@ def parse(metadata: Mapping[str, str], where: str) -> Header:
     return header
 
 
-def check_scale(rank: object, alpha: object, where: str) -> tuple[int, float]:
-    """Both, found to be numbers that an adapter can have. Raises ModelDamaged."""
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK:
-        raise ModelDamaged(f"{where}: rank {rank!r}; expected a whole number from 1 to {MOST_RANK}.")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= _MOST_ALPHA:
-        raise ModelDamaged(f"{where}: alpha {alpha!r}; expected a positive number up to {_MOST_ALPHA:g}.")
-    return rank, float(alpha)
+class AdapterFile:
+    """One task's adapter, checked against the base's shape and digest. Factors are read when they are asked for."""
+
+    def __init__(self, path: Path, task: str, arch: Architecture, base: str | None, beside: Path) -> None:
+        """`base`: the digest that the base's own file carries, or None. `beside`: the base's folder, for errors."""
+        self._file = SafetensorsFile(path)
+        try:
+            header = parse(self._file.metadata, str(path))
+            if header.task != task:
+                raise ModelDamaged(
+                    f"{path}: is the adapter of {header.task!r}, not of {task!r}. Put each under the name of its "
+                    "own task, or convert again."
+                )
+            check_base(header.base, base, str(path), str(beside), key=BASE, command=_COMMAND)
+            shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
+            slots = linear_slots(arch, architecture.adaptable(arch), header.rank, shapes, names)
+            self._pairs = {slot.weight: slot for slot in pair_factors(shapes, slots, str(path))}
+            check_types({name: tensor.dtype for name, tensor in self._file.tensors.items()}, DTYPES, str(path))
+        except BaseException:
+            self._file.close()
+            raise
+        self.scale = header.alpha / header.rank
+
+    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """(A (r, in), B (out, r)) float32 of one base weight, or None. Raises ModelDamaged for NaN and infinity."""
+        if name not in self._pairs:
+            return None
+        slot = self._pairs[name]
+        a, b = (finite(self._file.read_f32(x), f"{self._file.path}: {x}") for x in (slot.a, slot.b))
+        return a, b
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
-def check_base(found: str, expected: str | None, where: str, base: str) -> None:
-    """Raise ModelDamaged unless an adapter's digest is that of the base beside it; None: the base has none."""
-    if expected is None:
-        raise ModelDamaged(
-            f"{where}: {base} does not say which checkpoint it was made from, so that no adapter is known to fit it. "
-            "Convert both together: python -m convert mlx SRC OUT --adapters separate."
-        )
-    if found != expected:
-        raise ModelDamaged(
-            f"{where}: this adapter belongs to another base: it was made for {found}, {base} is of {expected}. Take "
-            "the adapter that was converted from the same checkpoint, or convert both again with --adapters separate."
-        )
+def names(weight: str) -> tuple[str, str]:
+    """The names of A and B in the file, for one base weight."""
+    module = weight.removesuffix(".weight")
+    return f"{module}.lora_A", f"{module}.lora_B"
 
 
 def _whole(text: str) -> int:

@@ -3,14 +3,14 @@
 peft      adapters/{task}/, or for v3 {task}/: adapter_config.json and adapter_model.safetensors
 inside    v3: in the checkpoint itself, X.parametrizations.weight.0.lora_A and .lora_B, a leading axis of tasks
 
-Whatever is stored, what is given is the pair with delta = (alpha / rank) B A: an embedding table's factors, which are
-stored for A B (inside) or for its transpose (peft), are turned round here, and nowhere else.
+The pair that is returned always has delta = (alpha / rank) B A. An embedding table's factors are stored for A B
+(inside) or for the transposed table (peft); they are swapped here, and nowhere else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelDamaged
-from ...formats.checks import FLOATS, check_shapes, check_types, finite
+from ...formats.checks import FLOATS, check_types, finite
 from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile
 from .. import architecture
 from ..architecture import Architecture
-from .mlx_file import check_scale
+from .mlx_file import names as names_of_ours
+from .rules import Slot, check_scale, linear_slots, pair_factors
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -42,32 +43,33 @@ _PLAIN_LORA: dict[str, tuple[object, ...]] = {
     "alpha_pattern": (None, {}),
     "layers_to_transform": (None, []),
 }
-# transformers' own names for the modules of v3 -> those of the checkpoint; the first table wins.
+# transformers' own names for the modules of v3 -> the checkpoint's names.
 _NATIVE_V3 = (
     (re.compile(r"^layers\.(\d+)\.self_attn\.o_proj$"), r"encoder.layers.\1.mixer.out_proj"),
     (re.compile(r"^layers\.(\d+)\.self_attn\.([qkv])_proj$"), r"encoder.layers.\1.mixer.Wqkv|\2"),
     (re.compile(r"^layers\.(\d+)\.mlp\.(fc[12])$"), r"encoder.layers.\1.mlp.\2"),
 )
 _THIRDS = ("q", "k", "v")
+_LETTERS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where one pair lies. `task`: its place on the leading axis, None where there is no such axis."""
+    """Where one pair lies. `task`: its place on the leading axis, None if there is no such axis."""
 
     file: SafetensorsFile
     a: str
     b: str
     task: int | None = None
-    turned: bool = False  # an embedding's: what is stored as A is the B of the delta
-    transposed: bool = False  # and both lie on their sides, as PEFT has them
+    swapped: bool = False  # an embedding table's: the factor stored as A is the B of the delta
+    transposed: bool = False  # and both are stored transposed, as PEFT does
 
     def read(self) -> Pair:
         """(A (r, in), B (out, r)) float32, delta = B A."""
         a, b = (finite(self.file.read_f32(n), f"{self.file.path}: {n}") for n in (self.a, self.b))
         if self.task is not None:
             a, b = a[self.task], b[self.task]
-        if self.turned:
+        if self.swapped:
             a, b = (b.T, a.T) if self.transposed else (b, a)
         return np.ascontiguousarray(a), np.ascontiguousarray(b)
 
@@ -81,19 +83,19 @@ class Adapter:
         rank: int,
         alpha: float,
         stored: Mapping[str, Sequence[_Stored]],
-        own: SafetensorsFile | None,
+        own_file: SafetensorsFile | None,
     ) -> None:
-        """`stored`: base weight -> its pair, or one each for q, k and v; `own`: a file to close with the adapter."""
+        """`stored`: base weight -> its pair, or a pair each for q, k and v. `own_file`: closed with the adapter."""
         self.where, self.rank, self.alpha = where, rank, alpha
         self.scale = alpha / rank
-        self._stored, self._own = stored, own
+        self._stored, self._own_file = stored, own_file
 
     def __enter__(self) -> Adapter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._own is not None:
-            self._own.close()
+        if self._own_file is not None:
+            self._own_file.close()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -101,13 +103,13 @@ class Adapter:
         return tuple(self._stored)
 
     def factors(self, name: str) -> Pair | None:
-        """(A (r, in), B (out, r)) float32 for one base weight, or None.
+        """(A (r, in), B (out, r)) float32 of one base weight, or None.
 
-        r is the adapter's rank; for a fused weight whose three parts have an A each it is three times that.
+        r is the adapter's rank, or three times the rank for a fused weight whose three parts have an A each.
         """
         if name not in self._stored:
             return None
-        pairs = [one.read() for one in self._stored[name]]
+        pairs = [stored.read() for stored in self._stored[name]]
         if len(pairs) == 1:
             return pairs[0]
         first = pairs[0][0]
@@ -116,7 +118,7 @@ class Adapter:
         return np.concatenate([a for a, _ in pairs]), _block_diagonal([b for _, b in pairs])
 
     def add_to(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`weight` plus this adapter's delta for it, in float32; unchanged where it has none."""
+        """`weight` plus this adapter's delta for it, in float32; `weight` itself if the adapter leaves it alone."""
         pair = self.factors(name)
         if pair is None:
             return weight
@@ -142,11 +144,9 @@ def from_folder(folder: Path, arch: Architecture) -> Adapter:
             raise ModelDamaged(f"{folder}: {key} is {config[key]!r}; only plain LoRA is merged here.")
     file = SafetensorsFile(folder / WEIGHTS)
     try:
-        names = {n: p for n in file.tensors if not (p := _plain(n)).startswith("pooler.")}
-        if arch.kind == "jina-bert-v3":
-            return Adapter(str(folder), rank, alpha, _pair_v3(file, names, arch, rank), file)
-        pairs = pair_factors(file, names, arch, rank)
-        return Adapter(str(folder), rank, alpha, {n: [_Stored(file, a, b)] for n, (a, b) in pairs.items()}, file)
+        names = {name: plain for name in file.tensors if not (plain := _plain(name)).startswith("pooler.")}
+        pairs = (_pairs_of_v3 if arch.kind == "jina-bert-v3" else _pairs)(file, names, arch, rank)
+        return Adapter(str(folder), rank, alpha, pairs, file)
     except BaseException:
         file.close()
         raise
@@ -162,22 +162,22 @@ def from_inside(
     """Open an adapter that the checkpoint holds itself. `stored`: "<weight>|A" and "<weight>|B" -> where it lies."""
     tasks = inside_tasks(config, where)
     rank, alpha = check_scale(config.get("lora_rank"), config.get("lora_alpha"), where)
-    shapes = architecture.tensors(arch)
-    expected: dict[str, tuple[int, ...]] = {}
-    for name in architecture.adaptable(arch):
-        out, inner = shapes[name]
-        if "embeddings." in name:  # stored for A B, not for B A
-            expected[f"{name}|A"], expected[f"{name}|B"] = (len(tasks), out, rank), (len(tasks), rank, inner)
-        else:
-            expected[f"{name}|A"], expected[f"{name}|B"] = (len(tasks), rank, inner), (len(tasks), out, rank)
-    check_shapes({key: file.tensors[name].shape for key, (file, name) in stored.items()}, expected, where)
+    shapes = {key: file.tensors[name].shape for key, (file, name) in stored.items()}
     pairs = {}
-    for name in architecture.adaptable(arch):
-        (file, a), (other, b) = stored[f"{name}|A"], stored[f"{name}|B"]
-        if file is not other:
-            raise ModelDamaged(f"{where}: the two factors of {name} lie in different files.")
-        pairs[name] = [_Stored(file, a, b, tasks.index(task), turned="embeddings." in name)]
+    for slot in pair_factors(shapes, _slots_inside(arch, len(tasks), rank), where, every=True):
+        (file, a), (file_of_b, b) = stored[slot.a], stored[slot.b]
+        if file is not file_of_b:
+            raise ModelDamaged(f"{where}: the two factors of {slot.weight} lie in different files.")
+        pairs[slot.weight] = [_Stored(file, a, b, tasks.index(task), swapped=_is_table(slot.weight))]
     return Adapter(where, rank, alpha, pairs, None)
+
+
+def _slots_inside(arch: Architecture, tasks: int, rank: int) -> Iterator[Slot]:
+    base = architecture.tensors(arch)
+    for weight in architecture.adaptable(arch):
+        out, inner = base[weight]
+        a, b = ((out, rank), (rank, inner)) if _is_table(weight) else ((rank, inner), (out, rank))
+        yield Slot(weight, f"{weight}|A", (tasks, *a), f"{weight}|B", (tasks, *b))
 
 
 def inside_tasks(config: Mapping[str, object], where: str) -> tuple[str, ...]:
@@ -188,72 +188,68 @@ def inside_tasks(config: Mapping[str, object], where: str) -> tuple[str, ...]:
     return tuple(tasks)
 
 
-def pair_factors(
+def _pairs(
     file: SafetensorsFile, names: Mapping[str, str], arch: Architecture, rank: int
-) -> dict[str, tuple[str, str]]:
-    """Base weight -> the stored names of its A (r, in) and B (out, r), each tensor of the file used once.
-
-    `names`: stored name -> `<module>.lora_A` or `.lora_B`. Raises ModelDamaged where a target is not a weight that
-    an adapter may change, a shape or a type does not fit, a factor has no partner, or there is none at all. r is the
-    rank, or three times that for XLM-R's fused Wqkv (see Adapter.factors).
-    """
-    shapes = architecture.tensors(arch)
+) -> dict[str, list[_Stored]]:
+    """Base weight -> its pair in a PEFT file of v5. `names`: stored name -> `<module>.lora_A` or `.lora_B`."""
     stored = {plain: name for name, plain in names.items()}
-    expected: dict[str, tuple[int, ...]] = {}
-    pairs: dict[str, tuple[str, str]] = {}
-    for name in architecture.adaptable(arch):
-        a, b = (f"{name.removesuffix('.weight')}.lora_{x}" for x in "AB")
-        if a in stored or b in stored:
-            r = rank
-            if name.endswith("Wqkv.weight") and a in stored and file.tensors[stored[a]].shape[:1] == (3 * rank,):
-                r = 3 * rank
-            expected[a], expected[b] = (r, shapes[name][1]), (shapes[name][0], r)
-            pairs[name] = (stored.get(a, ""), stored.get(b, ""))
-    _check_factors(file, names, stored, expected)
-    return pairs
+    shapes = _shapes(file, names, stored)
+    filled = pair_factors(
+        shapes, linear_slots(arch, architecture.adaptable(arch), rank, shapes, names_of_ours), str(file.path)
+    )
+    return {slot.weight: [_Stored(file, stored[slot.a], stored[slot.b])] for slot in filled}
 
 
-def _pair_v3(
+def _pairs_of_v3(
     file: SafetensorsFile, names: Mapping[str, str], arch: Architecture, rank: int
 ) -> dict[str, list[_Stored]]:
     """The same for v3's PEFT folders, whose modules have the checkpoint's names or those of transformers' class."""
-    shapes = architecture.tensors(arch)
     stored = {_canonical_v3(plain): name for name, plain in names.items()}
-    expected: dict[str, tuple[int, ...]] = {}
+    shapes = _shapes(file, names, stored)
     pairs: dict[str, list[_Stored]] = {}
-    for name in architecture.adaptable(arch):
-        module = name.removesuffix(".weight")
-        out, inner = shapes[name]
-        embedding = module.startswith("embeddings.")
-        letters = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-        split = not embedding and any(f"{module}|{x}.{letter}" in stored for x in _THIRDS for letter in letters)
-        for part in [f"{module}|{x}" for x in _THIRDS] if split else [module]:
-            a, b = (f"{part}.{letter}" for letter in letters)
-            if a not in stored and b not in stored:
-                continue
-            rows = out // 3 if split else out
-            # PEFT keeps an embedding's factors for the transposed table: A (r, rows), B (columns, r).
-            expected[a], expected[b] = ((rank, out), (inner, rank)) if embedding else ((rank, inner), (rows, rank))
-            pair = _Stored(file, stored.get(a, ""), stored.get(b, ""), turned=embedding, transposed=embedding)
-            pairs.setdefault(name, []).append(pair)
-        if split and len(pairs[name]) != len(_THIRDS):
+    for slot in pair_factors(shapes, _slots_of_v3(arch, rank, shapes), str(file.path)):
+        table = _is_table(slot.weight)
+        pair = _Stored(file, stored[slot.a], stored[slot.b], swapped=table, transposed=table)
+        pairs.setdefault(slot.weight, []).append(pair)
+    for weight in pairs:
+        module = weight.removesuffix(".weight")
+        if len(pairs[weight]) != (len(_THIRDS) if _in_thirds(module, shapes) else 1):
             raise ModelDamaged(f"{file.path}: {module} has factors for some of q, k and v only.")
-    _check_factors(file, names, stored, expected)
     return pairs
 
 
-def _check_factors(
-    file: SafetensorsFile,
-    names: Mapping[str, str],
-    stored: Mapping[str, str],
-    expected: Mapping[str, tuple[int, ...]],
-) -> None:
-    check_shapes({plain: file.tensors[name].shape for plain, name in stored.items()}, expected, str(file.path))
-    if not expected:
-        raise ModelDamaged(f"{file.path}: holds no LoRA factors.")
+def _slots_of_v3(arch: Architecture, rank: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Slot]:
+    base = architecture.tensors(arch)
+    for weight in architecture.adaptable(arch):
+        module = weight.removesuffix(".weight")
+        out, inner = base[weight]
+        if _is_table(weight):
+            # PEFT keeps an embedding's factors for the transposed table: A (r, rows), B (columns, r).
+            yield Slot(weight, f"{module}.lora_embedding_A", (rank, out), f"{module}.lora_embedding_B", (inner, rank))
+        elif _in_thirds(module, shapes):
+            for part in _THIRDS:
+                a, b = (f"{module}|{part}.{letter}" for letter in _LETTERS)
+                yield Slot(weight, a, (rank, inner), b, (out // 3, rank))
+        else:
+            a, b = (f"{module}.{letter}" for letter in _LETTERS)
+            yield Slot(weight, a, (rank, inner), b, (out, rank))
+
+
+def _in_thirds(module: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether q, k and v of a fused weight have factors of their own."""
+    return any(f"{module}|{part}.{letter}" in shapes for part in _THIRDS for letter in _LETTERS)
+
+
+def _is_table(weight: str) -> bool:
+    return weight.startswith("embeddings.")
+
+
+def _shapes(file: SafetensorsFile, names: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Plain name -> shape. Raises ModelDamaged if two tensors have one plain name, or a type is not a float."""
     if len(stored) < len(names):
         raise ModelDamaged(f"{file.path}: a factor is there twice, under two names.")
     check_types({name: file.tensors[name].dtype for name in names}, FLOATS, str(file.path))
+    return {plain: file.tensors[name].shape for plain, name in stored.items()}
 
 
 def _canonical_v3(plain: str) -> str:
