@@ -83,7 +83,7 @@ def test_a_task_gives_the_same_bits_whatever_ran_between(kind, label):
         assert (cosines(first[one], first[other]) < 0.9).all(), "the adapters change every vector"
     for task in (*reversed(tiny.TASKS), "retrieval"):
         np.testing.assert_array_equal(rows(engine, encoded, task), first[task])
-    assert len(engine._opened) == 2, "one lane and the long one: every change was a switch"
+    assert len(engine._pool.contexts) == 2, "a small one and the long one: every change was a switch"
     again = opened(kind, label)
     np.testing.assert_array_equal(rows(again, encoded, "clustering"), first["clustering"])
     for e in (engine, again):
@@ -112,18 +112,19 @@ def test_threads_with_different_tasks_at_once_get_the_answers_of_one_after_the_o
     for worker in workers:
         worker.join()
     assert wrong == []
-    assert len(engine._opened) <= 5, "four lanes and the long one"
+    assert len(engine._pool.contexts) <= 5, "four small ones and the long one"
     engine.close()
 
 
-def test_a_lane_keeps_its_task_while_there_are_lanes_enough():
+def test_a_context_keeps_its_task_while_there_are_contexts_enough():
     encoded = texts("nano", (5,))
     engine = opened("nano", "Q8_0", threads=2)
     for task in ("retrieval", "clustering", "retrieval", "clustering"):
         rows(engine, encoded, task, sharers=2)
-    assert [lane.task for lane in engine._opened] == ["retrieval", "clustering"]
+    contexts = engine._pool.contexts
+    assert [context.task for context in contexts] == ["retrieval", "clustering"]
     rows(engine, encoded, "classification", sharers=2)
-    assert [lane.task for lane in engine._opened] == ["classification", "clustering"], "the one that was idle longest"
+    assert [context.task for context in contexts] == ["classification", "clustering"], "idle longest"
     engine.close()
 
 

@@ -24,10 +24,10 @@ __all__ = ["files"]  # a fixture
 
 @pytest.fixture
 def tableless(monkeypatch):
-    """Every pass beyond a lane's size runs on the copy without a table."""
-    from jina_local.backends.llama import backend
+    """Every pass that is too long for a small context runs on the copy without a table."""
+    from jina_local.backends.llama import pool
 
-    monkeypatch.setattr(backend, "_MOST_LOGITS", 0)
+    monkeypatch.setattr(pool, "_MOST_LOGITS", 0)
 
 
 MORE_LABELS = [pytest.param(label, marks=pytest.mark.slow) for label in ("F16", "BF16", "Q4_0")]
@@ -40,7 +40,7 @@ def test_without_a_table_a_long_pass_has_the_same_bits(files, arch, label, table
     groups = ([1], [0, 2], [1, 2, 0, 1], [2])
     engine = backend(files(arch, label))
     rows = [engine.forward(pack(encoded, group, how)) for group in groups]
-    assert len(engine._models) == 2
+    assert engine._pool.tableless
     engine.close()
     with pytest.raises(EngineError, match="this model is closed"):
         engine.forward(pack(encoded, [1], how))
@@ -48,7 +48,7 @@ def test_without_a_table_a_long_pass_has_the_same_bits(files, arch, label, table
     engine = backend(files(arch, label))
     for group, expected in zip(groups, rows, strict=True):
         np.testing.assert_array_equal(engine.forward(pack(encoded, group, how)), expected)
-    assert len(engine._models) == 1
+    assert not engine._pool.tableless
     engine.close()
 
 
@@ -57,7 +57,7 @@ def test_without_a_table_converted_files_have_the_same_bits(label, tableless, mo
     ids = np.random.default_rng(0).integers(0, 500, 900).astype(np.int32)
     engine = backend(made.gguf_file("nano", label))
     rows = engine.forward(at(ids, [0, 899]))
-    assert len(engine._models) == 2
+    assert engine._pool.tableless
     engine.close()
     monkeypatch.undo()
     engine = backend(made.gguf_file("nano", label))

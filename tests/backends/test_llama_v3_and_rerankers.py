@@ -270,16 +270,16 @@ def test_the_last_rows_of_a_32_bit_prompt_are_as_good_as_the_first(files, length
 
 
 def test_the_usual_block_of_documents_reuses_one_context(files, monkeypatch):
-    from jina_local.backends.llama import backend as module
+    from jina_local.backends.llama import pool
 
     made_ones = []
 
-    class Counted(module.Lane):
+    class Counted(pool.Context):
         def __init__(self, *args):
             made_ones.append(args[1])
             super().__init__(*args)
 
-    monkeypatch.setattr(module, "Lane", Counted)
+    monkeypatch.setattr(pool, "Context", Counted)
     engine, ids = backend(files(LISTWISE)), texts(LISTWISE, (2048,)).ids[0]
     first = engine.forward(at(ids, range(30, 2030, 31)))
     again = engine.forward(at(ids, range(30, 2030, 31)))

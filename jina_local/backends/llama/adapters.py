@@ -1,4 +1,4 @@
-"""The adapters of one llama.cpp model: read and checked by us first, then loaded once each, set on contexts."""
+"""The adapters of one llama.cpp model: checked first, then loaded once each, and set on contexts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...formats.gguf import Header
 from ...spec import NO_TASK
 from ...weights.adapters import gguf_file
 from ...weights.architecture import Architecture
-from .library import Library, forget_words, last_words
+from .library import Library, clear_log, logged_reason
 
 
 def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
@@ -35,29 +35,29 @@ class Adapters:
     """Task -> adapter, in memory. llama.cpp frees them with their model."""
 
     def __init__(self, lib: Library, model: Any, files: Mapping[str, Path]) -> None:
-        """Before the model's first context is made: its graph has to have room for the adapters' nodes."""
+        """Load them before the model's first context, because its graph needs room for the adapters' nodes."""
         self._api = lib.api
         self._loaded: dict[str, Any] = {}
         for task, path in files.items():
-            forget_words()
+            clear_log()
             self._loaded[task] = self._api.llama_adapter_lora_init(model, os.fsencode(path))
             if not self._loaded[task]:
-                raise ModelDamaged(f"{path}: llama.cpp cannot load it: {last_words()}.")
+                raise ModelDamaged(f"{path}: llama.cpp cannot load it: {logged_reason()}.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that there are adapters for."""
+        """The tasks that have an adapter."""
         return tuple(self._loaded)
 
     def put_on(self, context: Any, task: str | None) -> None:
-        """Let a context run a task's adapter alone, from its next pass on; None and NO_TASK: the base alone.
+        """Let a context run with a task's adapter from its next pass on, or with none for None and NO_TASK.
 
         Weights are not changed.
         """
         kind = self._api.llama_adapter_lora_p_ctypes
         chosen = [] if task in (None, NO_TASK) else [ctypes.cast(self._loaded[task], kind)]
-        # 1: what is multiplied with alpha / rank, which llama.cpp takes from the file.
+        # llama.cpp multiplies this with alpha / rank, which it takes from the file.
         scales = (ctypes.c_float * 1)(1.0)
-        forget_words()
+        clear_log()
         if self._api.llama_set_adapters_lora(context, (kind * 1)(*chosen), len(chosen), scales):
-            raise EngineError(f"llama.cpp cannot switch to the adapter of {task}: {last_words()}.")
+            raise EngineError(f"llama.cpp cannot switch to the adapter of {task}: {logged_reason()}.")

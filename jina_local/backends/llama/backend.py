@@ -5,19 +5,19 @@ What is unusual about this engine:
   embeddings, flags only the wanted tokens, and a callback copies `result_norm` and stops before the head.
 - Encoders (EuroBERT, XLM-R) take the whole pass as one ubatch: more tokens than n_ubatch is an abort, not an
   error. All their tokens are outputs, wanted or not; a classifier's logits are the engine's own RANK pooling.
-- Attention covers the whole pass. About 256 tokens are best on a CPU, and one context a core beats
+- Attention covers the whole pass. About 256 tokens are best on a CPU, and one context on each core beats
   one context on all cores.
 - NaN stays in cells of the cache that a later text may look at; only clearing them with data removes it.
-- An adapter belongs to a context. Weights are never changed: a lane that has run one task is told to run another.
+- An adapter belongs to a context, and the weights are never changed.
+- It does not survive a fork: OpenMP's threads are gone in the child, and a thread that ran one pass waits for them.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
-import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,28 +33,22 @@ from ...weights import architecture
 from ...weights.architecture import Architecture
 from ..checks import check, check_classified, check_task
 from ..machine import physical_cores
+from ..threads import shield
 from . import tableless
 from .adapters import Adapters
 from .adapters import check as check_adapters
-from .context import Lane, Loaded
-from .library import Library, forget_words, last_words, library
+from .context import SharedWeights, Stop
+from .library import Library, clear_log, library, logged_reason
+from .pool import TEXTS, ContextPool
 from .repack import use_extra_buffers
 
-# What a lane holds, and what the one context for longer passes holds; a pass beyond that, or a second one beside
-# it, gets a context of its own, freed after it.
-_TOKENS, _LONG_TOKENS = 512, 2048
-_TEXTS = 32
-_LONG_ROWS = 128  # of the context for longer passes: a listwise reranker wants a row of each of 64 documents
-# Bytes of room for logits that nobody reads. An encoder's context that would take more runs on a copy of the weights
-# without their token table, made when first needed: for 250,002 rows any pass that is too long for a lane.
-_MOST_LOGITS = 1 << 30
-_BUDGET = Budget(tokens=256, texts=_TEXTS, padded=False)
-_MOST_LANES = 4  # each lane has a cache and buffers of its own
+_BUDGET = Budget(tokens=256, texts=TEXTS, padded=False)
+_MOST_LANES = 4  # each has a context with a cache and buffers of its own
 _CLASSIFIER = ("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias")
 
 
 class LlamaBackend:
-    """One GGUF file. Lanes are contexts on the shared weights; each is used by one thread at a time."""
+    """One GGUF file. Every pass has a context of its own on the shared weights. See backends.Backend."""
 
     def __init__(
         self,
@@ -65,140 +59,86 @@ class LlamaBackend:
         threads: int | None = None,
         extra_buffers: bool | None = None,
     ) -> None:
-        """`adapters`: task -> adapter file, where `path` is a base. `device`: None, "cpu" or "metal".
+        """Open the file.
 
-        `extra_buffers`: None decides by what is safe and fast here.
+        adapters: task -> adapter file, if `path` is a base.
+        device: None, "cpu" or "metal".
+        threads: None takes the physical cores.
+        extra_buffers: whether weights may be repacked; None takes the choice that is safe and fast here.
         """
-        header = gguf.read_header(path)
-        self.arch = _complete(header)
-        self.hidden, self.vocab = self.arch.width, self.arch.vocab
-        adapters = adapters or {}
-        check_adapters(adapters, header, self.arch)
-        self._lib = library()
-        self.device = _device(self._lib, device)
-        self.threads = threads or physical_cores()
-        self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
-        # BF16 rounds what passes through the layers to 8 bits: a last-bit change from the company in a pass grows to
-        # a cosine of 0.99999. Alone, every text has the same bits in any company.
-        self.budget = replace(_BUDGET, texts=1) if header.weights == "BF16" else _BUDGET
-        self.dtype = header.weights
-        if extra_buffers is None:
-            extra_buffers, why = use_extra_buffers(self._lib, path, header.weights)
-        else:
-            why = f"the caller set extra_buffers={extra_buffers}"
-        self.reasons: tuple[str, ...] = (why,)
-        self._path, self._extra_buffers, self._adapter_files = path, extra_buffers, dict(adapters)
-        model = _load(self._lib, path, self.arch, self.device, extra_buffers)
-        self._free_lanes: list[Lane] = []  # the one given back last is at the end
-        self._returned, self._lanes_made = threading.Condition(), 0
-        self._opened: list[Lane] = []
-        self._long = threading.Lock()
-        self._long_lane: Lane | None = None
-        self._copying = threading.Lock()
-        self._tableless: Loaded | None = None
-        self._models = [model]
-        self._finalizer = weakref.finalize(self, _free, self._lib, self._models, self._opened)
-        try:
-            beside = Adapters(self._lib, model, adapters)
-        except ModelDamaged:
-            self.close()
-            raise
-        # A 16-bit cache and 16-bit steps in attention hide behind 16-bit weights, not beside 32-bit ones.
-        exact = header.weights == "F32"
-        self._loaded = Loaded(self._lib, model, self.arch, beside, exact, self.threads)
+        self._process = os.getpid()
+        shield(lambda: self._open(path, dict(adapters or {}), device, threads, extra_buffers))
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
-        """See backends.Backend. The pass may be of any size; budget says what is fast."""
+        """See backends.Backend. The pass may be of any size; `budget` says which size is fast."""
+        self._check_process()
         check(batch, self.vocab, self.arch.max_positions)
-        check_task(task, self._loaded.adapters.tasks)
+        check_task(task, self._tasks)
         if self.arch.labels:
             check_classified(batch)
         threads = max(1, self.threads // max(1, min(sharers, self.lanes)))
-        with self._lane(len(batch.ids), len(batch.starts) - 1, len(batch.rows), task) as lane:
-            return lane.run(batch, threads, task)
+        stop = Stop()
+
+        def one_pass() -> NDArray[np.float32]:
+            with self._pool.lend(len(batch.ids), len(batch.starts) - 1, len(batch.rows), task) as context:
+                return context.run(batch, threads, task, stop)
+
+        return shield(one_pass, stop.request)
 
     def close(self) -> None:
-        """Free contexts and weights, now; without it they are freed at exit."""
-        self._finalizer()
+        """Free contexts and weights after the passes that still run; without it they are freed at exit."""
+        if os.getpid() == self._process:
+            shield(self._finalizer)
 
-    @contextlib.contextmanager
-    def _lane(self, tokens: int, texts: int, rows: int, task: str | None) -> Iterator[Lane]:
-        if not self._finalizer.alive:
-            raise EngineError("this model is closed.")
-        rows = max(rows, texts) if self.arch.causal else texts  # an encoder's tokens are all outputs in any case
-        if max(texts, rows) <= _TEXTS and tokens <= _TOKENS:
-            lane = self._take(task)
-            try:
-                yield lane
-            finally:
-                with self._returned:
-                    self._free_lanes.append(lane)
-                    self._returned.notify()
-        elif texts <= _TEXTS and rows <= _LONG_ROWS and tokens <= _LONG_TOKENS and self._long.acquire(blocking=False):
-            try:
-                if self._long_lane is None:
-                    self._long_lane = Lane(self._weights_for(_LONG_TOKENS), _LONG_TOKENS, _TEXTS, _LONG_ROWS)
-                    self._opened.append(self._long_lane)
-                yield self._long_lane
-            finally:
-                self._long.release()
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this model was opened before the process was forked, and llama.cpp does not survive a fork. Load it "
+                "again in the new process, or start that with multiprocessing's 'spawn'."
+            )
+
+    def _open(
+        self,
+        path: Path,
+        adapters: dict[str, Path],
+        device: str | None,
+        threads: int | None,
+        extra_buffers: bool | None,
+    ) -> None:
+        header = gguf.read_header(path)
+        self.arch = _architecture(header)
+        self.hidden, self.vocab = self.arch.width, self.arch.vocab
+        check_adapters(adapters, header, self.arch)
+        lib = library()
+        self.device = _device(lib, device)
+        self.threads = threads or physical_cores()
+        self.lanes = 1 if self.device == "metal" else max(1, min(self.threads, _MOST_LANES))
+        # BF16 rounds the values between layers to 8 bits: a last-bit change caused by the other texts of a pass grows
+        # to a cosine of 0.99999. Alone, every text has the same bits in any company.
+        self.budget = replace(_BUDGET, texts=1) if header.weights == "BF16" else _BUDGET
+        self.dtype = header.weights
+        if extra_buffers is None:
+            extra_buffers, why = use_extra_buffers(lib, path, header.weights)
         else:
-            lane = Lane(self._weights_for(tokens), max(tokens, texts), texts, rows)
-            try:
-                yield lane
-            finally:
-                lane.free()
-
-    def _weights_for(self, tokens: int) -> Loaded:
-        """What a context for so many tokens runs on: the weights, or of an encoder a copy without its token table."""
-        if self.arch.causal or 4 * self.vocab * tokens <= _MOST_LOGITS:
-            return self._loaded
-        with self._copying:
-            if self._tableless is None:
-                header = gguf.read_header(self._path)
-                table = tableless.Table(self._lib, header)
-                with tableless.copied(header) as copy:
-                    one_row = replace(self.arch, vocab=1)
-                    model = _load(self._lib, copy, one_row, self.device, self._extra_buffers, mapped=False)
-                self._models.append(model)
-                beside = Adapters(self._lib, model, self._adapter_files)
-                self._tableless = replace(self._loaded, model=model, adapters=beside, embeddings=table.rows)
-            return self._tableless
-
-    def _take(self, task: str | None) -> Lane:
-        """A free lane that has the task's adapter; else a new one while there may be more; else the longest idle.
-
-        For nano a switch costs its next pass a little over 1 ms, and a lane takes about 40 MB.
-        """
-        with self._returned:
-            while True:
-                same = [lane for lane in self._free_lanes if lane.task == task]
-                if same or (self._free_lanes and self._lanes_made >= self.lanes):
-                    lane = same[-1] if same else self._free_lanes[0]
-                    self._free_lanes.remove(lane)
-                    return lane
-                if self._lanes_made < self.lanes:
-                    self._lanes_made += 1
-                    break
-                self._returned.wait()
-        try:
-            lane = Lane(self._loaded, _TOKENS, _TEXTS, _TEXTS)
-        except BaseException:
-            with self._returned:
-                self._lanes_made -= 1
-                self._returned.notify()
-            raise
-        self._opened.append(lane)
-        return lane
+            why = f"the caller set extra_buffers={extra_buffers}"
+        self.reasons: tuple[str, ...] = (why,)
+        load = functools.partial(_load, lib, device=self.device, extra_buffers=extra_buffers, adapters=adapters)
+        model, loaded = load(path, self.arch)
+        # A 16-bit cache and 16-bit steps in attention do not show beside 16-bit weights, but beside 32-bit ones.
+        exact = header.weights == "F32"
+        weights = SharedWeights(lib, model, self.arch, loaded, exact, self.threads)
+        self._tasks = loaded.tasks
+        self._pool = ContextPool(weights, self.lanes, lambda: _copy_without_table(path, weights, load))
+        self._finalizer = weakref.finalize(self, self._pool.close)
 
 
-def _complete(header: Header) -> Architecture:
-    """The shape of a model file. Raises ModelDamaged where a part is missing that llama.cpp would not miss."""
+def _architecture(header: Header) -> Architecture:
+    """The shape of a model file. Raises ModelDamaged if a part is missing that llama.cpp would not miss."""
     if "token_embd.weight" not in header.tensors:
         raise ModelDamaged(f"{header.path}: holds no token_embd.weight; it is not a complete model.")
     arch = architecture.from_gguf(header.keys, header.tensors["token_embd.weight"].shape[0], str(header.path))
     if arch.labels and (absent := [name for name in _CLASSIFIER if name not in header.tensors]):
-        # It would leave the step out, or give back states for logits.
+        # llama.cpp would leave the step out, or return states in the place of logits.
         raise ModelDamaged(f"{header.path}: its classifier is incomplete; it has no {', '.join(absent)}.")
     return arch
 
@@ -212,30 +152,49 @@ def _device(lib: Library, asked: str | None) -> str:
     return "metal" if offload and asked != "cpu" else "cpu"
 
 
-def _load(lib: Library, path: Path, arch: Architecture, device: str, extra: bool, *, mapped: bool = True) -> Any:
+def _load(
+    lib: Library,
+    path: Path,
+    arch: Architecture,
+    *,
+    device: str,
+    extra_buffers: bool,
+    adapters: Mapping[str, Path],
+    mapped: bool = True,
+) -> tuple[Any, Adapters]:
+    """The model, and its adapters."""
     api = lib.api
     params = api.llama_model_default_params()
     params.n_gpu_layers = -1 if device == "metal" else 0
-    params.use_extra_bufts = extra
+    params.use_extra_bufts = extra_buffers
     if not mapped:
         params.load_mode = api.LLAMA_LOAD_MODE_NONE
-    params.check_tensors = True  # NaN and infinity in the weights are refused here, not met in a vector
-    # Ids are ours, so the file's vocabulary is never parsed: 0.15 s and 40 MB less, and no text code to crash.
+    params.check_tensors = True  # NaN and infinity in the weights are refused here, before they reach a vector
+    # The ids come from our own tokenizer, so the file's vocabulary is never parsed. That saves 0.15 s and 40 MB, and
+    # there is no text code to crash.
     overrides = (api.llama_model_kv_override * 3)()  # ended by an entry without a key
     overrides[0].key, overrides[0].tag = b"tokenizer.ggml.model", api.LLAMA_KV_OVERRIDE_TYPE_STR
     overrides[0].value.val_str = b"no_vocab"
     overrides[1].key, overrides[1].tag = f"{arch.kind}.vocab_size".encode(), api.LLAMA_KV_OVERRIDE_TYPE_INT
     overrides[1].value.val_i64 = arch.vocab
     params.kv_overrides = overrides
-    forget_words()
+    clear_log()
     model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise ModelDamaged(f"{path}: llama.cpp cannot load it: {last_words()}.")
-    return model
+        raise ModelDamaged(f"{path}: llama.cpp cannot load it: {logged_reason()}.")
+    try:
+        return model, Adapters(lib, model, adapters)
+    except BaseException:
+        api.llama_model_free(model)
+        raise
 
 
-def _free(lib: Library, models: list[Any], lanes: list[Lane]) -> None:
-    for lane in lanes:
-        lane.free()
-    for model in models:
-        lib.api.llama_model_free(model)
+def _copy_without_table(
+    path: Path, weights: SharedWeights, load: Callable[..., tuple[Any, Adapters]]
+) -> SharedWeights:
+    """An encoder's weights once more, for long passes. See tableless."""
+    header = gguf.read_header(path)
+    table = tableless.Table(weights.lib, header)
+    with tableless.copied(header) as copy:
+        model, adapters = load(copy, replace(weights.arch, vocab=1), mapped=False)
+    return replace(weights, model=model, adapters=adapters, embeddings=table.rows)

@@ -15,17 +15,18 @@ from ...spec import TokenBatch
 from ...weights.architecture import Architecture
 from ..machine import available_memory, give_back
 from .adapters import Adapters
-from .library import Library, forget_words, last_words
+from .library import Library, clear_log, logged_reason
 
 _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 # Longest pass of 32-bit files without flash attention: an encoder's scores are a square, a causal model's are not.
 _PLAIN_TOKENS, _PLAIN_CAUSAL = 512, 8192
 _F32, _F16 = 0, 1  # ggml types of the KV cache
+_STOPPED = 2  # what llama_decode returns if its abort callback said so (llama.h)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Weights that contexts run on."""
+class SharedWeights:
+    """A loaded model, which several contexts run on at a time."""
 
     lib: Library
     model: Any
@@ -33,15 +34,30 @@ class Loaded:
     adapters: Adapters
     exact: bool  # 32 bits throughout
     threads: int
-    # Where the model has no token table: ids (n,) -> (n, hidden) float32, see llama_tableless.
+    # For a model without a token table: ids (n,) -> (n, hidden) float32, see tableless.
     embeddings: Callable[[NDArray[np.int32]], NDArray[np.float32]] | None = None
 
 
-class Lane:
-    """One llama context and the buffer that its rows are copied to."""
+class Stop:
+    """A request to end a pass early. llama.cpp looks at it between any two nodes of the graph."""
 
-    def __init__(self, loaded: Loaded, tokens: int, texts: int, rows: int) -> None:
-        """For passes of up to so many tokens, texts and, of a causal model, wanted rows (no fewer than texts)."""
+    def __init__(self) -> None:
+        self._text = ctypes.create_string_buffer(2)
+        self.address = ctypes.addressof(self._text)
+
+    def request(self) -> None:
+        """End the pass that was given this object, or will be."""
+        self._text[0] = b"x"
+
+
+class Context:
+    """One llama context, for one pass at a time, and the buffer that its rows are copied to."""
+
+    def __init__(self, loaded: SharedWeights, tokens: int, texts: int, rows: int) -> None:
+        """Make room for passes of so many tokens and texts, and for so many wanted rows (no fewer than texts).
+
+        rows: counts for a causal model only. All tokens of an encoder are outputs.
+        """
         api, arch = loaded.lib.api, loaded.arch
         self._loaded, self._lib, self._causal = loaded, loaded.lib, arch.causal
         self.task: str | None = None  # whose adapter it has
@@ -64,20 +80,21 @@ class Lane:
         self._callback = api.ggml_backend_sched_eval_callback(self._watch)
         if self._causal:
             params.cb_eval = self._callback
-        forget_words()
+        clear_log()
         self._ctx = api.llama_init_from_model(loaded.model, params)
         if not self._ctx:
             raise EngineError(
-                f"llama.cpp made no context for {capacity} tokens: {last_words()}. If memory is short, lower "
+                f"llama.cpp made no context for {capacity} tokens: {logged_reason()}. If memory is short, lower "
                 "max_length or use smaller weights."
             )
         self._memory = api.llama_get_memory(self._ctx)
         self._caught: list[NDArray[np.float32]] = []
+        self._failure: BaseException | None = None
         self._threads = loaded.threads
         self._given_back = 0
 
-    def run(self, batch: TokenBatch, threads: int, task: str | None) -> NDArray[np.float32]:
-        """One pass: (n_rows, width) float32."""
+    def run(self, batch: TokenBatch, threads: int, task: str | None, stop: Stop) -> NDArray[np.float32]:
+        """Run one pass: (n_rows, width) float32. Raises EngineError if `stop` was requested."""
         api = self._lib.api
         if task != self.task:
             self._loaded.adapters.put_on(self._ctx, task)
@@ -90,9 +107,17 @@ class Lane:
         embeddings = self._loaded.embeddings(batch.ids) if self._loaded.embeddings else None
         native, _keep = _native(api, batch, embeddings, all_rows=not self._causal)
         self._caught.clear()
+        self._failure = None
+        api.llama_set_abort_callback(self._ctx, self._lib.is_stopped, stop.address)
         code = api.llama_decode(self._ctx, native)
+        if code == _STOPPED:
+            raise EngineError(f"a pass of {len(batch.ids)} tokens was stopped before its end.")
         if code:
-            raise EngineError(f"llama.cpp refused a pass of {len(batch.ids)} tokens (code {code}): {last_words()}.")
+            raise EngineError(
+                f"llama.cpp refused a pass of {len(batch.ids)} tokens (code {code}): {logged_reason()}."
+            )
+        if self._failure:
+            raise self._failure
         rows = self._result(batch)
         if rows.shape != (len(batch.rows), self._loaded.arch.width):
             raise EngineError(f"llama.cpp returned {rows.shape[0]} rows where {len(batch.rows)} were asked for.")
@@ -103,7 +128,7 @@ class Lane:
         return rows
 
     def _give_back_logits(self, tokens: int) -> None:
-        """Return the pages of a buffer that an encoder never uses to the system.
+        """Return the pages of a buffer that an encoder never uses to the operating system.
 
         llama.cpp keeps, and clears, room for the vocabulary's logits of every output, and an encoder's outputs are
         all its tokens: 0.5 MB each for nano. The pages stay mapped and read as the zeros they hold now.
@@ -114,40 +139,43 @@ class Lane:
         self._given_back = tokens
 
     def free(self) -> None:
-        """Free the context; harmless when it is gone already."""
+        """Free the context; harmless if it is freed already."""
         if self._ctx:
             self._lib.api.llama_free(self._ctx)
             self._ctx = None
 
     def _watch(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        """Called by the engine for every node: wants `result_norm` alone, and stops the graph after it."""
+        """Called by the engine for every node. Asks for `result_norm` alone, and stops the graph after it."""
         if ask:
             return bool(self._lib.get_name(tensor) == b"result_norm")
-        hidden = self._loaded.arch.hidden
-        rows = np.empty((self._lib.nbytes(tensor) // 4 // hidden, hidden), np.float32)
-        self._lib.tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
-        self._caught.append(rows)
+        try:
+            hidden = self._loaded.arch.hidden
+            rows = np.empty((self._lib.nbytes(tensor) // 4 // hidden, hidden), np.float32)
+            self._lib.tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+            self._caught.append(rows)
+        except BaseException as error:  # ctypes would print it and go on; `run` raises it
+            self._failure = error
         return False
 
     def _result(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """What the last pass left: (n_rows, width) float32, a copy."""
+        """The result of the last pass: (n_rows, width) float32, a copy."""
         if self._causal:
             return np.concatenate(self._caught)
         api, arch, n_texts = self._lib.api, self._loaded.arch, len(batch.starts) - 1
         if arch.labels:
-            found = [api.llama_get_embeddings_seq(self._ctx, text) for text in range(n_texts)]
+            results = [api.llama_get_embeddings_seq(self._ctx, text) for text in range(n_texts)]
         else:
-            found = [api.llama_get_embeddings(self._ctx)]
-        if not all(found):
-            raise EngineError(f"llama.cpp has no result of a pass of {len(batch.ids)} tokens: {last_words()}.")
+            results = [api.llama_get_embeddings(self._ctx)]
+        if not all(results):
+            raise EngineError(f"llama.cpp has no result of a pass of {len(batch.ids)} tokens: {logged_reason()}.")
         if arch.labels:
-            return np.stack([np.ctypeslib.as_array(logits, (arch.width,)) for logits in found])
-        states: NDArray[np.float32] = np.ctypeslib.as_array(found[0], (len(batch.ids), arch.width))
+            return np.stack([np.ctypeslib.as_array(logits, (arch.width,)) for logits in results])
+        states: NDArray[np.float32] = np.ctypeslib.as_array(results[0], (len(batch.ids), arch.width))
         return states[batch.rows]  # indexed by an array, so a copy
 
 
-def _plain(loaded: Loaded, capacity: int) -> bool:
-    """Whether attention runs without the flash kernel, for 32 bits throughout.
+def _plain(loaded: SharedWeights, capacity: int) -> bool:
+    """Whether attention runs without the flash kernel, to keep 32 bits throughout.
 
     With it, rows of a 32-bit Qwen3 were off by up to 5e-4 beyond 512 tokens; without, by 1e-6.
     """
@@ -155,10 +183,10 @@ def _plain(loaded: Loaded, capacity: int) -> bool:
 
 
 def _ubatch(tokens: int, *, even: bool) -> int:
-    """Tokens in an ubatch of a causal model; `even`: the size of each of the fewest equal ones, none of them short.
+    """Tokens in an ubatch of a causal model. `even`: as few ubatches as possible, of equal size.
 
-    Flash attention rounds more where it has fewer than 64 queries: with 512 and 24 of them, the last rows of a
-    32-bit file were off by 2e-3. Smaller files do not show it, and have the same bits in contexts of any size.
+    Flash attention rounds more if it has fewer than 64 queries: with ubatches of 512 and 24 tokens, the last rows of
+    a 32-bit file were off by 2e-3. Smaller files do not show it, and have the same bits in contexts of any size.
     """
     return -(-tokens // -(-tokens // _UBATCH)) if even else min(tokens, _UBATCH)
 
@@ -168,7 +196,8 @@ def _native(
 ) -> tuple[Any, list[object]]:
     """The batch as the C struct, and the arrays that it points into, which have to outlive the call.
 
-    `embeddings`: (n_tokens, hidden), in the place of the ids.
+    embeddings: (n_tokens, hidden), in the place of the ids.
+    all_rows: mark every token as an output, not only the wanted ones.
     """
     n = len(batch.ids)
     lengths = np.diff(batch.starts)
@@ -192,12 +221,13 @@ def _native(
     return native, [ids, embeddings, positions, ones, texts, owners, wanted]
 
 
-def _check_room(loaded: Loaded, tokens: int, outputs: int) -> None:
-    """Raise EngineError where a context for so many tokens cannot fit; the system would kill the process.
+def _check_room(loaded: SharedWeights, tokens: int, outputs: int) -> None:
+    """Raise EngineError if a context for so many tokens cannot fit: the system would kill the process.
 
-    `outputs`: tokens that there is room for the logits of, which nobody reads. Measured with llama-cpp-python
-    0.3.36: an encoder's buffers grow with its pass, a causal model's with one ubatch, whose mask spans the cache,
-    and the causal graph has room for the logits once more.
+    outputs: the number of tokens whose logits get room, although nobody reads them.
+
+    Measured with llama-cpp-python 0.3.36: an encoder's buffers grow with its pass; a causal model's grow with one
+    ubatch, whose mask spans the cache, and the causal graph has room for the logits once more.
     """
     arch = loaded.arch
     step, ways, logits, cache = tokens, "Lower max_length", 4 * arch.vocab * outputs, 0

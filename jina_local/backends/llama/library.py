@@ -1,10 +1,9 @@
-"""The llama.cpp library, loaded once and silenced: the few calls that llama-cpp-python does not bind, too."""
+"""The llama.cpp library, loaded once and silenced, with the few calls that llama-cpp-python does not bind."""
 
 from __future__ import annotations
 
 import collections
 import ctypes
-import functools
 import os
 import threading
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any
 
 from ...errors import EngineError, EngineMissing
 
-_FLOOR = (0, 3, 36)
-_recent: collections.deque[str] = collections.deque(maxlen=40)
-_log_lock = threading.Lock()
+_LEAST_VERSION = (0, 3, 36)
+_WARNING, _ERROR = 3, 4  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR (ggml.h)
+_log: collections.deque[str] = collections.deque(maxlen=40)
+_loading = threading.Lock()
+_library: Library | None = None
 
 
 class Library:
-    """`api`: the llama_cpp module. The rest: functions of libggml-base that read a tensor."""
+    """`api`: the llama_cpp module. The other attributes are functions of libggml-base that read a tensor."""
 
     def __init__(self, api: Any) -> None:
         self.api = api
@@ -30,28 +31,38 @@ class Library:
         self.tensor_get = base.ggml_backend_tensor_get
         self.tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self.tensor_get.restype = None
-        self._log = api.llama_log_callback(_remember)
-        api.llama_log_set(self._log, ctypes.c_void_p(0))
+        # llama.cpp asks its abort callback between any two nodes of a graph. C's own strlen answers for a text of no
+        # or one character, without the interpreter's lock: empty is false, and goes on; "x" is true, and stops.
+        self.is_stopped = api.ggml_abort_callback(_address_of_strlen())
+        self._log_callback = api.llama_log_callback(_remember)
+        api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         api.llama_backend_init()
 
     def unpack(self, kind: str, source: int, target: int, count: int) -> None:
-        """Weights of a quantised type, as "Q6_K", at one address -> `count` float32 at the other."""
+        """Unpack weights of a quantised type, such as "Q6_K": `count` values at `source` -> float32 at `target`."""
         function = self._base[f"dequantize_row_{kind.lower().replace('_k', '_K')}"]
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
         function(source, target, count)
 
     def system_info(self) -> str:
-        """llama.cpp's own list of build features, `NAME = 0 or 1` parted by `|`."""
+        """llama.cpp's own list of build features: `NAME = 0 or 1`, separated by `|`."""
         return str(self.api.llama_print_system_info().decode(errors="replace"))
 
     def has(self, feature: str) -> bool:
-        """Whether a feature, such as AMX_INT8, is built in and there on this machine."""
+        """Whether a feature, such as AMX_INT8, is built in and present on this machine."""
         return f"{feature} = 1" in self.system_info()
 
 
-@functools.cache
 def library() -> Library:
-    """Load llama.cpp. Raises EngineMissing where it is absent, too old, or cannot be loaded."""
+    """Load llama.cpp. Raises EngineMissing if it is absent, too old, or cannot be loaded."""
+    global _library
+    with _loading:  # a second Library would take the log callback away from the first
+        if _library is None:
+            _library = Library(_import())
+        return _library
+
+
+def _import() -> Any:
     # On a failed assertion ggml forks a debugger first; the death of a process should not take half a second.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
@@ -61,30 +72,33 @@ def library() -> Library:
             f"llama-cpp-python cannot be loaded ({error}). Install it: pip install 'jina_local[llama]'."
         ) from error
     version = tuple(int(part) for part in llama_cpp.__version__.split(".")[:3])
-    if version < _FLOOR:
+    if version < _LEAST_VERSION:
         raise EngineMissing(
-            f"llama-cpp-python {llama_cpp.__version__} is too old; {'.'.join(map(str, _FLOOR))} or newer is "
+            f"llama-cpp-python {llama_cpp.__version__} is too old; {'.'.join(map(str, _LEAST_VERSION))} or newer is "
             "needed (eurobert, jina-v5-nano, loader fixes): pip install -U 'jina_local[llama]'."
         )
-    return Library(llama_cpp)
+    return llama_cpp
 
 
-def last_words() -> str:
-    """What llama.cpp logged as warnings and errors of late, in one line."""
-    with _log_lock:
-        return " ".join(line for line in (text.strip() for text in _recent) if line)[-500:] or "no reason was logged"
+def logged_reason() -> str:
+    """The latest warnings and errors that llama.cpp logged, in one line."""
+    return " ".join(line for line in (text.strip() for text in _log.copy()) if line)[-500:] or "no reason was logged"
 
 
-def forget_words() -> None:
-    """Drop what was logged so far, before a call whose reasons are wanted."""
-    with _log_lock:
-        _recent.clear()
+def clear_log() -> None:
+    """Forget what was logged so far. Call it before a call whose reasons are wanted."""
+    _log.clear()
 
 
 def _remember(level: int, text: bytes, _user_data: object) -> None:
-    if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR (ggml.h)
-        with _log_lock:
-            _recent.append(text.decode(errors="replace"))
+    if level in (_WARNING, _ERROR):
+        _log.append(text.decode(errors="replace"))
+
+
+def _address_of_strlen() -> int:
+    address = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+    assert address
+    return address
 
 
 def _ggml_base(package: Path) -> ctypes.CDLL:

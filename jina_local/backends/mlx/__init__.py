@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,24 +20,27 @@ from numpy.typing import NDArray
 from ...errors import EngineError, EngineMissing, UsageError
 from ...spec import NO_TASK, Budget, TokenBatch
 from ..checks import check, check_classified, check_task
+from ..threads import EngineThread, borrow, give_back, shield
 from .padding import Padded, pad
 
-T = TypeVar("T")
-
-# overhead: what a pass costs beside its tokens, counted in tokens. On the CPU it is the building of the graph; on
-# Metal it follows from published single-query times. Lengths are rounded so that freed buffers fit again.
+# overhead: the fixed cost of a pass, counted in tokens. On the CPU it is the building of the graph; on Metal it
+# follows from published single-query times. Lengths are rounded so that freed buffers fit again.
 _CPU_BUDGET = Budget(tokens=2048, texts=256, padded=True, overhead=16, multiple=8)
 _METAL_BUDGET = Budget(tokens=8192, texts=256, padded=True, overhead=128, multiple=8)
 # Freed Metal buffers are kept for tensors of the same size; without a limit varying lengths fill the memory.
 _METAL_CACHE = 512 << 20
+# A pass on the CPU with so many tokens, pads included, takes long enough to be stopped between two blocks.
+_STOPPABLE = 512
+
+_first_process: int | None = None  # the process in which MLX was used first
 
 
 class MlxBackend:
     """One task's weights, or a base and adapters that run beside it. See backends.Backend.
 
-    Beside: y = x W^T + (alpha / r) (x A^T) B^T in every layer that the adapter of the call has factors for. The
-    base is read by all and written by none, so that no order of tasks and no company changes a vector. v3's embedding
-    tables have factors too: row i of one is W[i] + (alpha / r) B[i] A. NO_TASK is the base alone.
+    Beside: y = x W^T + (alpha / r) (x A^T) B^T in every layer that the adapter of the call has factors for. All calls
+    read the base and none writes to it, so no order of tasks and no company changes a vector. v3's embedding tables
+    have factors too: row i of a table is W[i] + (alpha / r) B[i] A. NO_TASK is the base alone.
     """
 
     lanes = 1
@@ -51,10 +54,13 @@ class MlxBackend:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        """`path`: a folder; `task`: the adapter to merge, None where there is none. `device`: None, "cpu", "metal".
+        """Open a folder. Raises UsageError, ModelDamaged, EngineMissing, EngineError.
 
-        `adapters`: task -> adapters/<task>.safetensors, converted with the base in `path`; or adapters/<task>, where
-        `path` is a published checkpoint. Raises UsageError, ModelDamaged, EngineMissing, EngineError.
+        task: the adapter to merge, or None.
+        adapters: task -> adapters/<task>.safetensors, converted with the base in `path`; or adapters/<task>, if
+            `path` is a published checkpoint.
+        device: None, "cpu" or "metal".
+        threads: None or 1, because MLX computes with one thread on the CPU.
         """
         if task is not None and adapters:
             raise UsageError(f"{path}: task {task!r} to merge and adapters to run beside the base: one or the other.")
@@ -65,49 +71,60 @@ class MlxBackend:
             )
         self.threads = 1
         self._process = os.getpid()
-        self._closing = threading.Lock()
-        self._closed = False
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="jina_local-mlx")
-        try:
-            self._on_worker(lambda: self._open(path, task, adapters or {}, device))
-        except BaseException:
-            self._worker.shutdown()
-            raise
+        shield(lambda: self._open(path, task, adapters or {}, device))
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
-        """See backends.Backend. The pass may be of any size; budget says what is fast."""
+        """See backends.Backend. The pass may be of any size; `budget` says which size is fast."""
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this model was opened before the process was forked, and MLX does not survive a fork. Load it again "
+                "in the new process, or start that with multiprocessing's 'spawn'."
+            )
         check_task(task, self._tasks)
         check(batch, self.vocab, self._longest)
         if self.arch.labels:
             check_classified(batch)
-        padded = pad(batch, self.budget.multiple)
-        return self._on_worker(lambda: self._run(padded, task))
+        padded, opened, stop = pad(batch, self.budget.multiple), self._opened, threading.Event()
+
+        def one_pass() -> NDArray[np.float32]:
+            if not opened:
+                raise EngineError("this model is closed.")
+            return opened[0].run(padded, task, stop)
+
+        return self._thread.run(one_pass, stop.set)
 
     def close(self) -> None:
-        """Free the weights; calls that are under way end first."""
-        if os.getpid() != self._process:
-            return  # the worker stayed behind in the parent
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            self._worker.submit(self._free).result()
-            self._worker.shutdown()
+        """Free the weights after the calls that are under way."""
+        if os.getpid() == self._process:
+            shield(self._free_and_wait)
 
-    def _on_worker(self, job: Callable[[], T]) -> T:
-        """Streams belong to threads: load, build and evaluate on one and the same."""
-        if os.getpid() != self._process:
-            raise EngineError(
-                "this model was opened before the process was forked, and MLX does not survive a fork. Open it in "
-                "the new process, or start that with multiprocessing's 'spawn'."
-            )
-        with self._closing:
-            if self._closed:
-                raise EngineError("this model is closed.")
-            future = self._worker.submit(job)
-        return future.result()
+    def _free_and_wait(self) -> None:
+        self._free()
+        self._thread.run(lambda: None)
 
     def _open(self, path: Path, task: str | None, adapters: Mapping[str, Path], device: str | None) -> None:
+        thread = borrow()
+        try:
+            model = thread.run(lambda: _Model(path, task, adapters, device))
+        except BaseException:
+            give_back(thread)
+            raise
+        self._thread, self._opened = thread, [model]
+        # At exit nothing has to be freed, and MLX itself may be gone.
+        self._free = weakref.finalize(self, _free, thread, self._opened)
+        self._free.atexit = False
+        self.arch, self.budget, self.device, self.dtype = model.arch, model.budget, model.device, model.dtype
+        self.hidden, self.vocab, self._longest = model.arch.width, model.arch.vocab, model.arch.max_positions
+        self.reasons: tuple[str, ...] = (model.reason,)
+        self._tasks = model.tasks
+
+
+class _Model:
+    """The weights and everything else that lives on the thread: streams belong to threads, so load, build and
+    evaluate all happen there.
+    """
+
+    def __init__(self, path: Path, task: str | None, adapters: Mapping[str, Path], device: str | None) -> None:
         mx = _import()
         from . import adapters as beside
         from .folder import open_folder
@@ -115,36 +132,69 @@ class MlxBackend:
         from .xlm_roberta import XlmRoberta
 
         self.device = _device(mx, device)
-        metal = self.device == "metal"
-        self.budget = _METAL_BUDGET if metal else _CPU_BUDGET
-        self._mx, self._unit = mx, mx.gpu if metal else mx.cpu
-        if metal:
+        self._metal = self.device == "metal"
+        _check_fork(self._metal)
+        self.budget = _METAL_BUDGET if self._metal else _CPU_BUDGET
+        self._mx, self._unit = mx, mx.gpu if self._metal else mx.cpu
+        if self._metal:
             mx.set_cache_limit(_METAL_CACHE)
         folder = open_folder(path, task)
         try:
             self.arch = folder.arch
-            self.hidden, self.vocab, self._longest = folder.arch.width, folder.arch.vocab, folder.arch.max_positions
-            self.dtype = "float16" if metal and not folder.exact else "float32"
-            self.reasons: tuple[str, ...] = (_why(self.device, self.dtype, folder.stored),)
+            self.dtype = "float16" if self._metal and not folder.exact else "float32"
+            self.reason = _why(self.device, self.dtype, folder.stored)
+            self.tasks = tuple(adapters)
             with mx.stream(self._unit), _engine_errors():
                 dtype = getattr(mx, self.dtype)
-                self._tasks = tuple(adapters)
                 self._adapters = beside.load(adapters, folder, dtype)
-                weights = dict(folder.weights(dtype, keep_packed=metal))
-                model = XlmRoberta if folder.arch.xlm_roberta else Transformer
-                self._model = model(folder.arch, weights, fused=metal)
+                weights = dict(folder.weights(dtype, keep_packed=self._metal))
+                kind = XlmRoberta if folder.arch.xlm_roberta else Transformer
+                self._pass = kind(folder.arch, weights, fused=self._metal)
         finally:
             folder.close()
 
-    def _run(self, padded: Padded, task: str | None) -> NDArray[np.float32]:
+    def run(self, padded: Padded, task: str | None, stop: threading.Event) -> NDArray[np.float32]:
+        """Run one pass: (n_rows, width) float32. Raises EngineError if `stop` is set and the pass is a long one."""
+        after_block = None if self._metal or padded.ids.size < _STOPPABLE else self._stopping(stop)
         with self._mx.stream(self._unit), _engine_errors():
-            rows = self._model(padded, None if task in (None, NO_TASK) else self._adapters[task])
+            rows = self._pass(padded, None if task in (None, NO_TASK) else self._adapters[task], after_block)
             self._mx.eval(rows)
             return np.array(rows)
 
-    def _free(self) -> None:
-        del self._model, self._adapters
-        self._mx.clear_cache()
+    def _stopping(self, stop: threading.Event) -> Callable[[Any], None]:
+        """Evaluate block by block, so that a long pass can end in between. The numbers are the same."""
+
+        def after_block(states: Any) -> None:
+            self._mx.eval(states)
+            if stop.is_set():
+                raise EngineError("a pass was stopped before its end.")
+
+        return after_block
+
+
+def _free(thread: EngineThread, opened: list[_Model]) -> None:
+    """Drop the model on its thread, after the calls that are under way. A forked child leaves it to its parent."""
+    if thread.process != os.getpid():
+        return
+
+    def free() -> None:
+        opened.clear()
+        if _first_process == os.getpid():  # in a forked child MLX would wait for the parent's threads
+            _import().clear_cache()
+        give_back(thread)
+
+    thread.post(free)
+
+
+def _check_fork(metal: bool) -> None:
+    """Remember the first process that uses MLX. Raises EngineError if this one was forked from it and wants Metal."""
+    global _first_process
+    _first_process = _first_process or os.getpid()
+    if metal and _first_process != os.getpid():
+        raise EngineError(
+            "this process was forked from one that used MLX, and Metal does not survive a fork. Start it with "
+            "multiprocessing's 'spawn', or give device='cpu'."
+        )
 
 
 @contextmanager
@@ -159,7 +209,7 @@ def _engine_errors() -> Iterator[None]:
 
 def _import() -> Any:
     # Read by MLX before its first product. By default matrix units may round float32 to 10 bits (M5 and later,
-    # CUDA), which is a thousand times coarser than what the caller of a 32-bit model asked for.
+    # CUDA), which is a thousand times coarser than the 32 bits that the caller asked for.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     try:
         import mlx.core as mx

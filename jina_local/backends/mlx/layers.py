@@ -1,4 +1,4 @@
-"""What the forward passes are made of: products with plain or quantised matrices, rotation, attention, adapters."""
+"""The parts of the forward passes: products with plain or quantised matrices, rotation, attention, adapters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from ...weights.architecture import Architecture
 
-# Without the fused kernel the scores of all queries stand in memory at once: 16 heads x 4096 x 4096 are 1.2 GB.
+# Without the fused kernel the scores of all queries are in memory at once: 16 heads x 4096 x 4096 are 1.2 GB.
 # Blocks of queries give the same result in the same time.
 QUERY_BLOCK = 512
-_MOST_SCORES = 1 << 24  # in one block: 64 MiB, of which the engine holds about ten at a time; bounds it at long texts
+_MOST_SCORES = 1 << 24  # in one block: 64 MiB. The engine holds about ten blocks at a time, however long the text is
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ Matrix = mx.array | Packed
 
 @dataclass(frozen=True)
 class Factors:
-    """What an adapter adds to one matrix: y = x W^T + (x A^T) B^T. Its scale is in `b`.
+    """The addition of an adapter to one matrix: y = x W^T + (x A^T) B^T. Its scale is in `b`.
 
-    To row i of a table it adds B[i] A.
+    Row i of a table gets B[i] A.
     """
 
     a: mx.array  # (r, in)
@@ -43,13 +43,13 @@ class Factors:
 
 @dataclass(frozen=True)
 class Beside:
-    """One adapter, chosen for each call by reference; nothing is written to."""
+    """One adapter. Each call chooses one by reference; nothing is written to it."""
 
     blocks: Sequence[Mapping[str, Factors]]  # of each block: module -> factors
     tables: Mapping[str, Factors] = field(default_factory=dict)  # embedding table -> factors
 
 
-# A block: states, what runs beside it, mask -> states; with positions (B, R), of those rows alone.
+# A block: states, an adapter's factors, mask -> states. With positions (B, R), the states of these rows alone.
 Block = Callable[[mx.array, Mapping[str, Factors], mx.array | str | None, np.ndarray | None], mx.array]
 
 
@@ -61,21 +61,26 @@ def through(
     *,
     at: np.ndarray | None,
     last: mx.array | str | None,
+    after_block: Callable[[mx.array], object] | None,
 ) -> mx.array:
     """(B, L, hidden) -> (B, L, hidden), or (B, R, hidden) for the positions `at`: the last block computes no others.
 
-    `last`: the mask of the last block.
+    last: the mask of the last block.
+    after_block: called with the states after every block but the last.
     """
     extra = beside.blocks if beside is not None else ({},) * len(blocks)
     for block, factors in zip(blocks[:-1], extra[:-1], strict=True):
         x = block(x, factors, mask, None)
+        if after_block is not None:
+            after_block(x)
     return blocks[-1](x, extra[-1], last, at)
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, *, blocked: bool) -> mx.array:
-    """Attention of (B, heads, n, d) queries over (B, kv_heads, L, d); `blocked` bounds what it holds at once.
+    """Attention of (B, heads, n, d) queries over (B, kv_heads, L, d).
 
-    `mask`: None, "causal" (n == L), or bool that broadcasts to (B, 1, n, L).
+    mask: None, "causal" (n == L), or bool that broadcasts to (B, 1, n, L).
+    blocked: compute a block of queries at a time, which bounds the memory.
     """
     scale = q.shape[-1] ** -0.5
     batch, heads, n, _ = q.shape
@@ -122,7 +127,7 @@ class Rotation:
 
 
 def linear(x: mx.array, weight: Matrix, factors: Factors | None = None, bias: mx.array | None = None) -> mx.array:
-    """x W^T, plus what an adapter adds, plus the bias."""
+    """x W^T, plus an adapter's part, plus the bias."""
     if isinstance(weight, Packed):
         y = mx.quantized_matmul(
             x, weight.codes, weight.scales, weight.biases, group_size=weight.group_size, bits=weight.bits
@@ -135,7 +140,7 @@ def linear(x: mx.array, weight: Matrix, factors: Factors | None = None, bias: mx
 
 
 def embed(table: Matrix, ids: mx.array, factors: Factors | None = None) -> mx.array:
-    """Rows of a table, plus what an adapter adds to them: (...) ids -> (..., hidden)."""
+    """Rows of a table, plus an adapter's part: (...) ids -> (..., hidden)."""
     if isinstance(table, Packed):
         rows = mx.dequantize(
             table.codes[ids], table.scales[ids], table.biases[ids], group_size=table.group_size, bits=table.bits
@@ -166,5 +171,5 @@ def plain(weight: Matrix) -> mx.array:
 
 
 def optional(mask: np.ndarray | None) -> mx.array | None:
-    """A mask of numpy's as the engine's, None staying None."""
+    """A numpy mask as the engine's array; None stays None."""
     return None if mask is None else mx.array(mask)

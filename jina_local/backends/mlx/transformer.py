@@ -29,10 +29,13 @@ class Transformer:
         gated = mx.compile(_gated, shapeless=True) if fused else _gated
         self._blocks = [_Block(arch, weights, n, rotation, gated, fused) for n in range(arch.layers)]
 
-    def __call__(self, padded: Padded, beside: Beside | None = None) -> mx.array:
+    def __call__(
+        self, padded: Padded, beside: Beside | None = None, after_block: Callable[[mx.array], object] | None = None
+    ) -> mx.array:
         """(n_rows, hidden) float32, lazy: the states after the final norm at the wanted rows, in their order.
 
-        `beside`: the adapter to run with the weights in this call.
+        beside: the adapter to run with the weights in this call.
+        after_block: see layers.through.
         """
         if self._arch.causal:
             mask: mx.array | str | None = "causal"  # real tokens never look at the pads behind them
@@ -40,7 +43,7 @@ class Transformer:
         else:
             mask = last = optional(padded.key_mask())
         x = embed(self._table, mx.array(padded.ids))
-        x = through(self._blocks, x, beside, mask, at=padded.at, last=last)
+        x = through(self._blocks, x, beside, mask, at=padded.at, last=last, after_block=after_block)
         x = x.reshape(-1, self._arch.hidden)[mx.array(padded.pick)]
         return mx.fast.rms_norm(x, self._norm, self._arch.eps).astype(mx.float32)
 

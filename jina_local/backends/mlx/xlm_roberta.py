@@ -52,14 +52,17 @@ class XlmRoberta:
         self._blocks = [_Block(arch, weights, n, rotation, gelu, fused) for n in range(arch.layers)]
         self._classifier = _Classifier(weights) if arch.labels else None
 
-    def __call__(self, padded: Padded, beside: Beside | None = None) -> mx.array:
+    def __call__(
+        self, padded: Padded, beside: Beside | None = None, after_block: Callable[[mx.array], object] | None = None
+    ) -> mx.array:
         """(n_rows, hidden or logits) float32, lazy: the last states at the wanted rows, in their order.
 
-        `beside`: the adapter to run with the weights in this call.
+        beside: the adapter to run with the weights in this call.
+        after_block: see layers.through.
         """
         mask = optional(padded.key_mask())
         x = self._embedded(padded.ids, beside.tables if beside is not None else {})
-        x = through(self._blocks, x, beside, mask, at=padded.at, last=mask)
+        x = through(self._blocks, x, beside, mask, at=padded.at, last=mask, after_block=after_block)
         x = x.reshape(-1, self._arch.hidden)[mx.array(padded.pick)].astype(mx.float32)
         return x if self._classifier is None else self._classifier(x)
 

@@ -1,0 +1,62 @@
+"""A Ctrl-C at any moment is KeyboardInterrupt and nothing else, and the model gives the same bits afterwards.
+
+JINA_LOCAL_TEST_INTERRUPTS=200 asks for so many interrupts of every kind. Without it there are about ten an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import made
+
+COUNT = int(os.environ.get("JINA_LOCAL_TEST_INTERRUPTS") or 0)
+PATIENCE = 60  # seconds to load a model, or from an interrupt to the answer, on a machine that may be busy
+KINDS = {
+    "nano": lambda engine: made.checkpoint("nano") if engine == "mlx" else made.gguf_file("nano", "F32"),
+    "small": lambda engine: made.mlx("small", 8) if engine == "mlx" else made.gguf_file("small", "Q8_0"),
+    "adapters": lambda engine: (
+        made.checkpoint("nano") if engine == "mlx" else made.gguf_separate("nano", "F32", "Q8_0")
+    ),
+    "v3": lambda engine: made.v3("v3", 16 if engine == "mlx" else "F16"),
+    "reranker-v3": lambda engine: made.reranker("reranker-v3", 16 if engine == "mlx" else "F16"),
+    "reranker-v2": lambda engine: made.reranker("reranker-v2", 32 if engine == "mlx" else "F32"),
+}
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
+
+
+# kind, what is interrupted, how often
+ALL = [(kind, what, COUNT) for kind in KINDS for what in ("run", "load")]
+QUICK = [*((kind, "run", 1) for kind in KINDS), ("nano", "load", 2), ("reranker-v2", "load", 2)]
+
+
+@pytest.mark.parametrize(("kind", "what", "count"), ALL if COUNT else QUICK)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_interrupt_at_any_moment_is_keyboard_interrupt_and_the_model_goes_on(engine, kind, what, count):
+    command = [sys.executable, "-m", "tests.backends.interrupted", KINDS[kind](engine), engine, str(count), what]
+    moments = random.Random(f"{engine} {kind} {what} {count}")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
+    ) as child:
+        watchdog = threading.Timer(PATIENCE + count * PATIENCE / 10, child.kill)
+        watchdog.start()
+        try:
+            for done in range(count):
+                said = child.stdout.readline()
+                if said.startswith("ready"):
+                    time.sleep(moments.uniform(0, 1.5 * float(said.split()[1])))
+                    child.send_signal(signal.SIGINT)
+                    said = child.stdout.readline()
+                assert said == "same\n", f"after {done} interrupts: {said}{child.stdout.read()}"
+            assert (child.stdout.read(), child.wait()) == ("", 0)
+        finally:
+            watchdog.cancel()
+            child.kill()
