@@ -4,6 +4,8 @@ The tree is copied; a fault is put into the copy, and the tests named beside it 
 that no test sees survives, and the exit code is 1. A fault whose text is gone from the code is stale: code 1 as well.
 """
 
+# ruff: noqa: E501  # a table of code
+
 from __future__ import annotations
 
 import argparse
@@ -147,8 +149,11 @@ def main() -> int:
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
         for mutant in chosen:
             start = time.monotonic()
-            fault = stale(mutant)
-            outcome = f"STALE: {fault}" if fault else (said := survives(mutant, copy)) and f"SURVIVED\n{said}" or "seen"
+            outcome = "seen"
+            if fault := stale(mutant):
+                outcome = f"STALE: {fault}"
+            elif said := survives(mutant, copy):
+                outcome = f"SURVIVED\n{said}"
             bad += outcome != "seen"
             print(f"{time.monotonic() - start:5.1f} s  {mutant.name}: {outcome}", flush=True)
     print(f"{len(chosen)} faults, {len(chosen) - bad} seen, {bad} not")

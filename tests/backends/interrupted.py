@@ -1,8 +1,8 @@
 """A process that is interrupted while it works: `python -m tests.backends.interrupted PATH ENGINE COUNT WHAT`.
 
-It prints "ready SECONDS" and works until a KeyboardInterrupt comes; then it checks that the model still gives the same
-bits, and prints "same". After COUNT interrupts it closes the model and ends. WHAT is "run" for calls of one open model,
-or "load" for opening, calling and closing one. Used by test_interrupts.py.
+It prints "ready SECONDS" and works until a KeyboardInterrupt comes. Then it checks that the model still gives the
+same bits, and prints "same". After COUNT interrupts it closes the model and ends. WHAT is "run" for calls of one open
+model, or "load" for opening, calling and closing one. Used by test_interrupts.py.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def from_folder(folder: Path, arch: Architecture) -> Adapter:
             raise ModelDamaged(f"{folder}: {key} is {config[key]!r}; only plain LoRA is merged here.")
     file = SafetensorsFile(folder / WEIGHTS)
     try:
-        names = {name: plain for name in file.tensors if not (plain := _plain(name)).startswith("pooler.")}
+        names = {stored: n for stored in file.tensors if not (n := _plain(stored)).startswith("pooler.")}
         pairs = (_pairs_of_v3 if arch.kind == "jina-bert-v3" else _pairs)(file, names, arch, rank)
         return Adapter(str(folder), rank, alpha, pairs, file)
     except BaseException:
