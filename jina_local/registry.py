@@ -25,7 +25,7 @@ _V3_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classificati
 
 @dataclass(frozen=True)
 class Published:
-    """A model as its makers publish it: repositories on the hub, pinned where the commit is known.
+    """A model as its makers publish it: repositories on the hub, pinned if a commit is known.
 
     A model that the package itself carries (`bundled`) has no repositories: the names are empty.
     """
@@ -34,7 +34,7 @@ class Published:
     aliases: tuple[str, ...]
     repo: str  # base checkpoint and adapters
     revision: str | None
-    gguf_repo: str  # "{task}" is filled in where each task has a repository; "": none is published
+    gguf_repo: str  # "{task}" is filled in if each task has a repository; "": none is published
     gguf_file: str  # "{task}" (but of a reranker) and "{type}" are filled in
     rope_theta: float  # a checkpoint with another base frequency is another model; 0: positions are learned
     revisions: Mapping[str, str] = field(default_factory=dict)  # repository -> pinned commit, beyond `revision`
@@ -66,7 +66,7 @@ class Published:
         return f"{self.spec.license}, non-commercial" if "NC" in self.spec.license else self.spec.license
 
     def about(self, engine: str) -> str:
-        """The size of the files that an engine reads by default, as far as it is known, and their licence."""
+        """The approximate size of an engine's default download, if it is known, and the licence."""
         size = f"about {self.download[engine] / 1e9:.2g} GB" if engine in self.download else "size not known here"
         return f"{size}; {self.terms}"
 
@@ -288,11 +288,11 @@ def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[s
     Widths above `hidden` are dropped and `hidden` itself is the full width, so that a checkpoint of another
     size in the same layout has its own Matryoshka list. With one task that task is the default.
     """
-    held = tuple(task for task in row.spec.tasks if task in set(tasks))
-    default = held[0] if len(held) == 1 else row.spec.default_task if row.spec.default_task in held else None
+    served = tuple(task for task in row.spec.tasks if task in set(tasks))
+    default = served[0] if len(served) == 1 else row.spec.default_task if row.spec.default_task in served else None
     return replace(
         row.spec,
-        tasks=held,
+        tasks=served,
         default_task=default,
         dims=row.spec.dims if row.spec.scoring else (*(d for d in row.spec.dims if d < hidden), hidden),
         max_tokens=min(row.spec.max_tokens, max_positions),

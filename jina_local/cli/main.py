@@ -6,19 +6,11 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from .. import __version__, console
 from ..errors import UsageError
 from . import doctor, embed, models, rerank
-
-
-class _Arguments(Protocol):
-    """What reads the arguments of a command: an ArgumentParser, or one for each of its actions."""
-
-    def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace: ...
-
-    def error(self, message: str) -> NoReturn: ...
 
 
 class _Command(Protocol):
@@ -26,7 +18,7 @@ class _Command(Protocol):
 
     SUMMARY: str
 
-    def parser(self, add: Callable[[str, str, str], argparse.ArgumentParser]) -> _Arguments: ...
+    def parser(self, add: Callable[[str, str, str], argparse.ArgumentParser]) -> Any: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
 

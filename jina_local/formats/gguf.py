@@ -73,7 +73,7 @@ class Header:
     size: int
 
     def text(self, key: str) -> str | None:
-        """A string value, or None where the key is absent."""
+        """A string value; None if the key is absent."""
         value = self.keys.get(key)
         return value if isinstance(value, str) else None
 

@@ -1,1 +1,1 @@
-"""A file or folder -> the files of one model, checked. It asks no network, no engine and no cache."""
+"""A file or folder -> the files of one model, checked, without network, engine or hub cache."""

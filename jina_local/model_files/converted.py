@@ -89,7 +89,7 @@ def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str
 
 
 def _shape(folder: Path, weights: Iterable[Path], form: str) -> Architecture:
-    """The one shape that all weight files have, each opened once and alone in its folder."""
+    """The shape that all weight files have. Each is opened once, and must be alone in its folder."""
     shapes: set[Architecture] = set()
     for path in weights:
         home = path.parent

@@ -35,7 +35,7 @@ class Layout:
     read: Callable[[Path, Request], ModelFiles]
 
 
-# Tried in order. The first that is there decides, but for GGUF files beside a checkpoint.
+# Tried in order. The first that is there decides, except for GGUF files beside a checkpoint.
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         f"a folder that `python -m convert` wrote ({manifest.NAME})",
@@ -97,7 +97,7 @@ def _no_model(folder: Path) -> str:
         return f"{folder}: cannot be listed ({error.strerror})."
     never = [f"{name} ({what})" for name in here[:100] if (what := _never_opened(folder / name))]
     text = f"{folder}: holds no model. {_readable()} Found: {', '.join(here[:20]) or 'nothing'}."
-    return text + (f" Formats that are never opened, as they can run code: {', '.join(never)}." if never else "")
+    return text + (f" Formats that are never opened, because they can run code: {', '.join(never)}." if never else "")
 
 
 def _readable() -> str:

@@ -43,15 +43,15 @@ class Identity:
     arch: Architecture
     task: str | None  # None: a base that tasks share
     label: str
-    base: str | None  # the digest of the published base, where it is one
+    base: str | None  # the digest of the published base; None: the file is merged for a task
 
     def narrowed(self, tasks: tuple[str, ...]) -> ModelSpec:
-        """The registry row as files like this one can serve it."""
+        """The registry row, narrowed to these tasks and to the shape of the file."""
         return registry.narrow(self.row, hidden=self.arch.hidden, max_positions=self.arch.max_positions, tasks=tasks)
 
 
 def not_a_model(path: Path) -> str:
-    """What to say of an adapter where a model is wanted."""
+    """The message for an adapter that is given instead of a model."""
     return (
         f"{path}: is an adapter, not a model. Give the path of the base beside it, or of their folder, and name the "
         "task where texts are encoded."
@@ -59,11 +59,10 @@ def not_a_model(path: Path) -> str:
 
 
 def identify(path: Path, entry: Entry | None = None) -> Identity:
-    """Read and check the header of one file with a model in it. `entry`: what a manifest says about it.
+    """Read and check the header of one file with a model in it. `entry`: its entry in a manifest.
 
-    The task is the manifest's, else that of our own key, else that of the published file name; two that disagree
-    are refused. A base has a digest in the place of a task. Raises ModelDamaged, or UsageError where nothing says the
-    task, and for an adapter.
+    The task comes from the manifest, our own key or the published file name; sources that disagree are refused. A
+    base has a digest instead of a task. Raises ModelDamaged, and UsageError for an adapter or if the task is unknown.
     """
     header = gguf.read_header(path)
     if gguf_file.is_adapter(header):
@@ -83,7 +82,7 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
 
 
 def _check_keys(header: Header, arch: Architecture, row: Published) -> None:
-    """Keys that change the arithmetic silently have to be absent, or what the model computes."""
+    """Raise ModelDamaged if a key would change the arithmetic. llama.cpp obeys such keys silently."""
     expected: dict[str, tuple[object, ...]] = {
         f"{arch.kind}.pooling_type": (_POOLING[row.spec.pooling],),
         f"{arch.kind}.attention.causal": (arch.causal,),
@@ -184,7 +183,7 @@ def _task(header: Header, row: Published, entry: Entry | None) -> str:
 
 
 def _base(header: Header, row: Published, entry: Entry | None) -> str | None:
-    """The digest in a base that tasks share; None where the file is merged for one."""
+    """The digest in a base that tasks share; None if the file is merged for one task."""
     path, merged_for = header.path, header.text(TASK_KEY)
     digest = header.text(BASE_KEY) if merged_for is None else None
     name = own_name(path)

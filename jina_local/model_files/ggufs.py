@@ -77,15 +77,15 @@ def _model_of(files: Mapping[Path, Entry | None]) -> Published | None:
 def adapters_beside(path: Path, entries: Mapping[str, Entry]) -> dict[Path, Entry | None]:
     """The adapters in the folder of a base; nothing for a merged file. `entries`: the manifest's, by name.
 
-    A file that cannot be read may be one of them: it is among the answers, and `choose` says what is wrong with it.
-    Raises UsageError where `path` is an adapter itself.
+    A file that cannot be read is returned too, because it may be an adapter; `choose` reports its fault. Raises
+    UsageError if `path` is an adapter itself.
     """
     kind = _claim(path, entries.get(path.name)).kind
     if kind == "adapter":
         raise UsageError(not_a_model(path))
     if kind == "merged":
         return {}
-    found: dict[Path, Entry | None] = {}
+    adapters: dict[Path, Entry | None] = {}
     for other in sorted(path.parent.glob("*.gguf")):
         entry = entries.get(other.name)
         try:
@@ -93,17 +93,17 @@ def adapters_beside(path: Path, entries: Mapping[str, Entry]) -> dict[Path, Entr
         except (ModelDamaged, UsageError):
             kind = "adapter"
         if kind == "adapter" and other.name != path.name:
-            found[other] = entry
-    return found
+            adapters[other] = entry
+    return adapters
 
 
 def choose(files: Mapping[Path, Entry | None], where: str, *, label: str | None, tasks: Sequence[str] = ()) -> Choice:
-    """Take the files of one precision: `label`, or the first of ORDER that serves all of `tasks`.
+    """Take the files of one precision: `label`, or the first of labels.GGUF that serves all of `tasks`.
 
-    Without `tasks`, one that serves a model's default task is preferred. Headers are read of the files that are
-    taken, and of those whose name and manifest say nothing. Raises UsageError with what is there, ModelDamaged.
+    Without `tasks`, a precision that serves a model's default task is preferred. Headers are read only of files that
+    are taken, and of files whose name and manifest say nothing. Raises UsageError with the files there, ModelDamaged.
     """
-    held: dict[str, dict[str, dict[str, Path]]] = {"merged": {}, "base": {}, "adapter": {}}
+    by_kind: dict[str, dict[str, dict[str, Path]]] = {"merged": {}, "base": {}, "adapter": {}}
     passed_over: list[ModelDamaged | UsageError] = []
     for path, entry in files.items():
         try:
@@ -111,26 +111,26 @@ def choose(files: Mapping[Path, Entry | None], where: str, *, label: str | None,
         except (ModelDamaged, UsageError) as error:
             passed_over.append(error)
             continue
-        other = held[claim.kind].setdefault(claim.label, {}).setdefault(claim.task, path)
+        other = by_kind[claim.kind].setdefault(claim.label, {}).setdefault(claim.task, path)
         if other != path:
             what = f"{claim.task} in {claim.label}" if claim.label else f"the adapter of {claim.task}"
             raise UsageError(f"{where}: two files for {what}: {other.name} and {path.name}. Give one's path.")
-    adapters = held["adapter"].get("", {})
-    served = held["merged"] or {kind: dict.fromkeys(adapters, path[""]) for kind, path in held["base"].items()}
-    _one_kind(held["merged"], held["base"], adapters, where, passed_over)
+    adapters = by_kind["adapter"].get("", {})
+    served = by_kind["merged"] or {kind: dict.fromkeys(adapters, path[""]) for kind, path in by_kind["base"].items()}
+    _one_kind(by_kind["merged"], by_kind["base"], adapters, where, passed_over)
     chosen, why = _precision(served, where, label, tasks)
     notes = [f"not used: {error}" for error in passed_over]
-    if held["base"]:
-        return Choice(*_on_base(held["base"][chosen][""], files, adapters), (*why, *notes))
+    if by_kind["base"]:
+        return Choice(*_on_base(by_kind["base"][chosen][""], files, adapters), (*why, *notes))
     notes += [f"not used: {path}: an adapter, and there is no base beside it" for path in adapters.values()]
-    found = {task: identify(path, files[path]) for task, path in sorted(served[chosen].items())}
-    first = next(iter(found.values()))
-    for other_file in found.values():
-        if other_file.arch != first.arch:
+    identities = {task: identify(path, files[path]) for task, path in sorted(served[chosen].items())}
+    first = next(iter(identities.values()))
+    for second in identities.values():
+        if second.arch != first.arch:
             raise UsageError(
-                f"{where}: {first.path.name} and {other_file.path.name} are different models. Give one file's path."
+                f"{where}: {first.path.name} and {second.path.name} are different models. Give one file's path."
             )
-    return Choice(found, {}, (*why, *notes))
+    return Choice(identities, {}, (*why, *notes))
 
 
 def _one_kind(
@@ -165,7 +165,7 @@ def _one_kind(
 
 
 def _named_like(name: str, *, base: bool) -> str:
-    """What a base or an adapter would be called, of the model that `name` belongs to where that is known."""
+    """The file name of a base or an adapter, of the model that `name` belongs to, else of the default model."""
     known = own_name(Path(name))
     row = known[0] if known else registry.lookup(registry.DEFAULT_MODEL)
     task = row.spec.default_task or row.spec.tasks[0]
@@ -175,24 +175,24 @@ def _named_like(name: str, *, base: bool) -> str:
 def _on_base(
     path: Path, files: Mapping[Path, Entry | None], adapters: Mapping[str, Path]
 ) -> tuple[dict[str, Identity], dict[str, Path]]:
-    """The base once for each task, and the adapters, each held against it."""
-    found = identify(path, files[path])
-    if found.base is None:
+    """(task -> base, task -> adapter), each adapter checked against the base."""
+    identity = identify(path, files[path])
+    if identity.base is None:
         raise AssertionError("identify lets nothing pass that is called a base and has no digest")
-    if unknown := sorted(adapters.keys() - set(found.row.spec.tasks)):
+    if unknown := sorted(adapters.keys() - set(identity.row.spec.tasks)):
         raise ModelDamaged(
-            f"{adapters[unknown[0]]}: is for the task {unknown[0]!r}; {found.row.spec.name} has "
-            f"{', '.join(found.row.spec.tasks)}."
+            f"{adapters[unknown[0]]}: is for the task {unknown[0]!r}; {identity.row.spec.name} has "
+            f"{', '.join(identity.row.spec.tasks)}."
         )
-    base = Base(path, found.base, found.arch)
+    base = Base(path, identity.base, identity.arch)
     for task, adapter in adapters.items():
         gguf_file.check(gguf.read_header(adapter), task, base)
-    return dict.fromkeys(sorted(adapters), found), dict(sorted(adapters.items()))
+    return dict.fromkeys(sorted(adapters), identity), dict(sorted(adapters.items()))
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a file is taken for, by its manifest or its name, else by its header."""
+    """The kind of a file, by its manifest or its name, else by its header."""
 
     kind: str  # "merged" | "base" | "adapter"
     task: str  # "" of a base
@@ -216,26 +216,26 @@ def _claim(path: Path, entry: Entry | None) -> _Claim:
                 f"{path}: is an adapter, and neither its name nor {gguf_file.NAME_KEY} says for which task."
             )
         return _Claim("adapter", named, "")
-    found = identify(path, entry)
-    return _Claim("merged" if found.task else "base", found.task or "", found.label)
+    identity = identify(path, entry)
+    return _Claim("merged" if identity.task else "base", identity.task or "", identity.label)
 
 
 def _precision(
-    held: Mapping[str, Mapping[str, Path]], where: str, label: str | None, tasks: Sequence[str]
+    served: Mapping[str, Mapping[str, Path]], where: str, label: str | None, tasks: Sequence[str]
 ) -> tuple[str, list[str]]:
-    there = "; ".join(f"{kind} ({', '.join(sorted(held[kind]))})" for kind in sorted(held, key=rank))
+    there = "; ".join(f"{kind} ({', '.join(sorted(served[kind]))})" for kind in sorted(served, key=rank))
     defaults = {row.spec.default_task for row in registry.PUBLISHED}
     if label is not None:
-        labels = [kind for kind in held if kind.casefold() == label.casefold()]
+        labels = [kind for kind in served if kind.casefold() == label.casefold()]
         if not labels:
             raise UsageError(f"{where}: has no weights {label!r}. There: {there}.")
     else:
-        labels = [kind for kind in held if defaults & held[kind].keys()] if not tasks else list(held)
-    fit = [kind for kind in labels or held if set(tasks) <= held[kind].keys()]
+        labels = [kind for kind in served if defaults & served[kind].keys()] if not tasks else list(served)
+    fit = [kind for kind in labels or served if set(tasks) <= served[kind].keys()]
     if not fit:
         of = f" in {label}" if label else ""
         raise UsageError(f"{where}: has no file for {', '.join(tasks)}{of}. There: {there}.")
     chosen = min(fit, key=rank)
-    if label is not None or len(held) == 1:
+    if label is not None or len(served) == 1:
         return chosen, []
     return chosen, [f"weights {chosen}: the first choice among those that are there ({there})"]

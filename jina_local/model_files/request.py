@@ -1,4 +1,4 @@
-"""What is asked of files (engines in order, weight type, tasks), and the refusals that all layouts share."""
+"""A request for a model's files (engines in order, weight type, tasks), and the refusals that all layouts share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..registry import Published
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as far as the files matter."""
+    """The part of a caller's request that concerns files."""
 
-    engines: tuple[str, ...]  # the engines that may run the files, the preferred one first
+    engines: tuple[str, ...]  # that may run the files, preferred first
     label: str | None = None  # None: any type of weights
     tasks: tuple[str, ...] = ()  # tasks or words for them, all to be served; empty: any
     reasons: tuple[str, ...] = ()  # the choices made so far, a sentence each
 
 
 def require_engine(request: Request, engine: str, what: str, source: str = "SRC") -> None:
-    """Raise UsageError if the caller wants another engine than the one that reads what was found."""
+    """Raise UsageError if the request does not allow the engine that reads the files."""
     if engine in request.engines:
         return
     wanted = request.engines[0]
@@ -48,5 +48,5 @@ def how_to_convert(label: str | None, source: str, out: str = "OUT", tasks: str 
 
 
 def is_bits(label: str | None) -> bool:
-    """Whether a type is named by its bits, as only our converter for MLX names it."""
+    """Whether a type is named by its bits. Only our converter for MLX names weights so."""
     return label is not None and label.casefold().endswith("bit")

@@ -1,1 +1,1 @@
-"""A model by its name -> the place that has its files; what is there, whether it is whole, removed, fetched."""
+"""A model's name -> the place of its files: found, listed, verified, removed, fetched."""

@@ -1,4 +1,4 @@
-"""Find the files of one model: a name or a path -> ModelFiles, checked, or an error that says what was looked for.
+"""Find the files of one model: a name or a path -> ModelFiles, or an error that names every place it looked in.
 
 A path is read by `model_files`. A name is looked for in the places of this machine, and is then fetched unless
 offline. Every choice that was made for the caller is a sentence in ModelFiles.reasons.
@@ -67,10 +67,8 @@ def find(
         raise UsageError(f"{row.spec.name} comes with the package and has no revisions; got {revision!r}.")
     there = [place for place in places.of(row, revision) if not source or place.where != STORE]
     may_fetch = not hub.offline(offline)
-    default = row.spec.tasks if source else _default(row)
-    for chosen in [request.tasks] if request.tasks else [default] if may_fetch else [default, ()]:
-        if fit := first_fit(there, request, chosen):
-            return _open(row, fit, request, revision)
+    if fit := _fit(row, there, request, any_task=not may_fetch, source=source):
+        return _open(row, fit, request, revision)
     # Weights named by their bits come from our converter alone.
     engines = [one for one in request.engines if row.repos(one, row.spec.tasks) and not is_bits(request.label)]
     if not engines or not may_fetch:
@@ -85,7 +83,7 @@ def find(
 
 
 def row_of(name: str) -> Published:
-    """`registry.lookup`, for a command that takes names alone; a path that is not there is a ModelNotFound."""
+    """`registry.lookup` for commands that take names. A path that does not exist is a ModelNotFound."""
     if _PATH.fullmatch(name):
         raise _no_such_path(name)
     return registry.lookup(name)
@@ -99,12 +97,12 @@ def _no_such_path(wanted: str) -> ModelNotFound:
 
 
 def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
-    """The engines that may run a model's files, the preferred one first. A label that both read means GGUF."""
+    """The engines that may run a model's files, preferred first. A label that both read means GGUF."""
     if backend != "auto":
         return (backend,)
     if label is not None:
         return tuple(sorted(("llama", "mlx"), key=lambda engine: label not in labels.READ_BY[engine]))
-    # A path needs no engine to be read; whoever opens its files says what is missing.
+    # A path is read without an engine. Opening its files raises EngineMissing.
     first = backends.preferred() if any(map(backends.installed, backends.BACKENDS)) else "llama"
     return tuple(sorted(backends.BACKENDS, key=lambda engine: engine != first))
 
@@ -115,16 +113,22 @@ def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks:
         return given
     row, request = _named(name, backend, weights, tasks, False)
     there = places.of(row)
-    for chosen in [request.tasks] if request.tasks else [_default(row), ()]:
-        if fit := first_fit(there, request, chosen):
-            first = next(fit.files[task] for task in (*chosen, *fit.files))
-            return first.parent if first.suffix == ".gguf" else first
+    if fit := _fit(row, there, request, any_task=True):
+        task = next(task for task in (*request.tasks, row.spec.default_task, *fit.files) if task in fit.files)
+        return fit.files[task].parent if fit.files[task].suffix == ".gguf" else fit.files[task]
     raise _not_found(row, request, there)
 
 
-def _default(row: Published) -> tuple[str, ...]:
-    """The task that is looked for if none is named; a model without a default task has none to insist on."""
-    return (row.spec.default_task,) if row.spec.default_task else ()
+def _fit(
+    row: Published, there: Sequence[Place], request: Request, *, any_task: bool, source: bool = False
+) -> Fit | None:
+    """The files for the tasks of the request, else for the model's default task, else, if `any_task`, for any.
+
+    A model without a default task takes any. source: all of the model's tasks are its default.
+    """
+    default = row.spec.tasks if source else (row.spec.default_task,) if row.spec.default_task else ()
+    fit = first_fit(there, request, request.tasks or default)
+    return first_fit(there, request, ()) if fit is None and any_task and not request.tasks else fit
 
 
 def _named(
@@ -155,7 +159,7 @@ def _named(
 
 
 def _engines_of_name(backend: str, label: str | None) -> tuple[str, ...]:
-    """`engines_for` what has to be found first: the one engine that a label means, else the engines installed."""
+    """The engines for a model that is given by its name: the engine that a label means, else those installed."""
     engines = engines_for(backend, label)
     if label is not None and label not in labels.READ_BY[engines[0]]:
         possible = ", ".join(labels.READ_BY[backend])
@@ -175,8 +179,8 @@ def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> M
             for repo, commit in commits.items()
             if revision is None and row.pinned(repo) not in (None, commit)
         ]
-        found = f"found in the hub cache, commit {_commit(fit.files)}"
-        return _open_cached(row, fit.files, request, [found, *_unusable(), *notes])
+        why = f"found in the hub cache, commit {_commit(fit.files)}"
+        return _open_cached(row, fit.files, request, [why, *_unusable(), *notes])
     why = "it comes with the package" if fit.place.where == PACKAGE else f"in the local store, {path}"
     if fit.place.where == STORE and fit.rivals:
         why = f"{fit.label} in {path}: the first choice of {fit.rivals + 1} in the local store"
@@ -194,26 +198,26 @@ def _open_cached(row: Published, files: Mapping[str, Path], request: Request, re
     request = replace(request, reasons=tuple(reasons))
     if paths[0].suffix == ".gguf":
         request = replace(request, engines=("llama",), label=None, tasks=())
-        found = ggufs.read(dict.fromkeys(paths), paths[0].parent, request)
+        model_files = ggufs.read(dict.fromkeys(paths), paths[0].parent, request)
     else:
-        found = published.read(paths[0], replace(request, engines=("mlx",)))
-    if found.model.name != row.spec.name:
-        raise ModelDamaged(f"{paths[0]}: holds {found.model.name}, and was published as {row.spec.name}.")
-    return _completed(found)
+        model_files = published.read(paths[0], replace(request, engines=("mlx",)))
+    if model_files.model.name != row.spec.name:
+        raise ModelDamaged(f"{paths[0]}: holds {model_files.model.name}, and was published as {row.spec.name}.")
+    return _completed(model_files)
 
 
-def _completed(found: ModelFiles) -> ModelFiles:
-    """The files with what only the hub cache knows: their commit, and a tokenizer if none is beside them."""
-    found = replace(found, revision=found.revision or _commit(found.files))
-    if found.tokenizer is not None:
-        return found
-    row = registry.lookup(found.model.name)
+def _completed(files: ModelFiles) -> ModelFiles:
+    """Add the facts that only the hub cache knows: the commit, and a tokenizer if none is beside the files."""
+    files = replace(files, revision=files.revision or _commit(files.files))
+    if files.tokenizer is not None:
+        return files
+    row = registry.lookup(files.model.name)
     cached = (folder / "tokenizer.json" for folder in hub_cache.snapshots(row.repo, None, row.revision))
     tokenizer = next((path for path in cached if path.exists()), None)
     why = "tokenizer rebuilt from the file's own vocabulary, because there is no tokenizer.json"
     if tokenizer:
         why = f"tokenizer.json of {row.repo} from the hub cache"
-    return replace(found, tokenizer=tokenizer, reasons=(*found.reasons, why))
+    return replace(files, tokenizer=tokenizer, reasons=(*files.reasons, why))
 
 
 def _unusable() -> list[str]:
@@ -223,7 +227,7 @@ def _unusable() -> list[str]:
 def _not_found(
     row: Published, request: Request, there: Sequence[Place], revision: str | None = None, why: str = ""
 ) -> ModelNotFound:
-    """What was looked for, what is here instead, and the ways to what was asked for."""
+    """The error that says which files were looked for, which are here instead, and how to get the first."""
     label, store = request.label or hub.GGUF_DEFAULT, f"in the local store {local_store.root()}"
     if row.bundled or is_bits(label):
         command = how_to_convert(label, row.spec.name)

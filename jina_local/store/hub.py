@@ -1,7 +1,7 @@
-"""The hub: fetch a model into the Hugging Face cache, and compare what arrived with the hub's sizes and digests.
+"""The hub: fetch a model into the Hugging Face cache, and compare every file with the hub's size and digest.
 
-Only `pull` opens a socket, to HF_ENDPOINT or huggingface.co. It logs what it is about to do as warnings, so that no
-download is silent.
+Only `pull` opens a socket, to HF_ENDPOINT or huggingface.co. It announces each step as a warning of the logger
+"jina_local", because a download of hundreds of megabytes must not be silent.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Remote:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """The files of one repository that are to be brought here."""
+    """The files to fetch from one repository."""
 
     repo: str
     commit: str
@@ -75,7 +75,7 @@ def offline(asked: bool | None) -> bool:
 
 
 def endpoint() -> str:
-    """The hub that is asked: HF_ENDPOINT, else huggingface.co. Raises UsageError for what is no URL."""
+    """The hub's address: HF_ENDPOINT, else huggingface.co. Raises UsageError if it is no URL."""
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if not url.startswith(("https://", "http://")):
         raise UsageError(f"HF_ENDPOINT is {url!r}; expected a URL, as https://huggingface.co.")
@@ -91,7 +91,7 @@ def pull(
     revision: str | None = None,
     show_progress: bool | None = None,
 ) -> dict[str, Path]:
-    """Fetch a model into the cache and compare every file with the hub's size and digest, those already there too.
+    """Fetch a model into the cache and compare every file with the hub's size and digest, also files already there.
 
     engine: "llama" takes one GGUF of type `weights` (Q8_0) for each task and the files that belong beside it; "mlx"
     takes the base checkpoint and the adapters of `tasks`.
@@ -223,7 +223,7 @@ def _main_of(repo: str) -> str:
 
 
 def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: str | None) -> _Fetch:
-    """What is to be fetched of a repository for some tasks; `label`: of GGUF files, None asks for the checkpoint."""
+    """The files that some tasks need of a repository. `label`: the type of GGUF files; None: the checkpoint."""
     from huggingface_hub import HfApi
 
     _log.warning("%s: asking %s for %s", row.spec.name, endpoint(), repo)
@@ -252,7 +252,7 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
 
 
 def _announce(row: Published, label: str | None, fetches: Sequence[_Fetch]) -> None:
-    """Say what is about to be fetched. Raises OutputError if the disk has no room for it."""
+    """Announce the size, place and licence of the files. Raises OutputError if the disk has no room for them."""
     absent = [(fetch, file) for fetch in fetches for file in fetch.files if not (fetch.folder / file.name).exists()]
     if not absent:
         text = "%s: all files are here, and are compared with the hub's. Licence of the weights: %s"
@@ -291,12 +291,12 @@ def _download(fetch: _Fetch) -> None:
 
 
 def _fetch_file(fetch: _Fetch, file: _Remote) -> str | None:
-    """Fetch one file unless it is there; what is wrong with it, after it was removed for that."""
+    """Fetch one file unless it is there. A file that is not as announced is removed, and its fault returned."""
     from huggingface_hub import hf_hub_download
 
     if len(file.digest) == 64 and not (fetch.folder / file.name).exists():
         _fetch_large(fetch, file)
-    # It finds a large file among its blobs, and links to it.
+    # A large file is among the blobs by now, and is only linked.
     places = {"cache_dir": str(cache_folder()), "endpoint": endpoint()}
     path = Path(hf_hub_download(fetch.repo, file.name, revision=fetch.commit, **places))
     if fault := fault_of(path, file.size, file.digest):
@@ -305,9 +305,9 @@ def _fetch_file(fetch: _Fetch, file: _Remote) -> str | None:
 
 
 def _fetch_large(fetch: _Fetch, file: _Remote) -> None:
-    """Fetch a large file to where the cache keeps it, going on from a part that is here.
+    """Fetch a large file into the cache's blobs, and continue a part that is here.
 
-    huggingface_hub throws the part away when it is interrupted.
+    The download is not left to hf_hub_download, because that deletes its part when it is interrupted.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get

@@ -1,4 +1,4 @@
-"""The Hugging Face cache on disk, read without a socket: which files of a model are there, and are they whole.
+"""The Hugging Face cache on disk, read without a socket: its snapshots, and whether their files are whole.
 
 Layout (huggingface_hub): models--{owner}--{name}/snapshots/{commit}/{file} is a link to blobs/{etag}; an etag is the
 SHA-256 of a large file or the git blob id (SHA-1) of a small one; refs/{branch} holds a commit.
@@ -24,7 +24,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 @dataclass(frozen=True)
 class Verified:
-    """The outcome for one place: how many files were compared, how many have no known digest, what is wrong."""
+    """The outcome for one folder: files compared, faults found, files without a known digest."""
 
     path: Path
     checked: int
@@ -78,7 +78,7 @@ def root_of(repo: str) -> Path:
 
 
 def checked(revision: str | None) -> str | None:
-    """The revision. Raises UsageError if it cannot be one, and so might lead out of the cache."""
+    """The revision. Raises UsageError if it is no commit, branch or tag, because it becomes a part of paths."""
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UsageError(f"revision {revision!r} is not a commit, branch or tag.")
     return revision
@@ -99,18 +99,18 @@ def commit_of(path: Path) -> str | None:
 
 
 def blob_name(path: Path) -> str | None:
-    """The digest in the name of the blob that a cached file links to; None where files are copies."""
+    """The digest in the name of the blob that a cached file links to; None if files are copies."""
     name = PurePath(os.readlink(path)).name if path.is_symlink() else ""
     return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
 
 
 def fault_of(path: Path, size: int | None, digest: str) -> str | None:
-    """What is wrong with a file, compared with its size and its SHA-256 (64 digits) or git blob id (40)."""
+    """The difference of a file from its size and its SHA-256 (64 digits) or git blob id (40); None: there is none."""
     with open_regular(path) as file:
         found = os.fstat(file.fileno()).st_size
         if size is not None and found != size:
             return f"{path}: has {found} bytes, expected {size}"
-        # A name for content here, as git has it; nothing is secured by it.
+        # SHA-1 is git's name for the content here, not a safeguard.
         hasher = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % found, usedforsecurity=False)
         while piece := file.read(1 << 20):
             hasher.update(piece)
@@ -121,7 +121,7 @@ def fault_of(path: Path, size: int | None, digest: str) -> str | None:
 
 
 def discard(path: Path) -> None:
-    """Remove a cached file with the blob behind it, so that the next fetch gets it anew."""
+    """Remove a cached file and the blob behind it, so that the next fetch downloads it again."""
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
     # A blob may itself be a link, to the store that the repositories of a cache share.
     for each in {path, blob, blob.resolve()}:

@@ -1,4 +1,4 @@
-"""What is on this machine of a model, over all its places: verified and deleted. Opens no socket."""
+"""Verify and delete a model in all its places. Opens no socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .places import PACKAGE, STORE, Place
 def verify(name: str | Path) -> list[Verified]:
     """Compare the files of a model, by name, or of one folder, with their digests.
 
-    Raises ModelNotFound if there is nothing, or nothing that digests are known of.
+    Raises ModelNotFound if there are no files, or none with known digests.
     """
     folder = Path(name).expanduser()
     if str(name) and folder.is_dir():
@@ -30,7 +30,10 @@ def verify(name: str | Path) -> list[Verified]:
 
 
 def remove(name: str) -> list[Place]:
-    """Delete a model from the hub cache and the local store; what was deleted. Raises ModelNotFound, OutputError."""
+    """Delete a model from the hub cache and the local store, and return the places that were deleted.
+
+    Raises ModelNotFound, OutputError, and UsageError for a model that is only in the package.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -43,8 +46,8 @@ def remove(name: str) -> list[Place]:
         raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine.")
     try:
         if roots:
-            # The library knows which blobs are shared. It goes by commit alone, and copies of a repository have
-            # the same commits: it is shown ours only.
+            # The library knows which blobs are shared. It deletes by commit alone, and copies of a repository have
+            # the same commits, so it is given the model's own repositories only.
             info = scan_cache_dir(cache_folder())
             info = replace(info, repos=frozenset(repo for repo in info.repos if repo.repo_id in row.all_repos))
             info.delete_revisions(*(r.commit_hash for repo in info.repos for r in repo.revisions)).execute()

@@ -1,4 +1,4 @@
-"""The local store: the folder in which converted models are looked for by name, and what is in it."""
+"""The local store: the folder in which converted models are found by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def root() -> Path:
 
 
 def converted() -> tuple[dict[Path, Manifest], list[str]]:
-    """(folder -> manifest of every conversion up to two levels down, by path; the faults of the other folders)."""
+    """(folder -> manifest of every conversion up to two levels down, by path; the faults of unreadable ones)."""
     found: dict[Path, Manifest] = {}
     faults: dict[Path, str] = {}
     for marker in (*sorted(root().glob(f"*/{manifest.NAME}")), *sorted(root().glob(f"*/*/{manifest.NAME}"))):
@@ -38,7 +38,7 @@ def converted() -> tuple[dict[Path, Manifest], list[str]]:
 
 
 def how_to_make(row: Published, label: str | None = None) -> str:
-    """What to do if llama.cpp is to run a model of which no GGUF files are published."""
+    """How to run a model with llama.cpp if no GGUF files of it are published."""
     out, tasks = f'"{root() / row.spec.name}"', " --task all" if len(row.spec.tasks) > 1 else ""
     return (
         "no GGUF files are published. Convert the checkpoint, to where it will be found by its name: "

@@ -1,4 +1,4 @@
-"""The model that the package carries: where its files are, and whether they are as they were built."""
+"""The model that the package carries: its folders, and whether their files are unchanged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORMS = {"llama": "gguf", "mlx": "checkpoint"}
 
 
 def root(row: Published) -> Path:
-    """The folder of everything that the package carries of a model."""
+    """The folder of all files of a model that the package carries."""
     return _ROOT / row.spec.name
 
 
 def folder(row: Published, engine: str) -> Path:
-    """The folder that one engine opens: GGUF files, or the checkpoint in the published layout."""
+    """The folder for one engine: GGUF files, or a checkpoint in the published layout."""
     path = root(row) / FORMS[engine]
     if not path.is_dir():
         raise ModelDamaged(f"{path}: is missing from the installation. Install the package again.")
@@ -29,7 +29,7 @@ def folder(row: Published, engine: str) -> Path:
 
 
 def verify(root: Path) -> tuple[int, tuple[str, ...]]:
-    """(number of files, what is wrong with them), from the digests beside them."""
+    """(number of files, faults), by the digests in the same folder."""
     digests: dict[str, str] = json.loads((root / DIGESTS).read_text(encoding="utf-8"))
     wrong = tuple(
         f"{root / name}: {'its content is not what was shipped' if (root / name).is_file() else 'is missing'}"

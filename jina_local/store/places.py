@@ -1,4 +1,4 @@
-"""The places of a model on this machine: package, local store, hub cache. Whoever looks for files walks this list."""
+"""The places of a model on this machine (package, local store, hub cache), in one list for all who look for files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ AS_PUBLISHED = ""  # stands for the type of a published checkpoint, which is kno
 
 @dataclass(frozen=True)
 class Place:
-    """One folder that holds files of one model."""
+    """A folder with files of one model."""
 
     where: str  # one of ORDER
     path: Path  # a folder that can be given to `load`
     form: str  # "gguf" | "mlx" | "checkpoint"; "part" if a broken download left it
     holds: tuple[str, ...]  # "retrieval Q8_0", "clustering adapter", ..., to be read by people
-    size: int  # bytes on disk; what two places share is counted in the first
+    size: int  # bytes on disk; a file that two places share is counted in the first
     # Type of weights -> task -> the file or folder that serves it. Empty if the files are not complete.
     files: Mapping[str, Mapping[str, Path]]
 
@@ -47,7 +47,7 @@ class Fit:
 
 
 def of(row: Published, revision: str | None = None) -> list[Place]:
-    """Every place of a model, first those that are looked at first. Opens no socket.
+    """Every place of a model, in the order in which they are searched. Opens no socket.
 
     revision: only files of this commit, branch or tag. Raises UsageError if it cannot be one.
     """
@@ -60,9 +60,9 @@ def of(row: Published, revision: str | None = None) -> list[Place]:
 
 
 def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) -> Fit | None:
-    """The files that serve all of `tasks`, in the first kind of place that has them, for the first engine.
+    """The files that serve all of `tasks`: from the first kind of place that has them, there for the first engine.
 
-    Of several the preferred type is taken; if any task will do, a place that serves most.
+    Among these the preferred type of weights decides, and before it, if `tasks` is empty, the number of tasks served.
     """
 
     def preference(fit: Fit) -> tuple[int, ...]:
@@ -83,12 +83,12 @@ def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) ->
 
 
 def _is_label(wanted: str | None, label: str) -> bool:
-    # A published checkpoint is not named by its bits; any other name is held against the file that is opened.
+    # A published checkpoint has no name by bits. Any other name is compared with its files when they are opened.
     return wanted in (None, label) or (label == AS_PUBLISHED and not is_bits(wanted))
 
 
 def _together(there: Sequence[Place], place: Place, label: str) -> Mapping[str, Path]:
-    """What is opened with a place: in the hub cache, which has a repository for each task, also other GGUF files."""
+    """The files that are opened with a place: of GGUF in the hub cache all, because each task has a repository."""
     if (place.where, place.form) != (CACHE, "gguf"):
         return place.files[label]
     files: dict[str, Path] = {}

@@ -320,7 +320,7 @@ def test_formats_that_can_run_code_are_named_and_never_opened(tmp_path, name, co
     (folder / "config.json").write_text("{}")
     with pytest.raises(ModelNotFound) as error:
         find.find(folder)
-    assert f"Formats that are never opened, as they can run code: {name} ({what})." in str(error.value)
+    assert f"Formats that are never opened, because they can run code: {name} ({what})." in str(error.value)
     assert "published checkpoint (config.json, model*.safetensors, adapters/)" in str(error.value)
     with pytest.raises(ModelDamaged) as error:
         find.find(folder / name)
