@@ -32,12 +32,15 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from jina_local import load
+from jina_local import backends, load
+from jina_local.backends import Backend
 from jina_local.embedding.request import resolve
 from jina_local.inference import batching
 from jina_local.inference.batching import pack
 from jina_local.loading import Embedder
-from jina_local.text.tokenizer import Encoded, Tokenizer
+from jina_local.spec import EmbeddingSpec
+from jina_local.store import find
+from jina_local.text.tokenizer import Tokenizer
 
 from . import needs, v3_and_rerankers
 
@@ -162,16 +165,21 @@ def onnx_rival(folder: Path, work: Path, threads: int | None) -> dict[str, Run]:
     return {"ONNX Runtime float32, batches of 32": run}
 
 
-def mlx_rival(model: Embedder) -> Run:
+def opened(path: Path, threads: int | None) -> Backend:
+    """The engine alone, on the same weights as the model's."""
+    found = find.find(path, offline=True)
+    merged = "retrieval" if found.form == "checkpoint" else None
+    return backends.open_backend(found.backend, found.files["retrieval"], task=merged, threads=threads)
+
+
+def mlx_rival(engine: Backend, tokenizer: Tokenizer, spec: EmbeddingSpec) -> Run:
     """The same MLX model in the same process: sorted, 32 texts a batch, every row of the last layer computed."""
 
     def run(texts: list[str]) -> object:
-        spec = resolve(model.spec, task="retrieval")
-        encoded: Encoded = model._tokenizer.encode(texts, spec)
+        encoded = tokenizer.encode(texts, spec)
         order = np.argsort(encoded.counts, kind="stable").tolist()
-        with model._resident.lease("retrieval") as (engine, adapter):
-            for start in range(0, len(order), 32):
-                engine.forward(pack(encoded, order[start : start + 32], "mean"), 1, adapter)
+        for start in range(0, len(order), 32):
+            engine.forward(pack(encoded, order[start : start + 32], "mean"))
         return None
 
     return run
@@ -317,10 +325,11 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
     vocabulary = words(needs.vocabulary_of(checkpoint))
     texts = texts_of(mix(args.texts), vocabulary)
-    counts = tokenizer.encode(texts, resolve(model.spec, task="retrieval")).counts.tolist()
+    spec, engine = resolve(model.spec, task="retrieval"), opened(path, None if args.mlx else args.threads)
+    counts = tokenizer.encode(texts, spec).counts.tolist()
     runs: dict[str, Run] = {"jina_local": lambda t: model.encode(t)}
     if args.mlx:
-        runs["the same in sorted batches of 32"] = mlx_rival(model)
+        runs["the same in sorted batches of 32"] = mlx_rival(engine, tokenizer, spec)
     else:
         runs |= llama_rivals(next(path.glob("*.gguf")), args.threads)
     if args.torch:
@@ -335,10 +344,10 @@ def main() -> None:
         "tokens": sum(counts),
         "mix": contest(runs, texts, sum(counts), args.rounds),
     }
-    with model._resident.lease("retrieval") as (engine, _):
-        groups = batching.plan(counts, engine.budget)
-        computed = sum(batching.cost(group, counts, engine.budget) for group in groups)
-        report["passes"], report["padding"] = len(groups), round(computed / sum(counts) - 1, 4)
+    groups = batching.plan(counts, engine.budget)
+    computed = sum(batching.cost(group, counts, engine.budget) for group in groups)
+    report["passes"], report["padding"] = len(groups), round(computed / sum(counts) - 1, 4)
+    engine.close()
     if not args.mlx:
         short, long = texts_of([8] * 64, vocabulary), texts_of([2048], vocabulary)
         report["64 texts of 8 tokens"] = contest(runs, short, 64 * 8, args.rounds)

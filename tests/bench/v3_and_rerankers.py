@@ -1,4 +1,4 @@
-"""What speed.py measures for v3 (late chunking) and for the rerankers (pairs per second), beside what others do.
+"""What speed.py measures for v3 (late chunking) and for the rerankers (pairs per second), beside other programs.
 
 python -m tests.bench.speed reranker-v2 --torch float32
 python -m tests.bench.speed reranker-v3 --torch float32
@@ -15,7 +15,6 @@ import numpy as np
 import tokenizers
 
 from jina_local import Embedder, load
-from jina_local.embedding.request import resolve
 from jina_local.reranking.listwise import prompt
 from jina_local.reranking.reranker import Reranker
 from tests.oracle import Oracle
@@ -84,8 +83,7 @@ def chunking(
     assert isinstance(model, Embedder)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, CHUNK)) for _ in range(chunks)]
-    spec = resolve(model.spec, task="retrieval.passage")
-    tokens = int(model._tokenizer.encode([" ".join(texts)], spec).counts[0])
+    tokens = len(model.tokenize([" ".join(texts)], task="retrieval.passage")[0])
     runs: dict[str, Callable[[list[str]], object]] = {
         "late chunking, one pass": lambda parts: model.encode(parts, late_chunking=True),
         "each chunk for itself": lambda parts: model.encode(parts, task="retrieval.passage"),
