@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import BinaryIO, NoReturn, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, Protocol
 
 from .errors import (
     EngineError,
@@ -22,6 +20,9 @@ from .errors import (
     OutputError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 OK = 0
 SOME_FAILED = 1
@@ -43,6 +44,10 @@ EXIT_CODES: dict[type[BaseException], int] = {
     KeyboardInterrupt: INTERRUPTED,
     BaseException: INTERNAL,
 }
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_arrived: list[int] = []  # SIGINT and SIGTERM since the command began
 
 
 class _Terminated(BaseException):
@@ -77,53 +82,62 @@ def exit_code(error: BaseException) -> int:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    Errors of ours and of the system become one line on stderr, Ctrl-C and a reader that went away
-    (`| head`) end without a traceback, anything else is a bug and keeps its traceback.
+    Errors of ours and of the system become one line on stderr. Ctrl-C and a reader that went away (`| head`) end
+    without a traceback. Anything else is a bug and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    code = guarded(main)
-    for stream, descriptor in ((sys.stderr, 2), (sys.stdout, 1)):
+    _listen()
+    try:
+        code = guarded(main)
+        _listen_no_more()
+    except (KeyboardInterrupt, _Terminated):  # it came while the outcome was told
+        code = _stopped()
+        _listen_no_more()
+    for stream, target in ((sys.stderr, 2), (sys.stdout, 1)):
         try:
             if stream is not None:
                 stream.flush()
         except BrokenPipeError:
-            _to_null(descriptor)  # else the rest would be tried, and reported, again at shutdown
+            _to_null(target)  # else the rest would be tried, and reported, again at shutdown
         except (OSError, ValueError) as error:
             code = code or exit_code(error)
-            _to_null(descriptor)
+            _to_null(target)
         else:
             # Destructors of native libraries may still print; that does not belong into the data.
             with suppress(OSError):
-                os.dup2(2, descriptor)
+                os.dup2(2, target)
+    if code in (INTERRUPTED, TERMINATED):
+        # Python remembers a KeyboardInterrupt that passed through `exec`, and would end by the signal instead.
+        os._exit(code)
     sys.exit(code)
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Call `main`; whatever it raises becomes a message on stderr and an exit code."""
+    """Call `main`; an exception becomes a message on stderr and an exit code."""
     try:
         return main()
-    except SystemExit as stop:  # argparse, after --help or a fault that it has printed
-        return stop.code if isinstance(stop.code, int) else 2 if stop.code else OK
-    except BrokenPipeError:
-        return OK  # the reader has all that it wanted
-    except KeyboardInterrupt as stop:
-        # What is still running, and a second Ctrl-C, must not be heard of.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        say("interrupted")
-        return exit_code(stop)
-    except _Terminated:
-        return TERMINATED
-    except (JinaError, OSError) as error:
-        say(f"error: {_text(error)}")
+    except BaseException as error:
+        if is_stop(error):
+            return _stopped()
+        if isinstance(error, SystemExit):  # argparse, after --help or a fault that it has printed
+            return error.code if isinstance(error.code, int) else 2 if error.code else OK
+        if isinstance(error, BrokenPipeError):
+            return OK  # the reader has all that it wanted
+        if isinstance(error, MemoryError):
+            say("error: out of memory. Use a smaller model or more strongly quantised weights.")
+        elif isinstance(error, JinaError | OSError):
+            say(f"error: {_text(error)}")
+        else:
+            import traceback
+
+            with suppress(OSError):
+                traceback.print_exc()
+            say("error: this is a bug in jina_local; please report the lines above")
         return exit_code(error)
-    except MemoryError:
-        say("error: out of memory. Use a smaller model or more strongly quantised weights.")
-        return INTERNAL
-    except Exception as error:
-        with suppress(OSError):
-            traceback.print_exc()
-        say("error: this is a bug in jina_local; please report the lines above")
-        return exit_code(error)
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether a signal is behind an error, even if C code has made another error of it."""
+    return bool(_arrived) or isinstance(error, KeyboardInterrupt)
 
 
 def say(message: str) -> None:
@@ -135,14 +149,14 @@ def say(message: str) -> None:
 
 
 def wants_progress(enabled: bool | None) -> bool:
-    """As asked; where nothing was asked, whether stderr is a terminal that can redraw a line."""
+    """As asked; if nothing was asked, whether stderr is a terminal that can redraw a line."""
     if enabled is not None:
         return enabled
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def progress(total: int | None, unit: str, enabled: bool | None = None, label: str | None = None) -> Progress:
-    """A bar on stderr, where `wants_progress`, with `label` before it."""
+    """A bar on stderr, if `wants_progress`, with `label` before it. The unit "B" is for bytes, shown in multiples."""
     if not wants_progress(enabled):
         return _Silent()
     from tqdm import tqdm
@@ -150,7 +164,13 @@ def progress(total: int | None, unit: str, enabled: bool | None = None, label: s
     terminal = wants_progress(None)
     plain = not terminal or bool(os.environ.get("NO_COLOR"))
     bar: Progress = tqdm(
-        total=total, desc=label, unit=f" {unit}", ascii=plain, file=sys.stderr, mininterval=0.2 if terminal else 5.0
+        total=total,
+        desc=label,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=unit == "B",
+        ascii=plain,
+        file=sys.stderr,
+        mininterval=0.2 if terminal else 5.0,
     )
     return bar
 
@@ -160,7 +180,7 @@ def quiet_stdout() -> Iterator[BinaryIO]:
     """Yield the real standard output; until the block ends, descriptor 1 itself leads to stderr.
 
     What native libraries, `print` and child processes write to descriptor 1 meanwhile is talk. For the
-    whole process, so not for nested use. Raises OutputError where standard output is closed.
+    whole process, so not for nested use. Raises OutputError if standard output is closed.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -199,6 +219,8 @@ def _give_back(private: int) -> None:
 def _flush_c() -> None:
     """Push out what C code printed to its own buffer of stdout, before the descriptor changes again."""
     if os.name == "posix":
+        import ctypes
+
         ctypes.CDLL(None).fflush(None)
 
 
@@ -209,8 +231,54 @@ def _to_null(descriptor: int) -> None:
         os.close(null)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _listen() -> None:
+    """Turn SIGINT and SIGTERM into exceptions. A SIGINT that the caller ignores, as a shell's `&` does, stays so."""
+    _arrived.clear()
+    for number in _SIGNALS:
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    sys.unraisablehook = _unraisable
+
+
+def _listen_no_more() -> None:
+    """All work is done or undone, and Ctrl-C could only disturb the way out."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _arrived.append(number)
+    if len(_arrived) == 1:
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+    # The command is tidying up, which must not be broken off. If that hangs, the next signal ends the process.
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _stopped() -> int:
+    if signal.SIGTERM in _arrived[:1]:
+        return TERMINATED
+    say("interrupted")
+    return INTERRUPTED
+
+
+def _unraisable(found: UnraisableHookArgs) -> None:
+    """Raise a signal's exception once more if it was raised where no exception gets out, as in a C callback."""
+    if not _arrived or not isinstance(found.exc_value, KeyboardInterrupt | _Terminated):
+        sys.__unraisablehook__(found)
+    elif hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _raise_again)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+
+
+def _raise_again(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code is _unraisable.__code__:
+            return  # from there it would be lost again; the timer comes back
+        frame = frame.f_back
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
 
 
 def _text(error: Exception) -> str:

@@ -111,6 +111,27 @@ class FakeEmbedder:
         cut = counts > spec.max_tokens
         return Embedded(vectors.finish(pooled, spec), np.minimum(counts, spec.max_tokens), cut, failed, spec)
 
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        show_progress: bool | None = None,
+        deterministic: bool = False,
+    ) -> Reranking:
+        """As Embedder.rerank."""
+        words = {"truncate_dim": truncate_dim, "max_length": max_length}
+        asked = self.embed([query], prompt_name="query", **words)
+        found = self.embed(documents, prompt_name="document", **words)
+        scores = (found.vectors @ asked.vectors[0]).tolist()
+        ranked = [Ranked(i, scores[i], documents[i]) for i in range(len(documents)) if i not in found.failed]
+        ranked.sort(key=lambda one: -one.score)
+        cut = tuple(np.flatnonzero(found.truncated).tolist())
+        return Reranking(tuple(ranked[:top_n]), cut, bool(asked.truncated[0]), 0, found.failed)
+
     def close(self) -> None:
         """Remembered, so that tests can ask."""
         self.closed = True

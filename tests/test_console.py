@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,89 @@ def test_quiet_stdout_leads_everything_but_the_data_to_stderr_and_ends_clean():
     assert done.returncode == 0
     assert done.stdout == b"before\ndata\nafter\n"
     assert sorted(done.stderr.splitlines()) == [b"from C", b"from Python", b"from a child"]
+
+
+# --- signals
+
+
+def stopped(body, **kwargs):
+    """(exit code, stderr) of a command whose `main` has this body, in a process of its own."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    code = (
+        "import ctypes, os, signal, sys, time\n"
+        "from jina_local import console\n"
+        "def stop(number=signal.SIGINT):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "    time.sleep(0.2)\n"
+        f"def main():\n{lines}    return 0\n"
+        "console.run(main)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=False, **kwargs)
+    return done.returncode, done.stderr.decode()
+
+
+signals = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+@signals
+@pytest.mark.parametrize(
+    "body",
+    [
+        "stop()",
+        "try: stop()\nexcept KeyboardInterrupt: raise SystemError('exception set')",  # as C code does
+        "try: stop()\nexcept KeyboardInterrupt: raise ImportError('numpy')",
+        "exec('stop()', globals())",
+        "ctypes.CFUNCTYPE(None)(stop)()\ntime.sleep(9)",  # no exception leaves a callback
+        "class Late:\n    def __del__(self): stop()\nLate()\ntime.sleep(9)",
+        "try: stop()\nfinally: stop()",  # the second one must not break off the tidying up
+        "console.say = lambda message, say=console.say: (stop(), say(message))\nraise console.UsageError('late')",
+    ],
+)
+def test_ctrl_c_is_interrupted_wherever_it_comes(body):
+    code, err = stopped(body)
+    assert (code, err.splitlines()[-1:]) == (130, ["interrupted"])
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@signals
+def test_what_is_tidied_up_is_tidied_up_to_its_end(tmp_path):
+    mark = tmp_path / "mark"
+    assert stopped(f"try: stop()\nfinally:\n    stop()\n    open({str(mark)!r}, 'w').close()")[0] == 130
+    assert mark.exists()
+    assert stopped("try: stop()\nfinally:\n    stop()\n    stop()\n    time.sleep(9)")[0] == -signal.SIGINT
+
+
+@signals
+def test_sigterm_ends_quietly_and_a_callback_cannot_hide_it():
+    for body in ("stop(signal.SIGTERM)", "ctypes.CFUNCTYPE(None)(lambda: stop(signal.SIGTERM))()\ntime.sleep(9)"):
+        assert stopped(body) == (143, "")
+
+
+@signals
+def test_a_signal_after_the_work_changes_nothing():
+    assert stopped("import atexit\natexit.register(stop)\nreturn 1") == (1, "")
+
+
+@signals
+def test_sigint_that_the_shell_ignores_stays_ignored():
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    assert stopped("stop()", preexec_fn=ignore) == (0, "")
+
+
+@signals
+@pytest.mark.parametrize("module", ["jina_local.cli.main", "argparse", "jina_local.records.readers", "numpy"])
+def test_ctrl_c_while_a_module_is_imported(module):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.modules.pop('argparse', None)\n"
+        "sys.argv = ['jina-local', 'embed', '--model', 'pico', 'text']\n"
+        "runpy.run_module('jina_local', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")

@@ -1,18 +1,54 @@
-"""The options by which a command is told what to load, and the environment variables that stand in for them."""
+"""What commands share of their options: the parser, which model is loaded, where texts come from."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NoReturn
 
-from .. import backends, registry
+from .. import backends, console, registry
 from ..errors import UsageError
+from ..records import output, source
+from ..records.readers import FORMATS, Reading
+from ..records.source import Source
 from ..spec import ModelSpec
 
 
-def add_options(p: argparse.ArgumentParser, default: str) -> None:
-    """The group "model" of a command's options; `default` is the model that is loaded where none is named."""
+class Parser(argparse.ArgumentParser):
+    """Raises faults as UsageError, so that they leave like every other error, and says which word is close."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """The options in `args`; texts may stand before, between and after them."""
+        parsed, unknown = self.parse_known_intermixed_args(args)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            if not word.startswith("-"):
+                self.error(f"unexpected argument {word!r}")
+            near = registry.near_match(word, [name for name in self._option_string_actions if name[:2] == "--"])
+            texts = " (a text that begins with a dash goes after --)" if hasattr(parsed, "texts") else ""
+            self.error(f"unknown option {word}{near or texts}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += registry.near_match(str(value), [str(choice) for choice in action.choices or ()])
+            raise
+
+
+def add_model(p: argparse.ArgumentParser, default: str) -> None:
+    """Add the group "model"; `default` is the model that is loaded if none is named."""
     g = p.add_argument_group("model")
     g.add_argument("--model", metavar="NAME", help=f"name, folder or .gguf file (default: {default})")
     g.add_argument("--weights", metavar="LABEL", help="for example Q8_0 or 8bit (default: the best there is)")
@@ -22,11 +58,42 @@ def add_options(p: argparse.ArgumentParser, default: str) -> None:
     g.add_argument("--offline", action="store_true", help="open no socket, even if the model is not here")
 
 
-def settings(args: argparse.Namespace, default: str, of_model: str = "") -> dict[str, Any]:
-    """What `load` is asked for: an option, else its environment variable, else the default.
+_FORMATS = """.txt one text a line, empty lines included; .md one a paragraph; .jsonl a
+string or an object a line; .json a list of such; .csv and .tsv with a header;
+.parquet a column. Standard input is txt, or jsonl if a field is named."""
 
-    of_model: put into the names of the two variables that say which model, so that what is set for one kind of model
-    is not tried with another; those of the engine and the machine are the same for every command.
+
+def add_input(p: argparse.ArgumentParser, texts: str, more: str = "") -> None:
+    """Add the group "input"; `texts` is the command's word for them, `more` a sentence about them."""
+    g = p.add_argument_group("input", _FORMATS + more)
+    g.add_argument(
+        "--input", action="append", metavar="FILE", help=f"read {texts} from a file, or stdin for -; may be repeated"
+    )
+    g.add_argument("--input-format", choices=FORMATS, metavar="FORMAT", help=f"one of {', '.join(FORMATS)}")
+    g.add_argument("--field", metavar="NAME", help="key or column of the text (default: text); not for txt and md")
+    g.add_argument(
+        "--errors", choices=("fail", "skip"), default="fail", help="at a bad row: end (default), or go on without it"
+    )
+
+
+def add_output(p: argparse.ArgumentParser, names: Sequence[str], formats: str) -> Any:
+    """Add the group "output", described by `formats`, with the formats' names; return it."""
+    g = p.add_argument_group("output", formats)
+    g.add_argument("--output", metavar="FILE", help="in place of standard output")
+    g.add_argument("--format", choices=names, metavar="FORMAT", help=f"one of {', '.join(names)}")
+    g.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a bar on stderr (default: on a terminal)",
+    )
+    return g
+
+
+def settings(args: argparse.Namespace, default: str, of_model: str = "") -> dict[str, Any]:
+    """The arguments of `load`: an option, else its environment variable, else the default.
+
+    of_model: a part of the names of the two variables that choose the model, so that a model that was set for one
+    command is not tried by another. Engine and machine are the same for every command.
     """
     backend = _setting(args.backend, "BACKEND") or "auto"
     if backend not in ("auto", *backends.BACKENDS):
@@ -45,25 +112,62 @@ def settings(args: argparse.Namespace, default: str, of_model: str = "") -> dict
     }
 
 
-def check_name(name: str, *, rank: bool) -> None:
-    """`check_kind` for what is a model's name, before anything is fetched by it."""
+def known_model(name: str) -> ModelSpec | None:
+    """The facts of a model that is named; None for a path, and for a name of which `load` says what is wrong."""
     if os.path.lexists(name):
-        return
+        return None
     try:
-        row = registry.lookup(name.partition(":")[0])
-    except UsageError:  # perhaps a file's; `load` says what is wrong with it
-        return
-    check_kind(row.spec, rank=rank)
+        return registry.lookup(name.partition(":")[0]).spec
+    except UsageError:
+        return None
 
 
-def check_kind(model: ModelSpec, *, rank: bool) -> None:
-    """Raise UsageError where a model that ranks documents is wanted and this one embeds texts, or the other way."""
-    if (model.scoring is not None) == rank:
-        return
-    fit = ", ".join(row.spec.name for row in registry.PUBLISHED if (row.spec.scoring is not None) == rank)
-    if rank:
-        raise UsageError(f"{model.name} embeds texts and ranks none: use `embed`, or one of the rerankers: {fit}.")
-    raise UsageError(f"{model.name} ranks documents and has no vectors: use `rerank`, or another model: {fit}.")
+def open_source(
+    args: argparse.Namespace, texts: Sequence[str], reading: Reading, examples: str, what: str = "texts"
+) -> Source:
+    """The texts given, else those of --input, else those of standard input. Raises UsageError if there are none.
+
+    what: the command's word for its texts.
+    """
+    if texts:
+        if args.input is not None:
+            files = [text for text in texts if os.path.isfile(text)]
+            several = f" Several files: --input {args.input[0]} --input {files[0]}." if files else ""
+            raise UsageError(f"{what} were given, and --input too: give one of them.{several}")
+        for option in ("input_format", "field"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise UsageError(f"--{name} says how to read --input or stdin, and {what} were given instead.")
+        _hint_at_input(texts)
+        return source.arguments(texts, records=reading.records)
+    if args.input is None and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError(f"no {what}: give some, or --input FILE, or pipe them in.\n\n{examples.rstrip()}")
+    return source.open_inputs(args.input or ["-"], reading)
+
+
+def on_terminal(args: argparse.Namespace, stdout: BinaryIO) -> bool:
+    """Whether the output is shown to a person."""
+    return output.is_stdout(args.output) and stdout.isatty()
+
+
+@contextmanager
+def telling_what_is_left(path: str | None) -> Iterator[None]:
+    """If the block is stopped by a signal, say what it has left at the --output."""
+    try:
+        yield
+    except BaseException as error:
+        left = output.left_by_a_stop(path)
+        if console.is_stop(error) and left is not None:
+            console.say(left)
+        raise
+
+
+def _hint_at_input(texts: Sequence[str]) -> None:
+    for text in texts:
+        if text == "-" or os.path.isfile(text):
+            what = "standard input" if text == "-" else "the file"
+            console.say(f"{text} is taken as a text. To read {what}: --input {text}")
+            return
 
 
 def _setting(option: str | int | None, name: str) -> str | int | None:

@@ -3,127 +3,172 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, registry
-from ..errors import OutputError, TextError, UsageError
-from ..records import writers
-from ..records.readers import Item, Source
-from . import inputs, options, terminal
+from ..errors import UsageError
+from ..records import json_text, output
+from ..records.readers import Item, Reading
+from ..records.source import Source
+from . import options, terminal
 
 if TYPE_CHECKING:
-    from ..reranking.reranker import Reranker
-    from ..spec import Ranked, Reranking
+    from .. import Embedder, Ranked, Reranker
+    from ..spec import ModelSpec
 
 SUMMARY = "put documents in the order in which they answer a query"
 FORMATS = ("table", "json", "jsonl")
-# Of the options, those that a request is made of; what is None takes the model's own default.
-_REQUEST = (
-    "top_n", "instruction", "max_doc_length", "max_query_length", "max_length", "block_size", "overlap_tokens",
-    "window", "return_embeddings", "deterministic",
+# Options that only one kind of model takes. None takes the model's own default.
+_OF_RERANKERS = (
+    "instruction", "max_doc_length", "max_query_length", "block_size", "return_embeddings", "overlap_tokens", "window"
 )  # fmt: skip
+_OF_EMBEDDERS = ("truncate_dim",)
 _OLD = "retrieval_"
 
 EXAMPLES = """examples:
   jina-local rerank "red planet" "Mars looks red." "Venus is hot." "Saturn has rings."
   jina-local rerank "red planet" --input docs.txt --top-n 3
-  sort notes.txt | jina-local rerank "what to buy"
-  jina-local rerank "red planet" --input found.jsonl --field body --format jsonl > ranked.jsonl
+  jina-local rerank "red planet" --input found.jsonl --field body > ranked.jsonl
+  sort notes.txt | jina-local rerank "what to buy" --format json
+  jina-local rerank --model pico "red planet" --input docs.txt
 """
 
-_EPILOG = f"""{EXAMPLES}
-input: as for `embed`: .txt has one document a line; .jsonl strings, or objects with --field; .csv and .tsv a header;
-  .parquet a column. Standard input is read as txt unless --input-format says otherwise. All documents are read
-  before the model runs: it needs them all, and a listwise reranker scores them in each other's company.
-output: a table on a terminal, else jsonl: {{"index": 0, "score": 0.25, "document": "..."}} a line, best first, with
-  what else stood in the document's record. Where the record has a key of one of these names, as a search's score,
-  that is {_OLD}score. index counts from 0 over the documents, the table's line as the input does.
-scores: of jina-reranker-v3 a cosine, which may be negative; of jina-reranker-v2 from 0 to 1. Neither is a
-  probability, and they cannot be held against each other.
-environment: JINA_LOCAL_RERANK_MODEL and JINA_LOCAL_RERANK_WEIGHTS stand in for --model and --weights, as
-  JINA_LOCAL_MODEL and JINA_LOCAL_WEIGHTS are for `embed` and not looked at; JINA_LOCAL_BACKEND, JINA_LOCAL_DEVICE and
-  JINA_LOCAL_THREADS for the options of that name.
-exit codes: 0 done, 1 some documents have no score, 2 bad input or options, 3 the model, 69 no engine,
-  70 the engine broke, 73 cannot write, 74 cannot read, 130 interrupted.
+_INPUT = """ All
+documents are read before the model runs: a listwise reranker scores them
+together."""
+
+_OUTPUT = f"""A terminal gets a table, a pipe jsonl, a file the format of its suffix. jsonl
+has {{"index": 0, "score": 0.25, "document": "..."}} a line, best first, with
+the other fields of the document's record. If the record has a field of one of
+these names, such as a search's score, it is {_OLD}score. index counts
+from 0 over the documents; the table has the line of the input instead."""
+
+_EPILOG = """scores:
+  of jina-reranker-v3 a cosine, which may be negative; of jina-reranker-v2 from
+  0 to 1. Neither is a probability, and two models' scores cannot be compared.
+embedding models:
+  A model such as pico ranks by the cosine between its vectors of the query and
+  of each document. The table then says cosine, each record has "scoring":
+  "cosine", and stderr says so.
+environment:
+  JINA_LOCAL_RERANK_MODEL and JINA_LOCAL_RERANK_WEIGHTS stand in for --model and
+  --weights; JINA_LOCAL_MODEL and JINA_LOCAL_WEIGHTS are for `embed` alone.
+  JINA_LOCAL_BACKEND, JINA_LOCAL_DEVICE and JINA_LOCAL_THREADS stand in for the
+  options of that name.
+exit codes:
+  0 done, 1 some documents have no score, 2 bad input or options, 3 the model,
+  69 no engine, 70 the engine broke, 73 cannot write, 74 cannot read,
+  130 interrupted.
 """
 
 
-def parser(add: Any) -> argparse.ArgumentParser:
+def parser(add: Any) -> options.Parser:
     """The options of `rerank`; `add` makes the parser."""
-    p: argparse.ArgumentParser = add("rerank", SUMMARY, _EPILOG)
+    p: options.Parser = add("rerank", SUMMARY, _EPILOG)
     p.usage = f"{p.prog} QUERY [DOC ...] [options]"
+    p.description = f"{p.description}\n\n{EXAMPLES}"
     p.add_argument(
         "texts", nargs="*", metavar="QUERY DOC", help="the query, then documents; without any and --input: stdin"
     )
-    options.add_options(p, registry.DEFAULT_RERANKER)
+    options.add_model(p, registry.DEFAULT_RERANKER)
     g = p.add_argument_group("ranking")
     g.add_argument("--top-n", type=int, metavar="N", help="the best N only")
+    g.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="listwise: of a block; pairwise: of a pair (default: 1024)"
+    )
+    g.add_argument("--deterministic", action="store_true", help="one text or pair a pass: the same bits always")
+    g = p.add_argument_group("rerankers only")
     g.add_argument("--max-query-length", type=int, metavar="TOKENS", help="default: 512")
-    g.add_argument("--max-length", type=int, metavar="TOKENS", help="of a block; pairwise: of a pair (1024)")
-    g.add_argument("--deterministic", action="store_true", help="pairwise: one pair a pass, the same bits always")
     g = p.add_argument_group("listwise only (jina-reranker-v3)")
     g.add_argument("--instruction", metavar="TEXT", help="what to rank by, beside the query")
     g.add_argument("--max-doc-length", type=int, metavar="TOKENS", help="of each document (default: 2048)")
     g.add_argument("--block-size", type=int, metavar="N", help="documents read together, 1 to 125 (default: 64)")
-    g.add_argument("--return-embeddings", action="store_true", help="with the vectors that were compared")
+    g.add_argument(
+        "--return-embeddings", action="store_true", default=None, help="with the vectors that were compared"
+    )
     g = p.add_argument_group("pairwise only (jina-reranker-v2)")
     g.add_argument("--overlap-tokens", type=int, metavar="N", help="of a long document's windows (default: 80)")
     g.add_argument(
         "--no-window", dest="window", action="store_const", const=False, help="cut instead of reading in windows"
     )
-    g = p.add_argument_group("input and output")
-    inputs.add_options(g)
-    g.add_argument("--output", metavar="FILE", help="default: stdout")
-    g.add_argument("--format", choices=FORMATS, help="default: table on a terminal, else by suffix, else jsonl")
-    g.add_argument("--progress", action=argparse.BooleanOptionalAction, help="default: on a terminal")
+    g = p.add_argument_group("embedding models only")
+    g.add_argument("--truncate-dim", type=int, metavar="N", help="compare vectors cut to a trained width")
+    options.add_input(p, "documents", _INPUT)
+    options.add_output(p, FORMATS, _OUTPUT)
     return p
 
 
 def run(args: argparse.Namespace) -> int:
-    """Rank; 1 where some documents have no score."""
+    """Rank; 1 if some documents have no score."""
     if not args.texts:
         raise UsageError(f"no query was given.\n\n{EXAMPLES.rstrip()}")
     query, documents = args.texts[0], args.texts[1:]
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the query: invalid surrogate at character {error.start}.") from error
     settings = options.settings(args, registry.DEFAULT_RERANKER, "RERANK_")
-    options.check_name(settings["name_or_path"], rank=True)
+    _check_options(options.known_model(settings["name_or_path"]), args)
     if args.top_n is not None and args.top_n < 1:
         raise UsageError(f"--top-n {args.top_n}: expected a whole number from 1.")
-    writers.check_target(args.output, "")
+    output.check_target(args.output)
+    reading = Reading(args.input_format, args.field, records=True, skip=args.errors == "skip")
     with (
-        closing(inputs.source(args, documents, EXAMPLES, what="documents", records=True)) as source,
+        options.telling_what_is_left(args.output),
+        closing(options.open_source(args, documents, reading, EXAMPLES, "documents")) as source,
         console.quiet_stdout() as stdout,
     ):
         chosen = _format(args, stdout)
         items = list(source.items)
-        _hint(items, args)
-        found = _ranked(settings, query, items, source, args) if items else None
-        ranked = found.results if found else ()
-        with writers.destination(args.output, stdout) as file:
+        ranking = _ranking(settings, query, items, reading, args)
+        with output.destination(args.output, stdout) as file:
             if chosen == "table":
-                width = terminal.columns(stdout) if args.output in (None, "-") else None
-                file.writelines(map(_encoded, _table(ranked, items, source.unit, width)))
+                width = terminal.columns(stdout) if output.is_stdout(args.output) else None
+                file.writelines(map(_encoded, _table(ranking, source, width)))
             else:
-                file.writelines(_json(chosen, ranked, items, args.field))
-    _report(found, items, source, args)
-    return console.SOME_FAILED if found and found.failed else console.OK
+                file.writelines(_json(chosen, ranking, args.field or "text"))
+    _report(ranking, items, source)
+    return console.SOME_FAILED if ranking.failed or any(item.fault for item in items) else console.OK
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """What is to be shown of an answer."""
+
+    rows: list[tuple[Ranked, int, Item]] = field(default_factory=list)  # with their places among all documents
+    cut: list[Item] = field(default_factory=list)
+    failed: list[Item] = field(default_factory=list)
+    query_cut: bool = False
+    by_cosine: bool = False  # ranked by an embedding model
+
+
+def _check_options(spec: ModelSpec | None, args: argparse.Namespace) -> None:
+    """Refuse options of the other kind of model, if the model is known."""
+    if spec is None:
+        return
+    embeds = spec.scoring is None
+    for name in _OF_RERANKERS if embeds else _OF_EMBEDDERS:
+        if getattr(args, name) is not None:
+            option = "no-window" if name == "window" else name.replace("_", "-")
+            kinds = ("rerankers", "an embedding model") if embeds else ("embedding models", "a reranker")
+            raise UsageError(f"--{option} is for {kinds[0]}, and {spec.name} is {kinds[1]}: leave it out.")
 
 
 def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
     by_suffix = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}
     if args.format is not None:
         chosen = str(args.format)
-    elif args.output in (None, "-"):
-        chosen = "table" if stdout.isatty() else "jsonl"
+    elif args.output is None or args.output == "-" or output.descriptor(args.output) is not None:
+        chosen = "table" if options.on_terminal(args, stdout) else "jsonl"
     elif (suffix := Path(args.output).suffix.lower()) in by_suffix:
         chosen = by_suffix[suffix]
     else:
-        raise OutputError(
+        raise UsageError(
             f"--output {args.output}: the format cannot be told from the name. "
             f"Known suffixes: {', '.join(by_suffix)}; or give --format."
         )
@@ -132,48 +177,64 @@ def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
     return chosen
 
 
-def _hint(items: Sequence[Item], args: argparse.Namespace) -> None:
-    """Say so where lines were read as texts and look like records; nothing is guessed."""
-    if len(args.texts) > 1 or args.input not in (None, "-") or args.input_format is not None or not items:
-        return
-    with suppress(ValueError, RecursionError):
-        if isinstance(json.loads(items[0].text), dict):
-            console.say(f"the documents look like JSON; --input-format jsonl ranks by their {args.field!r}")
-
-
-def _ranked(
-    settings: dict[str, Any], query: str, items: Sequence[Item], source: Source, args: argparse.Namespace
-) -> Reranking:
+def _ranking(
+    settings: dict[str, Any], query: str, items: list[Item], reading: Reading, args: argparse.Namespace
+) -> _Ranking:
+    """Load the model and rank. Documents that it refuses turn into bad rows, in `items`."""
+    if all(item.fault is not None for item in items):
+        return _Ranking()
     from .. import loading
+    from ..bulk import stream
 
-    request = {name: getattr(args, name) for name in _REQUEST}
-    with loading.load(**settings) as loaded:
-        options.check_kind(loaded.spec, rank=True)
-        try:
-            return cast("Reranker", loaded).rerank(
-                query, [item.text for item in items], **request, show_progress=args.progress
-            )
-        except TextError as error:
-            # The place in the list says nothing to the caller; the line in the input does.
-            number = items[error.index].number
-            raise UsageError(f"{source.name} {source.unit} {number}: {error.reason}") from error
+    words = {name: getattr(args, name) for name in ("top_n", "max_length", "deterministic")}
+    words["show_progress"] = False if args.progress is None and args.texts[1:] else args.progress
+    with cast("Reranker | Embedder", loading.load(**settings)) as model, _without_log():
+        _check_options(model.spec, args)
+        by_cosine = model.spec.scoring is None
+        if by_cosine:
+            console.say(f"{model.spec.name} is no reranker: documents are ranked by the cosine of its vectors")
+        for name in _OF_EMBEDDERS if by_cosine else _OF_RERANKERS:
+            words[name] = getattr(args, name)
+        if not by_cosine:
+            words["return_embeddings"] = bool(args.return_embeddings)
+        answer, used = stream.call_with_good_rows(items, reading, lambda texts: model.rerank(query, texts, **words))
+    return _Ranking(
+        rows=[(one, used[one.index], items[used[one.index]]) for one in answer.results],
+        cut=[items[used[i]] for i in answer.cut],
+        failed=[items[used[i]] for i in answer.failed],
+        query_cut=answer.query_cut,
+        by_cosine=by_cosine,
+    )
 
 
-def _table(ranked: Sequence[Ranked], items: Sequence[Item], unit: str, width: int | None) -> Iterator[str]:
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """The answer says what was cut and what failed; the library's log would say it again."""
+    log = logging.getLogger("jina_local")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _table(ranking: _Ranking, source: Source, width: int | None) -> Iterator[str]:
     """Rank, score, place and text, one line a document, no wider than `width` columns."""
-    if not ranked:
+    if not ranking.rows:
         return
-    place = max(len(unit), len(str(items[-1].number)))
-    start = f"{'rank':>4}  {'score':>7}  {unit:>{place}}  "
-    yield f"{start}document\n"
-    for n, one in enumerate(ranked, 1):
-        start = f"{n:>4}  {one.score:>7.4f}  {items[one.index].number:>{place}}  "
+    labels = [f"{item.name}:{item.number}" if source.several else str(item.number) for _, _, item in ranking.rows]
+    unit = ranking.rows[0][2].unit
+    wide = max(len(unit), *map(len, labels))
+    yield f"{'rank':>4}  {'cosine' if ranking.by_cosine else 'score':>7}  {unit:>{wide}}  document\n"
+    for n, ((one, _, _), label) in enumerate(zip(ranking.rows, labels, strict=True), 1):
+        start = f"{n:>4}  {one.score:>7.4f}  {label:>{wide}}  "
         room = None if width is None else max(width - len(start), 1)
         yield f"{start}{terminal.one_line(one.document, room)}\n"
 
 
-def _json(chosen: str, ranked: Iterable[Ranked], items: Sequence[Item], field: str) -> Iterator[bytes]:
-    records = (_dumped(_record(one, items[one.index], field)) for one in ranked)
+def _json(chosen: str, ranking: _Ranking, field_name: str) -> Iterator[bytes]:
+    records = (json_text.dumps(_record(ranking, *row, field_name)).encode() for row in ranking.rows)
     if chosen == "jsonl":
         yield from (record + b"\n" for record in records)
         return
@@ -184,13 +245,15 @@ def _json(chosen: str, ranked: Iterable[Ranked], items: Sequence[Item], field: s
     yield b"[]\n" if before == b"[\n" else b"\n]\n"
 
 
-def _record(one: Ranked, item: Item, field: str) -> dict[str, Any]:
-    """What is said of a document, then what else its record has; keys of the same name step aside."""
-    out: dict[str, Any] = {"index": one.index, "score": one.score, "document": one.document}
+def _record(ranking: _Ranking, one: Ranked, index: int, item: Item, field_name: str) -> dict[str, Any]:
+    """The answer for a document, then the other fields of its record; a field of the same name is renamed."""
+    out: dict[str, Any] = {"index": index, "score": one.score, "document": one.document}
+    if ranking.by_cosine:
+        out["scoring"] = "cosine"
     if one.embedding is not None:
         # str of a numpy float32 is the shortest that reads back as the same float32.
         out["embedding"] = [float(str(x)) for x in one.embedding]
-    rest = {key: value for key, value in (item.record or {}).items() if key != field}
+    rest = {key: value for key, value in (item.record or {}).items() if key != field_name}
     taken = {*out, *rest}
     for key, value in rest.items():
         if key in out:
@@ -201,45 +264,24 @@ def _record(one: Ranked, item: Item, field: str) -> dict[str, Any]:
     return out
 
 
-def _dumped(record: dict[str, Any]) -> bytes:
-    try:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError:  # NaN or infinity, which Python reads from JSON and other readers do not
-        text = json.dumps(_finite(record), ensure_ascii=False, default=_plain)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold as an escape alone
-        return json.dumps(json.loads(text)).encode()
-
-
-def _plain(value: Any) -> str:
-    """What a column of Parquet may hold beyond JSON's types: bytes as base64, dates and numbers as they print."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _encoded(line: str) -> bytes:
     return line.encode("utf-8", "backslashreplace")
 
 
-def _report(found: Reranking | None, items: Sequence[Item], source: Source, args: argparse.Namespace) -> None:
-    if found is None:
+def _report(ranking: _Ranking, items: Sequence[Item], source: Source) -> None:
+    if not items:
         console.say(f"{source.name}: no documents")
-        return
-    if found.query_cut:
+    if ranking.query_cut:
         console.say("the query was cut; its end was not read")
-    for places, verbs, what in (
-        (found.cut, ("was", "were"), "cut"),
-        (found.failed, ("has", "have"), "no score: the model gave NaN or infinity"),
+    bad = [item for item in items if item.fault is not None]
+    for which, verbs, what in (
+        (ranking.cut, ("was", "were"), "cut"),
+        (ranking.failed, ("has", "have"), "no score: the model gave NaN or infinity"),
+        (bad, ("was", "were"), "passed over"),
     ):
-        if places:
-            first = items[min(places)].number
-            verb = verbs[len(places) > 1]
-            console.say(f"{len(places)} of {len(items)} documents {verb} {what} (first: {source.unit} {first})")
+        if which:
+            why = f": {which[0].fault}" if which[0].fault is not None else ""
+            verb = verbs[len(which) > 1]
+            console.say(
+                f"{len(which)} of {len(items)} documents {verb} {what} (first: {source.where(which[0])}{why})"
+            )

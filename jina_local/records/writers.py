@@ -1,33 +1,32 @@
 """Vectors -> output files: one small class a format, block by block, in constant memory.
 
-jsonl        {"index": 0, "embedding": [...]} a line, with "truncated": true where the text was cut, and
-             {"index": 0, "error": "..."} for a text without a vector.
-json         one array of arrays; null for a text without a vector.
-csv          header index,d0,d1,...; the cells stay empty for a text without a vector.
-parquet      columns index (int64), embedding (fixed-size list, or null), truncated (bool); a row group a block.
+jsonl        {"index": 0, "embedding": [...]} a line, with "truncated": true if the text was cut, and
+             {"index": 0, "error": "..."} for a text without a vector. Kept fields stand after the index.
+json         One array of arrays; null for a text without a vector.
+csv          A header index,d0,d1,..., kept fields after the index; the numbers are empty for a text without a vector.
+parquet      Columns index (int64), kept fields, embedding (fixed-size list, or null), truncated (bool); a row group a
+             block. The first block decides the types of kept fields.
 npy          (n_texts, width); a row of zeros for a text without a vector.
-safetensors  the same as tensor "embeddings", with model, task, dim and precision as metadata.
+safetensors  The same as tensor "embeddings", with model, task, dim and precision as metadata.
 
 float32 is written in text with the fewest digits that read back as the same float32.
 """
 
 from __future__ import annotations
 
-import errno
+import csv
 import json
-import os
-import secrets
 import shutil
-import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..errors import EngineMissing, OutputError
+from ..errors import EngineMissing, UsageError
 from ..spec import EmbeddingSpec
+from .json_text import dumps
+from .output import descriptor, rewritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +34,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "json", "npy", "csv", "safetensors", "parquet")
 BINARY = ("npy", "safetensors", "parquet")
+_KEEPS = ("jsonl", "csv", "parquet")  # formats with room for fields beside the vectors
+_OWN = ("index", "embedding", "truncated", "error")  # names of a row's own fields
 UNUSABLE = "the model gave no usable vector (NaN, infinity or zero)"
 _NPY_HEADER = 128  # bytes; a multiple of 64, as the format asks, with room for any count
 _DTYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1", "binary": "|i1", "ubinary": "|u1"}
 _SAFETENSORS = {"<f4": "F32", "|i1": "I8", "|u1": "U8"}
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ class Block:
 
     start: int  # the index of the first row in the whole run
     vectors: NDArray[np.generic]  # (n, width) float32, int8 or uint8; finite
+    token_counts: NDArray[np.int32]  # (n,): 0 for a bad row
     truncated: NDArray[np.bool_]  # (n,)
-    failed: frozenset[int]  # places in this block
+    failed: Mapping[int, str]  # place in this block -> why it has no vector
+    kept: Mapping[str, list[Any]] = field(default_factory=dict)  # name in the output -> n values of the input
 
 
 class Writer(Protocol):
@@ -60,49 +62,62 @@ class Writer(Protocol):
         ...
 
     def close(self, complete: bool) -> None:
-        """Write what the format has at its end. `complete`: all blocks were written, nothing went wrong."""
+        """Write the end that the format has. `complete`: all blocks were written, nothing went wrong."""
         ...
 
 
 def format_of(path: str | None, asked: str | None) -> str:
-    """The format asked for, else that of the suffix; jsonl for standard output. Raises OutputError."""
+    """The format asked for, else that of the suffix; jsonl for standard output. Raises UsageError."""
     if asked is not None:
         return asked
-    if path is None or path == "-":
+    if path is None or path == "-" or descriptor(path) is not None:
         return "jsonl"
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix in FORMATS:
         return suffix
-    raise OutputError(
+    raise UsageError(
         f"--output {path}: the format cannot be told from the name. "
         f"Known suffixes: {', '.join('.' + f for f in FORMATS)}; or give --format."
     )
 
 
-def open_writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec) -> Writer:
-    """The writer of one format for vectors of `spec`. Nothing reaches `file` but through it."""
-    return _WRITERS[chosen](file, spec)
+def check(chosen: str, kept: Collection[str]) -> None:
+    """Raise an error early for a format that cannot be written here, or has no place for the kept fields."""
+    if chosen == "parquet":
+        _pyarrow()
+    if kept and chosen in FORMATS and chosen not in _KEEPS:
+        raise UsageError(f"{chosen} has no place for --id and --keep: give --format {' or '.join(_KEEPS)}.")
+    for name in kept:
+        if name in _OWN or (chosen == "csv" and name[:1] == "d" and name[1:].isdecimal()):
+            raise UsageError(f"--keep {name}: {chosen} has a field of that name. --id {name} keeps it as 'id'.")
+
+
+def open_writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, kept: Collection[str] = ()) -> Writer:
+    """The writer of one format for vectors of `spec`, with the names of the kept fields."""
+    return _WRITERS[chosen](file, spec, tuple(kept))
 
 
 def width(spec: EmbeddingSpec) -> int:
-    """Numbers per vector: eight dimensions share one where bits are packed."""
+    """Numbers per vector: eight dimensions share one number if bits are packed."""
     return spec.dim // 8 if spec.precision in ("binary", "ubinary") else spec.dim
 
 
 class JsonlWriter:
     """One record a line."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         self._file = file
+        self._keys = {name: json.dumps(name) for name in kept}
 
     def write(self, block: Block) -> None:
         for i, numbers in enumerate(_numbers(block)):
+            kept = "".join(f", {key}: {dumps(block.kept[name][i])}" for name, key in self._keys.items())
             if numbers is None:
-                record = f'{{"index": {block.start + i}, "error": {json.dumps(UNUSABLE)}}}\n'
+                answer = f'"error": {dumps(block.failed[i])}'
             else:
                 cut = ', "truncated": true' if block.truncated[i] else ""
-                record = f'{{"index": {block.start + i}, "embedding": [{", ".join(numbers)}]{cut}}}\n'
-            self._file.write(record.encode())
+                answer = f'"embedding": [{", ".join(numbers)}]{cut}'
+            self._file.write(f'{{"index": {block.start + i}{kept}, {answer}}}\n'.encode())
         self._file.flush()
 
     def close(self, complete: bool) -> None:
@@ -110,9 +125,9 @@ class JsonlWriter:
 
 
 class JsonWriter:
-    """One array; without its end where the run broke off, so that no reader takes a part for the whole."""
+    """One array; without its end if the run broke off, so that no reader takes a part for the whole."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         self._file = file
         self._before = "[\n"
 
@@ -130,29 +145,39 @@ class JsonWriter:
 class CsvWriter:
     """A header and one line a vector."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
-        self._file = file
-        self._width = width(spec)
-        file.write(("index," + ",".join(f"d{i}" for i in range(self._width)) + "\n").encode())
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+        self._rows = csv.writer(_Encoded(file), lineterminator="\n")
+        self._width, self._kept = width(spec), kept
+        self._rows.writerow(["index", *kept, *(f"d{i}" for i in range(self._width))])
 
     def write(self, block: Block) -> None:
         for i, numbers in enumerate(_numbers(block)):
-            cells = [""] * self._width if numbers is None else numbers
-            self._file.write(f"{block.start + i},{','.join(cells)}\n".encode())
+            kept = [as_cell(block.kept[name][i]) for name in self._kept]
+            self._rows.writerow([block.start + i, *kept, *(numbers or [""] * self._width)])
 
     def close(self, complete: bool) -> None:
         pass
 
 
+class _Encoded:
+    """A file that takes text, as `csv` writes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(text.encode("utf-8", "backslashreplace"))
+
+
 class _Counted:
     """Raw rows behind a header of fixed size that holds their number and is written again at the end.
 
-    Where the file cannot be rewritten (a pipe, a file opened to append), the rows wait in a temp file.
+    The rows wait in a temp file if the file cannot be rewritten: a pipe, a file opened to append.
     """
 
     def __init__(self, file: BinaryIO, header: Callable[[int], bytes]) -> None:
         self._target, self._header = file, header
-        self._spool = None if _rewritable(file) else tempfile.TemporaryFile()  # noqa: SIM115
+        self._spool = None if rewritable(file) else tempfile.TemporaryFile()  # noqa: SIM115
         self._file: BinaryIO = file if self._spool is None else self._spool  # type: ignore[assignment]
         self._origin = self._file.tell()
         self._rows = 0
@@ -182,7 +207,7 @@ class _Counted:
 class NpyWriter(_Counted):
     """numpy's format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         def header(rows: int) -> bytes:
             fields = {"descr": _DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
             start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little")
@@ -194,7 +219,7 @@ class NpyWriter(_Counted):
 class SafetensorsWriter(_Counted):
     """One tensor; see formats/safetensors.py. The header is padded with spaces, as the format allows."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         dtype = _DTYPES[spec.precision]
         metadata = {
             "dim": str(spec.dim),
@@ -233,34 +258,56 @@ class _Gate:
 class ParquetWriter:
     """A row group a block."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec) -> None:
-        pa, pq = _pyarrow()
-        kind = {"<f4": pa.float32(), "|i1": pa.int8(), "|u1": pa.uint8()}[_DTYPES[spec.precision]]
-        self._pa, self._kind = pa, pa.list_(kind, width(spec))
-        fields = [("index", pa.int64()), ("embedding", self._kind), ("truncated", pa.bool_())]
-        self._schema = pa.schema(
-            fields, metadata={"model": spec.model, "task": spec.task, "precision": spec.precision}
-        )
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+        self._pa, self._pq = _pyarrow()
+        kind = {"<f4": self._pa.float32(), "|i1": self._pa.int8(), "|u1": self._pa.uint8()}
+        self._kind = self._pa.list_(kind[_DTYPES[spec.precision]], width(spec))
+        self._metadata = {"model": spec.model, "task": spec.task, "precision": spec.precision}
+        self._kept: dict[str, Any] = dict.fromkeys(kept)  # name -> type, once a block has shown it
         self._gate = _Gate(file)
-        self._writer = pq.ParquetWriter(self._gate, self._schema)
+        self._writer: Any = None
 
     def write(self, block: Block) -> None:
-        pa = self._pa
-        n = len(block.vectors)
+        pa, n = self._pa, len(block.vectors)
+        kept = [self._column(name, block) for name in self._kept]
+        self._open()
         gone = pa.array([i in block.failed for i in range(n)])
-        flat = pa.array(block.vectors.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, type=self._kind, mask=gone)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.reshape(-1)), type=self._kind, mask=gone)
         index = pa.array(range(block.start, block.start + n), pa.int64())
-        self._writer.write_table(
-            pa.Table.from_arrays([index, column, pa.array(block.truncated)], schema=self._schema), row_group_size=n
-        )
+        columns = [index, *kept, vectors, pa.array(block.truncated)]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=n)
 
     def close(self, complete: bool) -> None:
         self._gate.open = complete
+        self._open()
         self._writer.close()
 
+    def _open(self) -> None:
+        """Write the head, once the types of the kept fields are known."""
+        if self._writer is None:
+            pa = self._pa
+            kept = [(name, kind or pa.string()) for name, kind in self._kept.items()]
+            fields = [("index", pa.int64()), *kept, ("embedding", self._kind), ("truncated", pa.bool_())]
+            self._schema = pa.schema(fields, metadata=self._metadata)
+            self._writer = self._pq.ParquetWriter(self._gate, self._schema)
 
-_WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec], Writer]] = {
+    def _column(self, name: str, block: Block) -> Any:
+        kind = self._kept[name]
+        try:
+            found = self._pa.array(block.kept[name], kind)
+        except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            before = f", and the values before are {kind}" if kind else ""
+            raise UsageError(
+                f"--keep {name}: a Parquet column has one type{before} ({error}; after row {block.start}). "
+                "Give --format jsonl, or make the field alike in all records."
+            ) from error
+        if kind is None:
+            self._kept[name] = self._pa.string() if self._pa.types.is_null(found.type) else found.type
+            return found.cast(self._kept[name])
+        return found
+
+
+_WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec, tuple[str, ...]], Writer]] = {
     "jsonl": JsonlWriter,
     "json": JsonWriter,
     "npy": NpyWriter,
@@ -268,80 +315,6 @@ _WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec], Writer]] = {
     "safetensors": SafetensorsWriter,
     "parquet": ParquetWriter,
 }
-
-
-@contextmanager
-def destination(path: str | None, stdout: BinaryIO) -> Iterator[BinaryIO]:
-    """Yield the file to write to: a temp file that takes the name `path` when the block ends well.
-
-    None or `-` is `stdout`; a device or FIFO is written to directly. Raises OutputError where it cannot be
-    written or the disk is full; then, and when interrupted, what stood at `path` is untouched.
-    """
-    if path is None or path == "-":
-        with _full_disk("standard output"):
-            yield stdout
-            stdout.flush()
-        return
-    target = Path(os.path.realpath(path))  # a link is followed: its target is what gets replaced
-    with _full_disk(path):
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            with _opened(target, os.O_WRONLY) as file:
-                yield file
-            return
-        temp = target.with_name(f".jina-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            with _opened(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temp, target)
-        finally:
-            temp.unlink(missing_ok=True)
-
-
-def check_target(path: str | None, chosen: str) -> None:
-    """Refuse early what would be refused after the model was loaded: a place or a format that cannot be had."""
-    if chosen == "parquet":
-        _pyarrow()
-    if path is None or path == "-":
-        return
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise OutputError(f"--output {path}: is a folder; give a file name.")
-    if not target.parent.is_dir():
-        raise OutputError(f"--output {path}: there is no folder {target.parent}; create it first.")
-    if not os.access(target.parent if not target.exists() else target, os.W_OK):
-        raise OutputError(f"--output {path}: cannot be written (permission denied).")
-
-
-def _opened(path: Path, flags: int) -> BinaryIO:
-    try:
-        return os.fdopen(
-            os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666), "r+b" if flags & os.O_RDWR else "wb"
-        )
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
-
-
-@contextmanager
-def _full_disk(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise OutputError(f"{name}: the disk is full ({error.strerror}); the output is not complete.") from error
-        raise
-
-
-def _rewritable(file: BinaryIO) -> bool:
-    """Whether bytes already written can be written again: not in pipes, nor where every write is appended."""
-    if not file.seekable():
-        return False
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        return not fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
-    return True
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -354,6 +327,11 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _numbers(block: Block) -> Iterator[list[str] | None]:
-    """Each row as JSON numbers; None for a failed one. str of a numpy float32 is the shortest that reads back."""
+    """Each row as JSON numbers; None for a row that failed. str of a numpy float32 has the fewest digits."""
     for i, row in enumerate(block.vectors):
         yield None if i in block.failed else list(map(str, row))
+
+
+def as_cell(value: Any) -> str:
+    """A kept value as a cell of csv: strings as they are, null empty, lists and objects as JSON."""
+    return value if isinstance(value, str) else "" if value is None else dumps(value)

@@ -57,13 +57,35 @@ def test_help_and_version(capsys):
         (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: embed, rerank, models, "),
         (["zzz"], r"unknown command 'zzz'\. Commands"),
         ([], r"no command was given\.\n\nusage: jina-local"),
-        (["--bogus"], r"unrecognized arguments: --bogus.*--help"),
+        (["--bogus"], r"unknown option --bogus\. See `jina-local --help`"),
+        (["--verison"], r"unknown option --verison \(did you mean '--version'\?\)"),
+        (
+            ["embed", "--outptu", "x.npy"],
+            r"unknown option --outptu \(did you mean '--output'\?\)\. See `jina",
+        ),
+        (
+            ["rerank", "q", "--feild=x"],
+            r"unknown option --feild \(did you mean '--field'\?\)\. See `jina",
+        ),
+        (["doctor", "--jsn"], r"unknown option --jsn \(did you mean '--json'\?\)"),
+        (["doctor", "now"], r"unexpected argument 'now'"),
+        (["doctor", "--", "now"], r"takes no texts after --: now"),
+        (["embed", "-zq"], r"unknown option -zq \(a text that begins with a dash goes after --\)"),
+        (["embed", "a", "--precision", "ubinray"], r"invalid choice: 'ubinray' .*\(did you mean 'ubinary'\?\)"),
         (
             ["embed", "a", "--format", "xml"],
             r"invalid choice: 'xml' \(choose from .*jsonl.*See `jina-local embed --help`",
         ),
         (["embed", "a", "--threads", "two"], r"--threads: invalid int value: 'two'"),
-        (["embed", "a", "--prompt", "query"], r"unrecognized arguments: --prompt"),
+        (["embed", "a", "--prompt", "query"], r"unknown option --prompt \(did you mean '--prompt-name'\?\)"),
+        (["embed", "a", "--field", "body"], r"--field says how to read --input or stdin, and texts were given"),
+        (["embed", "a", "--id", "key"], r"none of the first 1 records has 'key'\. They have: 'text'"),
+        (["embed", "a", "--id", "key", "--keep", "id"], r"--id key and --keep id would both be 'id'"),
+        (["embed", "a", "--keep", "text", "--format", "npy"], r"npy has no place for --id and --keep: give --format"),
+        (
+            ["embed", "a", "--output", "out.dat"],
+            r"--output out\.dat: the format cannot be told.*; or give --format",
+        ),
         (["embed", "a", "--input", "b.txt"], r"texts were given, and --input too"),
         (["embed", "a", "--input-format", "txt"], r"--input-format says how to read"),
         (["embed", "--input", "none.txt"], r"--input none\.txt: cannot be opened"),
@@ -73,7 +95,7 @@ def test_help_and_version(capsys):
         (["embed", "a", "--prompt-name", "passage"], r"unknown prompt_name 'passage'"),
         (["embed", "a", "--max-length", "0"], r"max_length 0 is out of range"),
         (["embed", "a", "--precision", "int8", "--no-normalize"], r"cannot be had with normalize=False"),
-        (["models", "lst"], r"did you mean 'list'|invalid choice: 'lst'"),
+        (["models", "lst"], r"'lst' .*did you mean 'list'"),
     ],
 )
 def test_misuse_says_what_is_possible(argv, message, fake_embedder):
@@ -167,6 +189,108 @@ def test_many_lines_keep_their_order_over_blocks(fake_embedder, capfdbinary, tmp
     assert [json.loads(line)["index"] for line in out.splitlines()] == list(range(3000))
     assert np.array_equal(rows(out), expected(lines, truncate_dim=32))
     assert fake_embedder.calls[:6] == [64, 128, 256, 512, 1024, 1016]
+
+
+def test_several_inputs_are_read_in_order(fake_embedder, capfdbinary, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.md").write_text("two\n\n" + "x" * 200)
+    (tmp_path / "c.json").write_text('["three"]')
+    inputs = [word for name in ("b.md", "a.txt", "c.json") for word in ("--input", str(tmp_path / name))]
+    assert main.main(["embed", *inputs]) == 0
+    out = capfdbinary.readouterr()
+    assert np.array_equal(rows(out.out), expected(["two", "x" * 200, "one", "three"]))
+    assert out.err.decode() == f"1 of 4 texts was cut to 100 tokens (first: {tmp_path}/b.md line 3)\n"
+    with pytest.raises(UsageError, match=r"--input too: .*\. Several files: --input \S+b\.md --input \S+a\.txt\."):
+        main.main(["embed", "--input", str(tmp_path / "b.md"), str(tmp_path / "a.txt")])
+
+
+def test_texts_that_name_a_file_or_stdin_get_a_hint(fake_embedder, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one\n")
+    for text, what in (("a.txt", "the file"), ("-", "standard input")):
+        assert main.main(["embed", text]) == 0
+        out = capfdbinary.readouterr()
+        assert np.array_equal(rows(out.out), expected([text]))
+        assert out.err.decode() == f"{text} is taken as a text. To read {what}: --input {text}\n"
+
+
+def test_records_are_told_from_texts(fake_embedder, capfdbinary, monkeypatch):
+    record = b'{"body": "b", "key": "k"}\n'
+    for options in (["--field", "body"], ["--field", "body", "--id", "key"]):
+        piped(monkeypatch, record)
+        assert main.main(["embed", *options]) == 0
+        out = json.loads(capfdbinary.readouterr().out)
+        assert np.array_equal(np.array([out["embedding"]], np.float32), expected(["b"]))
+        assert out.get("id") == ("k" if "--id" in options else None)
+    piped(monkeypatch, record)
+    with pytest.raises(UsageError, match=r"standard input line 1 is a JSON object\. .*jsonl .*--input-format txt"):
+        main.main(["embed"])
+    piped(monkeypatch, record)
+    assert main.main(["embed", "--input-format", "txt", "--keep", "text"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["text"] == record.decode().strip()
+    piped(monkeypatch, b"a line\n")
+    with pytest.raises(UsageError, match="not valid JSON"):
+        main.main(["embed", "--keep", "title"])
+
+
+def test_fields_go_along(fake_embedder, capfdbinary, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "one", "key": 1, "title": "A"}\n{"text": "two", "key": 2}\n')
+    options = ["embed", "--input", str(path), "--id", "key", "--keep", "title", "--keep", "text"]
+    assert main.main(options) == 0
+    first, second = map(json.loads, capfdbinary.readouterr().out.splitlines())
+    assert list(first) == ["index", "id", "title", "text", "embedding"]
+    assert [first["id"], first["title"], first["text"]] == [1, "A", "one"]
+    assert [second["id"], second["title"], second["text"]] == [2, None, "two"]
+    assert main.main([*options, "--output", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_text().splitlines()[2].startswith("1,2,,two,")
+    assert main.main(["embed", "one", "--keep", "text"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["text"] == "one"
+
+
+def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_embedder, capfdbinary, tmp_path):
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.npy"
+    path.write_text('"one"\n{"body": "x"}\n[\n"\\ud800"\n"two"\n')
+    out.write_bytes(b"old")
+    with pytest.raises(UsageError, match=r"in\.jsonl line 2: has no 'text'.*--errors skip"):
+        main.main(["embed", "--input", str(path), "--output", str(out)])
+    assert out.read_bytes() == b"old"
+    assert main.main(["embed", "--input", str(path), "--output", str(out), "--errors", "skip"]) == 1
+    one, two = expected(["one", "two"])
+    assert np.array_equal(np.load(out), [one, 0 * one, 0 * one, 0 * one, two])
+    err = capfdbinary.readouterr().err.decode()
+    assert err.startswith("3 of 5 texts were passed over (first: line 2: has no 'text'. It has: 'body'.")
+    assert main.main(["embed", "--input", str(path), "--errors", "skip"]) == 1
+    lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [record.get("error", "").split(" at")[0] for record in lines] == [
+        "", "has no 'text'. It has: 'body'. Give --field NAME.", "not valid JSON: Expecting value",
+        "invalid surrogate", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_by_any_name(fake_embedder, capfdbinary, name):
+    if name.startswith("/") and not Path(name).exists():
+        pytest.skip(f"this system has no {name}")
+    assert main.main(["embed", "one", "--output", name]) == 0
+    assert np.array_equal(rows(capfdbinary.readouterr().out), expected(["one"]))
+
+
+def test_the_table_has_the_first_numbers_tokens_and_kept_fields(fake_embedder, capfdbinary, monkeypatch):
+    piped(monkeypatch, b"one\n" + b"x" * 200 + b"\n" + FakeEmbedder.BROKEN.encode() + b"\n")
+    assert main.main(["embed", "--format", "table", "--keep", "text", "--truncate-dim", "32"]) == 1
+    out = capfdbinary.readouterr()
+    head, first, second, third = out.out.decode().splitlines()
+    numbers = " ".join(f"{x:7.4f}" for x in expected(["one"], truncate_dim=32)[0][:6])
+    assert head == "index  tokens  32 numbers, float32  text"
+    assert first == f"    0       3  {numbers} ...  one"
+    assert second.startswith("    1    100+  ")
+    assert third == f"    2       7  {UNUSABLE}  \\x00broken"
+    assert out.err.startswith(b"For all numbers: --format jsonl, a pipe, or --output FILE.\n")
+    main.main(["embed", "one", "--format", "table", "--precision", "binary"])
+    head, first = capfdbinary.readouterr().out.decode().splitlines()
+    assert head.split("  ")[-1] == "8 bytes, binary, of 64 dimensions"
+    assert first.split()[2:-1] == [str(x) for x in expected(["one"], precision="binary")[0][:6]]
 
 
 def test_cut_texts_are_marked_and_counted(fake_embedder, capfdbinary, monkeypatch):

@@ -144,7 +144,8 @@ def test_an_interrupted_run_ends_quietly_and_leaves_nothing(number, code, tmp_pa
         assert child.wait(20) == code
         err = child.stderr.read()
     assert b"Traceback" not in err
-    assert (b"interrupted" in err) == (code == 130)
+    assert err.endswith(b"\ninterrupted\n") == (code == 130)
+    assert f"{tmp_path}/out.npy was not written\n".encode() in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,19 +205,64 @@ def test_closed_streams_are_met_with_words():
         assert b"Traceback" not in done.stderr
 
 
-@posix
-def test_binary_to_a_terminal_is_refused():
+def in_terminal(*args, env=None):
+    """(exit code, what a terminal of 60 columns shows) of a fake command, its input at its end."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     leader, terminal = pty.openpty()
-    done = subprocess.run(
-        [sys.executable, "-c", FAKE, "embed", "one", "--format", "npy"],
-        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE, timeout=30, check=False,
-    )  # fmt: skip
-    os.close(terminal)
-    os.close(leader)
-    assert done.returncode == 2
-    assert b"npy is binary and stdout is a terminal: give --output FILE" in done.stderr
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    env = {**{key: value for key, value in os.environ.items() if key != "COLUMNS"}, "TERM": "xterm", **(env or {})}
+    command = [sys.executable, "-c", FAKE.replace("noise", ""), *args]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal, env=env
+    ) as child:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal whose last user has gone
+            while data := os.read(leader, 4096):
+                shown += data
+        os.close(leader)
+        return child.wait(30), shown.decode()
+
+
+@posix
+def test_binary_to_a_terminal_is_refused():
+    code, shown = in_terminal("embed", "one", "--format", "npy")
+    assert code == 2
+    assert "npy is binary and stdout is a terminal: give --output FILE" in shown
+
+
+@posix
+def test_a_terminal_gets_a_short_form_without_a_bar(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("one\n" * 80)
+    numbers = " ".join(f"{x:7.4f}" for x in expected(["one"])[0][:6])
+    for options in (["one"] * 80, ["--input", str(path)]):
+        code, shown = in_terminal("embed", *options)
+        assert code == 0
+        lines = shown.split("\r\n")
+        start = lines.index("index  tokens  64 numbers, float32")
+        assert lines[start + 1] == f"    0       3  {numbers}"[:59] + "…"
+        assert lines[start + 80].startswith("   79       3  ")
+        assert "For all numbers: --format jsonl, a pipe, or --output FILE." in lines
+        assert "%|" not in shown
+    assert '{"index": 0, "embedding": [' in in_terminal("embed", "one", "--format", "jsonl")[1]
+
+
+@posix
+def test_a_bar_counts_the_bytes_of_files_and_leaves_arguments_alone(tmp_path):
+    path, out = tmp_path / "in.txt", str(tmp_path / "out.npy")
+    path.write_text("line\n" * 100)
+    shown = in_terminal("embed", "--input", str(path), "--input", str(path), "--output", out)[1]
+    assert "100%|" in shown
+    assert "1.00k/1.00k [" in shown
+    assert "B/s]" in shown
+    assert "%|" not in in_terminal("embed", "one", "--output", out)[1]
+    assert "%|" not in in_terminal("embed", "--input", str(path), "--output", out, "--no-progress")[1]
+    assert "texts [" in in_terminal("embed", "one", "--output", out, "--progress")[1]
 
 
 def real(*args, checkpoint, **kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from jina_local.cli import main
 from jina_local.errors import JinaError, OutputError, UsageError
 
-from ..fakes import FakeReranker, noise
+from ..fakes import FakeEmbedder, FakeReranker, noise
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +170,7 @@ def test_the_format_follows_the_suffix(fake_reranker, tmp_path):
         out = tmp_path / f"out.{suffix}"
         assert main.main(["rerank", "planet", "Mars", "--output", str(out)]) == 0
         assert read(out.read_text()) == plain("planet", ["Mars"])
-    with pytest.raises(OutputError, match=r"out\.csv: the format cannot be told.*\.json, \.jsonl, \.txt; or give"):
+    with pytest.raises(UsageError, match=r"out\.csv: the format cannot be told.*\.json, \.jsonl, \.txt; or give"):
         main.main(["rerank", "planet", "Mars", "--output", str(tmp_path / "out.csv")])
     with pytest.raises(OutputError, match="there is no folder"):
         main.main(["rerank", "planet", "Mars", "--output", str(tmp_path / "no" / "out.json")])
@@ -212,6 +213,20 @@ def test_what_was_cut_is_said(fake_reranker, capfdbinary, tmp_path):
     )
 
 
+def test_the_library_does_not_log_what_the_command_says(fake_reranker, monkeypatch):
+    heard = []
+    plain = fake_reranker.rerank
+
+    def loud(*args, **words):
+        heard.append(logging.getLogger("jina_local").isEnabledFor(logging.WARNING))
+        return plain(*args, **words)
+
+    monkeypatch.setattr(fake_reranker, "rerank", loud)
+    main.main(["rerank", "planet", "Mars"])
+    assert heard == [False]
+    assert logging.getLogger("jina_local").isEnabledFor(logging.WARNING)
+
+
 def test_a_document_without_a_score_is_left_out_and_said(fake_reranker, capfdbinary):
     assert main.main(["rerank", "planet", "Mars", FakeReranker.BROKEN, "Venus"]) == 1
     out = capfdbinary.readouterr()
@@ -229,16 +244,102 @@ def test_a_text_at_fault_is_named_by_its_line(fake_reranker, tmp_path):
         main.main(["rerank", "planet", "--input", put(tmp_path, "in.txt", b"fine\n\xff\n")])
 
 
-def test_lines_that_look_like_records_get_a_hint(fake_reranker, capfdbinary, monkeypatch):
-    piped(monkeypatch, b'{"text": "Mars", "score": 1}\n')
-    assert main.main(["rerank", "planet"]) == 0
-    out = capfdbinary.readouterr()
-    assert lines(out.out)[0]["document"] == '{"text": "Mars", "score": 1}'
-    assert out.err == b"the documents look like JSON; --input-format jsonl ranks by their 'text'\n"
-    for data in (b"{not json}\n", b'"Mars"\n', b"17\n"):
-        piped(monkeypatch, data)
+def test_records_are_told_from_texts(fake_reranker, capfdbinary, monkeypatch):
+    record = b'{"body": "Mars", "score": 1}\n'
+    piped(monkeypatch, record)
+    with pytest.raises(UsageError, match=r"standard input line 1 is a JSON object\. .*jsonl .*--input-format txt"):
         main.main(["rerank", "planet"])
-        assert capfdbinary.readouterr().err == b""
+    piped(monkeypatch, record)
+    assert main.main(["rerank", "planet", "--field", "body"]) == 0
+    (found,) = lines(capfdbinary.readouterr().out)
+    assert (found["document"], found["retrieval_score"]) == ("Mars", 1)
+    for options, data in ((["--input-format", "txt"], record), ([], b"{not json}\n"), ([], b'"Mars"\n')):
+        piped(monkeypatch, data)
+        assert main.main(["rerank", "planet", *options]) == 0
+        out = capfdbinary.readouterr()
+        assert (lines(out.out)[0]["document"], out.err) == (data.decode().strip(), b"")
+
+
+def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_reranker, capfdbinary, tmp_path):
+    source = put(tmp_path, "in.jsonl", b'"Mars"\n{"body": "x"}\n"\\ud800"\n"Venus"\n')
+    with pytest.raises(UsageError, match=r"in\.jsonl line 2: has no 'text'.*--errors skip"):
+        main.main(["rerank", "planet", "--input", source])
+    assert main.main(["rerank", "planet", "--input", source, "--errors", "skip"]) == 1
+    out = capfdbinary.readouterr()
+    places = {"Mars": 0, "Venus": 3}
+    assert [(r["index"], r["document"]) for r in lines(out.out)] == [
+        (places[text], text) for _, _, text in ranked("planet", ["Mars", "Venus"])
+    ]
+    assert out.err.startswith(b"2 of 4 documents were passed over (first: line 2: has no 'text'.")
+    bad = put(tmp_path, "bad.jsonl", b"[\n")
+    assert main.main(["rerank", "planet", "--input", bad, "--errors", "skip"]) == 1
+    assert capfdbinary.readouterr().out == b""
+
+
+def test_several_inputs_are_ranked_together(fake_reranker, capfdbinary, tmp_path):
+    inputs = [
+        "--input", put(tmp_path, "a.txt", b"Mars\nVenus\n"), "--input", put(tmp_path, "b.csv", b"text\nSaturn\n")
+    ]  # fmt: skip
+    assert main.main(["rerank", "planet", *inputs]) == 0
+    documents = ["Mars", "Venus", "Saturn"]
+    assert lines(capfdbinary.readouterr().out) == plain("planet", documents)
+    assert main.main(["rerank", "planet", *inputs, "--format", "table"]) == 0
+    places = [f"{tmp_path}/a.txt:1", f"{tmp_path}/a.txt:2", f"{tmp_path}/b.csv:2"]
+    rows = capfdbinary.readouterr().out.decode().splitlines()[1:]
+    assert [row.split()[2:] for row in rows] == [[places[i], text] for i, _, text in ranked("planet", documents)]
+
+
+# --- an embedding model
+
+
+@pytest.fixture
+def by_cosine(fake_embedder):
+    """[(index, cosine, document)], best first, of an embedding model's own vectors; `load` returns that model."""
+
+    def order(query, documents, **words):
+        asked = FakeEmbedder().embed([query], prompt_name="query", **words).vectors[0]
+        scores = (FakeEmbedder().embed(documents, prompt_name="document", **words).vectors @ asked).tolist()
+        return sorted(zip(range(len(documents)), scores, documents, strict=True), key=lambda one: -one[1])
+
+    return order
+
+
+def test_an_embedding_model_ranks_by_cosine_and_says_so(by_cosine, capfdbinary):
+    assert main.main(["rerank", "planet", *DOCUMENTS, "--model", "pico", "--truncate-dim", "32"]) == 0
+    out = capfdbinary.readouterr()
+    assert [(r["index"], r["document"], r["scoring"]) for r in lines(out.out)] == [
+        (i, text, "cosine") for i, _, text in by_cosine("planet", DOCUMENTS, truncate_dim=32)
+    ]
+    said = b"jina-embeddings-v5-text-nano is no reranker: documents are ranked by the cosine of its vectors\n"
+    assert out.err == said
+    assert main.main(["rerank", "planet", *DOCUMENTS, "--model", "pico", "--format", "table", "--top-n", "2"]) == 0
+    out = capfdbinary.readouterr()
+    head, *rows = out.out.decode().splitlines()
+    assert head == "rank   cosine  text  document"
+    assert [float(row.split()[1]) for row in rows] == [round(s, 4) for _, s, _ in by_cosine("planet", DOCUMENTS)[:2]]
+    assert out.err == said
+
+
+def test_a_reranker_says_nothing_of_cosines(fake_reranker, capfdbinary):
+    main.main(["rerank", "planet", "Mars"])
+    out = capfdbinary.readouterr()
+    assert ("scoring" in lines(out.out)[0], out.err) == (False, b"")
+
+
+@pytest.mark.parametrize(
+    "option", [["--instruction", "x"], ["--max-doc-length", "9"], ["--max-query-length", "9"], ["--block-size", "2"],
+               ["--return-embeddings"], ["--overlap-tokens", "9"], ["--no-window"]]
+)  # fmt: skip
+def test_options_of_rerankers_are_refused_for_an_embedding_model(by_cosine, fake_embedder, option):
+    for model in ("pico", "./folder"):
+        with pytest.raises(UsageError, match=f"{option[0]} is for rerankers, and [a-z0-9-]+ is an embedding model"):
+            main.main(["rerank", "planet", "Mars", "--model", model, *option])
+    assert fake_embedder.calls == []
+
+
+def test_a_query_that_cannot_be_read_is_named_as_such(by_cosine):
+    with pytest.raises(UsageError, match=r"the query: invalid surrogate at character 1\."):
+        main.main(["rerank", "q\udcff", "Mars", "--model", "pico", "--errors", "skip"])
 
 
 # --- options
@@ -305,24 +406,19 @@ def test_the_environment_names_the_reranker_apart_from_the_embedding_model(fake_
         (["q", "a", "--block-size", "126"], r"block_size"),
         (["  ", "a"], r"the query is empty"),
         (["q\udcff", "a"], r"the query: "),
-        (["q", "a", "--model", "v5-nano"], r"v5-text-nano embeds texts and ranks none: use `embed`, or.*reranker-v3"),
-        (["q", "a", "--model", "jinaai/jina-embeddings-v3:Q8_0"], r"jina-embeddings-v3 embeds texts and ranks none"),
+        (
+            ["q", "a", "--truncate-dim", "32"],
+            r"--truncate-dim is for embedding models, and jina-reranker-v3 is a",
+        ),
+        (
+            ["q", "a", "--model", "v5-nano", "--no-window"],
+            r"--no-window is for rerankers, and jina-embeddings-v5",
+        ),
     ],
 )
 def test_misuse_says_what_is_possible(fake_reranker, argv, message):
     with pytest.raises(UsageError, match=re.compile(message, re.S)):
         main.main(["rerank", *argv])
-
-
-def test_a_model_of_the_other_kind_by_its_path_is_refused_once_it_is_known(fake_embedder, fake_reranker, monkeypatch):
-    with pytest.raises(
-        UsageError, match="ranks documents and has no vectors: use `rerank`, or another.*v5-text-small"
-    ):
-        main.main(["embed", "a", "--model", "reranker-v3"])
-    monkeypatch.setattr("jina_local.loading.load", lambda *_, **__: fake_embedder)
-    with pytest.raises(UsageError, match="embeds texts and ranks none"):
-        main.main(["rerank", "q", "a", "--model", "./folder"])
-    assert fake_embedder.closed
 
 
 def test_a_refused_request_leaves_the_output_alone(fake_reranker, tmp_path):

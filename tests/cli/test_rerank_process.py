@@ -115,7 +115,8 @@ def test_an_interrupted_run_ends_quietly_and_leaves_nothing(number, code, tmp_pa
         finally:
             child.kill()
     assert b"Traceback" not in err
-    assert (b"interrupted" in err) == (code == 130)
+    assert err.endswith(b"interrupted\n") == (code == 130)
+    assert f"{tmp_path}/out.json was not written\n".encode() in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""readers.py: every format, and every way in which a file can be wrong."""
+"""readers.py and source.py: every format, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import threading
 import pytest
 
 from jina_local.errors import EngineMissing, UsageError
-from jina_local.records import readers
+from jina_local.records import readers, source
+from jina_local.records.readers import Reading
 
 
-def items(path, input_format=None, field="text", **more):
-    with contextlib.closing(readers.open_source(str(path), input_format=input_format, field=field, **more)) as source:
-        return list(source.items)
+def opened(*paths, **how):
+    return contextlib.closing(source.open_inputs([str(path) for path in paths], Reading(**how)))
+
+
+def items(*paths, **how):
+    with opened(*paths, **how) as found:
+        return list(found.items)
 
 
 def read(*args, **kwargs):
@@ -32,6 +37,11 @@ def texts(*args, **kwargs):
 
 def records(*args, **kwargs):
     return [item.record for item in items(*args, records=True, **kwargs)]
+
+
+def faults(*args, **kwargs):
+    """(number, fault) of each item that has no text, when bad rows are passed over."""
+    return [(item.number, item.fault) for item in items(*args, skip=True, **kwargs) if item.fault is not None]
 
 
 def put(tmp_path, name, data):
@@ -73,12 +83,10 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_offset(tmp_path):
 
 
 def test_what_stands_before_the_fault_is_still_read(tmp_path):
-    with contextlib.closing(
-        readers.open_source(str(put(tmp_path, "in.txt", b"one\n\xff\n")), input_format=None, field="text")
-    ) as source:
-        assert next(source.items).text == "one"
+    with opened(put(tmp_path, "in.txt", b"one\n\xff\n")) as found:
+        assert next(found.items).text == "one"
         with pytest.raises(UsageError, match="line 2"):
-            next(source.items)
+            next(found.items)
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
@@ -158,9 +166,10 @@ def test_parquet_takes_a_string_column(tmp_path):
     path = parquet(tmp_path, id=list(range(2500)), text=rows)
     assert texts(path) == rows
     assert read(path)[-1][0] == 2500
-    with contextlib.closing(readers.open_source(str(path), input_format=None, field="text")) as source:
-        assert source.total == 2500
-        assert source.unit == "row"
+    with opened(path) as found:
+        assert found.size == path.stat().st_size
+        assert [next(found.items).unit for _ in range(1250)] == ["row"] * 1250
+        assert found.position == found.size // 2
     assert texts(parquet(tmp_path, text=pa.array(["a", "b", "a"]).dictionary_encode())) == ["a", "b", "a"]
     assert texts(parquet(tmp_path, text=pa.array(["a"], pa.large_string()))) == ["a"]
 
@@ -187,7 +196,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_the_suffix_decides_unless_the_format_is_given(tmp_path):
-    with pytest.raises(UsageError, match=r"Known suffixes: \.txt, \.jsonl.*--input-format"):
+    with pytest.raises(UsageError, match=r"Known suffixes: \.txt, \.md, \.jsonl.*--input-format"):
         read(put(tmp_path, "in.dat", b"a\n"))
     assert texts(put(tmp_path, "in.dat", b"a\n"), input_format="txt") == ["a"]
     assert texts(put(tmp_path, "IN.TXT", b"a\n")) == ["a"]
@@ -223,10 +232,10 @@ def test_a_fifo_is_read_like_a_pipe(tmp_path):
 
 
 def test_the_whole_record_comes_along_where_it_is_asked_for(tmp_path):
-    assert records(put(tmp_path, "in.txt", b"one\ntwo\n")) == [None, None]
+    assert records(put(tmp_path, "in.txt", b"one\ntwo\n")) == [{"text": "one"}, {"text": "two"}]
     raw = b'"bare"\n{"body": "b", "id": 7, "at": {"line": [1, 2]}}\n'
     path = put(tmp_path, "in.jsonl", raw)
-    assert records(path, field="body") == [None, {"body": "b", "id": 7, "at": {"line": [1, 2]}}]
+    assert records(path, field="body") == [{"body": "bare"}, {"body": "b", "id": 7, "at": {"line": [1, 2]}}]
     assert [item.text for item in items(path, field="body", records=True)] == ["bare", "b"]
 
 
@@ -249,8 +258,165 @@ def test_the_whole_row_of_parquet(tmp_path):
 
 def test_blocks_grow_keep_the_order_and_end_at_their_characters():
     items = [readers.Item(i, "x" * 10) for i in range(1, 101)]
-    cut = list(readers.blocks(iter(items), first=4, most=32, chars=10_000))
+    cut = list(source.blocks(iter(items), first=4, most=32, chars=10_000))
     assert [len(block) for block in cut] == [4, 8, 16, 32, 32, 8]
     assert [item for block in cut for item in block] == items
-    assert [len(b) for b in readers.blocks(iter(items[:5]), first=4, most=32, chars=25)] == [3, 2]
-    assert list(readers.blocks(iter([]), first=4, most=32, chars=25)) == []
+    assert [len(b) for b in source.blocks(iter(items[:5]), first=4, most=32, chars=25)] == [3, 2]
+    assert list(source.blocks(iter([]), first=4, most=32, chars=25)) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"", []),
+        (b"\n\n", []),
+        (b"# Head\n\nOne\r\ntwo.\n\n\n- a\n- b", [(1, "# Head"), (3, "One\r\ntwo."), (7, "- a\n- b")]),
+        (b"\xef\xbb\xbfa\n \t\nb\n", [(1, "a"), (3, "b")]),
+        (b"Text\n```py\nx = 1\n\n~~~\n\ny\n```\n\nend\n", [(1, "Text\n```py\nx = 1\n\n~~~\n\ny\n```"), (10, "end")]),
+        (b"  ~~~\n\nnever closed\n", [(1, "  ~~~\n\nnever closed")]),
+    ],
+)
+def test_md_has_one_text_a_paragraph(tmp_path, raw, expected):
+    assert read(put(tmp_path, "in.md", raw)) == expected
+
+
+def test_a_paragraph_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_LINE", 1 << 10)
+    with pytest.raises(UsageError, match=r"in\.md line 103: its paragraph is longer than"):
+        read(put(tmp_path, "in.md", b"123456789\n" * 200))
+
+
+def test_json_takes_a_list_or_one_object(tmp_path):
+    raw = b'\xef\xbb\xbf["one", {"text": "two", "id": 7}]'
+    assert read(put(tmp_path, "in.json", raw)) == [(1, "one"), (2, "two")]
+    assert records(put(tmp_path, "in.json", b'{"body": "b"}'), field="body") == [{"body": "b"}]
+    assert read(put(tmp_path, "in.json", b"[]")) == []
+    with opened(put(tmp_path, "in.json", raw)) as found:
+        assert next(found.items).unit == "record"
+        assert found.position == len(raw) // 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'["a",\n "b" "c"]', r"in\.json line 2: not valid JSON: Expecting ',' delimiter at column 6"),
+        (
+            b'{"text": "a"}\n{"text": "b"}',
+            r"Extra data at column 1\. For one record a line give --input-f",
+        ),
+        (b'["a", 17]', r"in\.json record 2: the record is a number"),
+        (b'{"data": ["a"]}', r"record 1: has no 'text'\. It has: 'data'"),
+        (b"17", r"record 1: the record is a number"),
+        (b'["\xff"]', r"in\.json: not UTF-8 at byte 2"),
+        (b"[" * 100_000, r"in\.json: not usable JSON"),
+    ],
+)
+def test_json_faults(tmp_path, raw, message):
+    with pytest.raises(UsageError, match=message):
+        read(put(tmp_path, "in.json", raw))
+
+
+def test_bad_rows_are_passed_over_if_asked_and_keep_their_records(tmp_path):
+    raw = b'"a"\n{"body": 1}\n[\n\n{"text": null, "id": 5}\n"\xff"\n"z"\n'
+    path = put(tmp_path, "in.jsonl", raw)
+    found = items(path, skip=True, records=True)
+    assert [(item.number, item.text) for item in found] == [(1, "a"), (2, ""), (3, ""), (5, ""), (6, ""), (7, "z")]
+    assert [item.fault and item.fault.split(":")[0].split(".")[0] for item in found] == [
+        None, "has no 'text'", "not valid JSON", "'text' is null, expected a string",
+        "not UTF-8 at byte 44 of the input (0xFF)", None,
+    ]  # fmt: skip
+    assert [item.record for item in found[:4]] == [{"text": "a"}, {"body": 1}, None, {"text": None, "id": 5}]
+    with pytest.raises(UsageError, match=r"line 2: has no 'text'.* \(--errors skip passes over bad rows\)"):
+        items(path)
+
+
+def test_bad_rows_of_tables_lists_and_lines(tmp_path):
+    raw = b'id,text\n1,a\n2\n3,"x" y\n4,\xff\n5,"two\nlines"\n6,z\n'
+    assert [number for number, _ in faults(put(tmp_path, "in.csv", raw))] == [3, 4, 5]
+    assert texts(put(tmp_path, "in.csv", raw), skip=True) == ["a", "", "", "", "two\nlines", "z"]
+    assert faults(put(tmp_path, "in.json", b'["a", 1]')) == [
+        (2, "the record is a number, expected a string or an object with one.")
+    ]
+    assert [number for number, _ in faults(put(tmp_path, "in.txt", b"a\n\xff\nb\n"))] == [2]
+    assert faults(put(tmp_path, "in.md", b"a\n\nb\n\xff\n\nc\n"))[0][0] == 3
+    assert faults(parquet(tmp_path, text=["a", None])) == [(2, "'text' is null, expected a string.")]
+
+
+def test_faults_that_end_the_reading_are_errors_in_any_case(tmp_path):
+    for name, raw in (("in.csv", b""), ("in.csv", b"id\n1\n"), ("in.csv", b"\xff\n"), ("in.json", b"[")):
+        with pytest.raises(UsageError):
+            items(put(tmp_path, name, raw), skip=True)
+
+
+def test_several_inputs_are_read_in_order_each_in_its_format(tmp_path):
+    paths = [
+        put(tmp_path, "b.txt", b"one\ntwo"),
+        put(tmp_path, "a.jsonl", b'"three"\n\n{"text": "four"}'),
+        put(tmp_path, "a.csv", b"text\nfive\n"),
+    ]
+    with opened(*paths) as found:
+        assert found.size == sum(path.stat().st_size for path in paths)
+        assert next(found.items).text == "one"
+        assert found.position == 4
+        rest = list(found.items)
+        assert found.position == found.size
+        assert [item.text for item in rest] == ["two", "three", "four", "five"]
+        assert found.where(rest[2]) == f"{paths[1]} line 3"
+        assert found.name == "3 inputs"
+    with opened(paths[0]) as found:
+        assert found.where(next(found.items)) == "line 1"
+    put(tmp_path, "a.jsonl", b"17")
+    with pytest.raises(UsageError, match=r"a\.jsonl line 1: the record is a number"):
+        texts(*paths)
+
+
+def test_all_inputs_are_looked_at_before_the_first_is_read(tmp_path, monkeypatch):
+    good = put(tmp_path, "a.txt", b"one\n")
+    with pytest.raises(UsageError, match=r"none\.txt: cannot be opened"), opened(good, tmp_path / "none.txt"):
+        pass
+    with pytest.raises(UsageError, match=r"in\.dat: the format cannot be told"), opened(good, "in.dat"):
+        pass
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"two\n")))
+    assert texts(good, "-", good) == ["one", "two", "one"]
+    with pytest.raises(UsageError, match="standard input was named twice"), opened("-", "/dev/stdin"):
+        pass
+
+
+def test_a_named_field_means_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"body": "b"}\n')))
+    assert texts("-", field="body") == ["b"]
+    for name, how in (("in.txt", {}), ("in.md", {}), ("in.csv", {"input_format": "txt"})):
+        with pytest.raises(UsageError, match=r"is read as \w+, whose texts have no fields\. For records give"):
+            texts(put(tmp_path, name, b"a\n"), field="body", **how)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"id,body\n1,b\n")))
+    with pytest.raises(UsageError, match=r"not valid JSON.* a field was named; a table needs --input-format csv"):
+        texts("-", field="body")
+
+
+def test_a_first_line_that_is_a_record_is_no_text_unless_txt_is_asked_for(tmp_path, monkeypatch):
+    line = b' {"text": "a"}\n'
+    both = r"line 1 is a JSON object\. For records give --input-format jsonl .*; to take .* --input-format txt"
+    with pytest.raises(UsageError, match=both):
+        texts(put(tmp_path, "in.txt", line))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line)))
+    with pytest.raises(UsageError, match=both):
+        texts("-")
+    assert texts(put(tmp_path, "in.txt", line), input_format="txt") == [' {"text": "a"}']
+    assert texts(put(tmp_path, "in.txt", b'{no\n{"text": "a"}\n')) == ["{no", '{"text": "a"}']
+    assert texts(put(tmp_path, "in.txt", b'["a"]\n"b"\n1\n')) == ['["a"]', '"b"', "1"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="this system has no /dev/fd")
+def test_a_descriptor_is_read_like_a_pipe_and_a_redirected_file_has_a_size(tmp_path, monkeypatch):
+    there, back = os.pipe()
+    os.write(back, b"one\ntwo\n")
+    os.close(back)
+    assert texts(f"/dev/fd/{there}") == ["one", "two"]
+    os.close(there)
+    with put(tmp_path, "in", b"skipped\none\n").open("rb") as file:
+        file.readline()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        with opened("-") as found:
+            assert (found.size, found.position) == (4, 0)
+            assert [item.text for item in found.items] == ["one"]
+            assert found.position == 4

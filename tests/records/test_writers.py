@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -15,10 +14,10 @@ import pytest
 
 from jina_local import registry
 from jina_local.embedding.request import PRECISIONS, resolve
-from jina_local.errors import EngineMissing, OutputError
+from jina_local.errors import EngineMissing, UsageError
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.records import writers
-from jina_local.records.writers import Block
+from jina_local.records.writers import UNUSABLE, Block
 
 ROWS = registry.PUBLISHED[1].spec
 
@@ -41,17 +40,18 @@ def codes(precision):
     return np.random.default_rng(2).integers(info.min, info.max + 1, (5, width)).astype(info.dtype)
 
 
-def block(vectors, start=0, cut=(), failed=()):
+def block(vectors, start=0, cut=(), failed=(), **kept):
     truncated = np.zeros(len(vectors), np.bool_)
     truncated[list(cut)] = True
-    return Block(start, vectors, truncated, frozenset(failed))
+    counts = np.ones(len(vectors), np.int32)
+    return Block(start, vectors, counts, truncated, dict.fromkeys(failed, UNUSABLE), kept)
 
 
-def written(chosen, spec, *blocks, complete=True, file=None):
+def written(chosen, spec, *blocks, complete=True, file=None, kept=()):
     if chosen == "parquet":
         pytest.importorskip("pyarrow")
     file = file or io.BytesIO()
-    writer = writers.open_writer(chosen, file, spec)
+    writer = writers.open_writer(chosen, file, spec, kept)
     for one in blocks:
         writer.write(one)
     writer.close(complete)
@@ -205,60 +205,66 @@ def test_the_format_is_told_by_the_suffix():
     assert writers.format_of("OUT.PARQUET", None) == "parquet"
     assert writers.format_of("out.npy", "csv") == "csv"
     assert writers.format_of(None, None) == writers.format_of("-", None) == "jsonl"
-    with pytest.raises(OutputError, match=r"Known suffixes: \.jsonl, .*; or give --format"):
+    with pytest.raises(UsageError, match=r"Known suffixes: \.jsonl, .*; or give --format"):
         writers.format_of("out.bin", None)
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "out.npy"
-    out.write_bytes(b"old")
-    with contextlib.suppress(KeyboardInterrupt), writers.destination(str(out), io.BytesIO()) as file:
-        file.write(b"half")
-        assert out.read_bytes() == b"old"
-        raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
-    assert out.read_bytes() == b"old"
-    with writers.destination(str(out), io.BytesIO()) as file:
-        file.write(b"new")
-    assert out.read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+KEPT = {"id": ["a", 2], "note": ['say "hi", Ö', None], "tags": [[1, "x"], {"far": float("inf")}]}
 
 
-def test_a_link_stays_a_link(tmp_path):
-    real, link = tmp_path / "real.csv", tmp_path / "link.csv"
-    real.write_bytes(b"old")
-    link.symlink_to(real)
-    with writers.destination(str(link), io.BytesIO()) as file:
-        file.write(b"new")
-    assert link.is_symlink()
-    assert real.read_bytes() == b"new"
+def test_kept_fields_stand_before_the_vectors():
+    rows = np.ones((2, 32), np.float32)
+    lines = written("jsonl", request(), block(rows, 5, failed=[1], **KEPT), kept=KEPT).getvalue().splitlines()
+    first, second = map(json.loads, lines)
+    assert list(first) == ["index", "id", "note", "tags", "embedding"]
+    assert (first["id"], first["note"], first["tags"]) == ("a", 'say "hi", Ö', [1, "x"])
+    assert second == {"index": 6, "id": 2, "note": None, "tags": {"far": None}, "error": UNUSABLE}
+    text = written("csv", request(), block(rows, failed=[1], **KEPT), kept=KEPT).getvalue().decode()
+    head, *table = csv.reader(io.StringIO(text))
+    assert head[:5] == ["index", "id", "note", "tags", "d0"]
+    assert [row[:5] for row in table] == [
+        ["0", "a", 'say "hi", Ö', '[1, "x"]', "1.0"],
+        ["1", "2", "", '{"far": null}', ""],
+    ]
 
 
-def test_devices_are_written_to_and_not_replaced():
-    with writers.destination(os.devnull, io.BytesIO()) as file:
-        file.write(b"gone")
-    assert not os.path.isfile(os.devnull)
+def test_kept_fields_are_columns_of_parquet_with_the_types_of_the_first_block():
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = np.ones((2, 32), np.float32)
+    first = block(rows, year=[1999, None], tags=[["a"], []], none=[None, None])
+    second = block(rows, 2, year=[None, 2001], tags=[None, ["b"]], none=["x", None])
+    data = written("parquet", request(), first, second, kept=["year", "tags", "none"]).getvalue()
+    table = pq.read_table(io.BytesIO(data))
+    assert table.column_names == ["index", "year", "tags", "none", "embedding", "truncated"]
+    assert str(table.schema.field("year").type) == "int64"
+    assert table.column("year").to_pylist() == [1999, None, None, 2001]
+    assert table.column("tags").to_pylist() == [["a"], [], None, ["b"]]
+    assert table.column("none").to_pylist() == [None, None, "x", None]
+    bad = block(rows, 2, year=["n/a", 2001])
+    with pytest.raises(UsageError, match="--keep year: a Parquet column has one type, and .* before are int64"):
+        written("parquet", request(), block(rows, year=[1, 2]), bad, kept=["year"], complete=False)
+    with pytest.raises(UsageError, match=r"--keep year: a Parquet column has one type \(.*Give --format jsonl"):
+        written("parquet", request(), bad, kept=["year"], complete=False)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_an_error_of_output():
-    with (
-        pytest.raises(OutputError, match=r"/dev/full: the disk is full .* not complete"),
-        writers.destination("/dev/full", io.BytesIO()) as file,
-    ):
-        file.write(b"x" * 100_000)
-
-
-def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path):
-    with pytest.raises(OutputError, match="is a folder; give a file name"):
-        writers.check_target(str(tmp_path), "csv")
-    with pytest.raises(OutputError, match=r"there is no folder .*none; create it first"):
-        writers.check_target(str(tmp_path / "none" / "out.csv"), "csv")
-    writers.check_target(str(tmp_path / "out.csv"), "csv")
-    writers.check_target(None, "csv")
+@pytest.mark.parametrize(
+    ("chosen", "name", "message"),
+    [
+        ("npy", "id", "npy has no place for --id and --keep: give --format jsonl or csv or parquet"),
+        ("safetensors", "id", "no place"),
+        ("json", "id", "no place"),
+        ("jsonl", "embedding", r"--keep embedding: jsonl has a field of that name\. --id embedding keeps it as 'id'"),
+        ("csv", "d12", "csv has a field of that name"),
+    ],
+)
+def test_fields_without_a_place_are_refused(chosen, name, message):
+    with pytest.raises(UsageError, match=message):
+        writers.check(chosen, [name])
+    writers.check(chosen, [])
+    writers.check("jsonl", ["d12", "year"])
 
 
 def test_parquet_without_pyarrow_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(EngineMissing, match=r"needs pyarrow: pip install 'jina_local\[parquet\]'"):
-        writers.check_target(None, "parquet")
+        writers.check("parquet", [])

@@ -1,0 +1,147 @@
+"""Blocks of texts -> blocks of vectors: in order, in constant memory, whatever single texts do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from ..embedding.request import Words
+from ..errors import TextError, UsageError
+from ..records.readers import Item, Reading, listed
+from ..records.source import blocks
+from ..records.writers import UNUSABLE, Block
+
+if TYPE_CHECKING:
+    from ..embedding.embedder import Embedder
+    from ..spec import Embedded
+
+T = TypeVar("T")
+# Texts per block: few at first, so that the first vectors come early. Characters bound what a block holds.
+_FIRST, _MOST, _CHARS = 64, 1024, 4_000_000
+
+
+@dataclass
+class Tally:
+    """What happened to the texts so far, and the first text that each thing happened to."""
+
+    max_tokens: int  # to which a text is cut
+    total: int = 0
+    cut: int = 0
+    failed: int = 0  # the model gave no usable vector
+    bad: int = 0  # rows without a text that can be embedded
+    first_cut: Item | None = None
+    first_failed: Item | None = None
+    first_bad: Item | None = None
+
+    def count(self, rows: Sequence[Item], block: Block) -> None:
+        """Count one block and the rows that it was made of."""
+        cut = [item for item, was_cut in zip(rows, block.truncated, strict=True) if was_cut]
+        bad = [item for item in rows if item.fault is not None]
+        failed = [rows[i] for i in sorted(block.failed) if rows[i].fault is None]
+        self.first_cut = self.first_cut or next(iter(cut), None)
+        self.first_failed = self.first_failed or next(iter(failed), None)
+        self.first_bad = self.first_bad or next(iter(bad), None)
+        self.total += len(rows)
+        self.cut += len(cut)
+        self.failed += len(failed)
+        self.bad += len(bad)
+
+
+def embed(
+    embedder: Embedder,
+    items: Iterable[Item],
+    words: Words,
+    tally: Tally,
+    *,
+    reading: Reading,
+    keep: Mapping[str, str] | None = None,
+    deterministic: bool = False,
+) -> Iterator[Block]:
+    """Embed all items; each block is yielded before the next is read, and counted in `tally`.
+
+    reading: its `skip` says whether a bad row is an error, or a row without a vector.
+    keep: name in the output -> field of the records, whose values go along; under "id" each record has to have one.
+    Raises UsageError, which names the text's place in its input, EngineError, and what reading raises.
+    """
+
+    def vectors(texts: list[str]) -> Embedded:
+        return embedder.embed(texts, **words, show_progress=False, deterministic=deterministic)
+
+    late = bool(words.get("late_chunking"))
+    cut_up = _document(items) if late else blocks(items, first=_FIRST, most=_MOST, chars=_CHARS)
+    for block in cut_up:
+        if keep and not tally.total:
+            _check_fields(block, keep)
+        rows = [_identified(item, keep["id"], reading) if keep and "id" in keep else item for item in block]
+        answer, used = call_with_good_rows(rows, reading, vectors)
+        made = _block(answer, rows, used, tally.total, keep or {})
+        tally.count(rows, made)
+        yield made
+
+
+def _document(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """All items as one block: the pieces of a document are read together."""
+    pieces: list[Item] = []
+    size = 0
+    for item in items:
+        pieces.append(item)
+        size += len(item.text)
+        if size > _CHARS:
+            raise UsageError(
+                f"{item.place}: more than {_CHARS} characters so far, and late chunking reads the whole input as one "
+                "document. Split the input."
+            )
+    if pieces:
+        yield pieces
+
+
+def _check_fields(block: Sequence[Item], keep: Mapping[str, str]) -> None:
+    """Raise UsageError for a field that no record of the first block has: a misspelled one would keep nothing."""
+    records = [item.record for item in block if item.record is not None]
+    for field in keep.values():
+        if records and not any(field in record for record in records):
+            raise UsageError(
+                f"none of the first {len(records)} records has {field!r}. They have: {listed(records[0])}."
+            )
+
+
+def _identified(item: Item, field: str, reading: Reading) -> Item:
+    """The item, which is a bad row if it has no id."""
+    found = (item.record or {}).get(field)
+    if item.fault is None and (isinstance(found, bool) or not isinstance(found, str | int)):
+        fault = f"--id {field}: expected a string or a whole number, not {found!r:.40}."
+        return reading.bad_row(item._replace(fault=fault))
+    return item
+
+
+def call_with_good_rows(rows: list[Item], reading: Reading, call: Callable[[list[str]], T]) -> tuple[T, list[int]]:
+    """Call with the texts of the rows that have one; returns the answer and the places of these rows.
+
+    A text that the call refuses turns its row into a bad one, in `rows`, and the call is made again without it.
+    """
+    while True:
+        used = [i for i, item in enumerate(rows) if item.fault is None]
+        try:
+            return call([rows[i].text for i in used]), used
+        except TextError as error:
+            # The text's place in the call says nothing to the caller; its place in the input does.
+            at = used[error.index]
+            rows[at] = reading.bad_row(rows[at]._replace(fault=error.reason))
+
+
+def _block(answer: Embedded, rows: Sequence[Item], used: Sequence[int], start: int, keep: Mapping[str, str]) -> Block:
+    """The block to write. Whatever the engine says, nothing that is not finite passes."""
+    import numpy as np
+
+    vectors = np.zeros((len(rows), answer.vectors.shape[1]), answer.vectors.dtype)
+    counts, cut = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.bool_)
+    vectors[used], counts[used], cut[used] = answer.vectors, answer.token_counts, answer.truncated
+    failed = {i: item.fault for i, item in enumerate(rows) if item.fault is not None}
+    failed.update((used[i], UNUSABLE) for i in answer.failed)
+    if np.issubdtype(vectors.dtype, np.floating):
+        odd = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        failed.update((int(i), UNUSABLE) for i in odd)
+        vectors[odd] = 0
+    kept = {name: [(item.record or {}).get(field) for item in rows] for name, field in keep.items()}
+    return Block(start, vectors, counts, cut, failed, kept)
