@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from .. import console
 
@@ -20,7 +20,7 @@ class _Command(Protocol):
 
     SUMMARY: str
 
-    def parser(self, add: Callable[[str, str, str], Parser]) -> Parser: ...
+    def parser(self, add: Callable[[str, str, str], Parser]) -> Any: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = command.parser(_make)
         end = args.index("--") if "--" in args else len(args)
         # What follows `--` is text as it is.
-        parsed = parser.parse(args[1:end])
+        parsed = parser.parse_intermixed_args(args[1:end])
         if args[end + 1 :]:
             if not hasattr(parsed, "texts"):
                 parser.error(f"this command takes no texts after --: {' '.join(args[end + 1 :])}")
@@ -90,7 +90,7 @@ def _top(args: list[str]) -> int:
     parser.usage = f"{_PROG} COMMAND ..."
     parser.add_argument("--version", action="version", version=f"{_PROG} {__version__}")
     try:
-        parser.parse(args)
+        parser.parse_intermixed_args(args)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     raise UsageError(f"no command was given.\n\n{parser.format_help().rstrip()}")

@@ -24,9 +24,10 @@ class Parser(argparse.ArgumentParser):
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
 
-    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
         """The options in `args`; texts may stand before, between and after them."""
-        parsed, unknown = self.parse_known_intermixed_args(args)
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             word = unknown[0].partition("=")[0]
             if not word.startswith("-"):
