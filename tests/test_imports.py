@@ -32,8 +32,9 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),
     "loading": ("store embedding reranking registry", ""),
+    "bulk": ("embedding records", "numpy"),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
-    "cli": ("console records backends registry store embedding reranking loading doctor", "numpy"),
+    "cli": ("console records bulk backends registry store embedding reranking loading doctor", "numpy"),
     "__init__": ("text embedding reranking loading", ""),
     "__main__": ("cli", ""),
 }

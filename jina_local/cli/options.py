@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
 
-    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> argparse.Namespace:
         """The options in `args`; texts may stand before, between and after them."""
         parsed: argparse.Namespace
         parsed, unknown = self.parse_known_intermixed_args(args, namespace)
