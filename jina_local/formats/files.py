@@ -1,4 +1,4 @@
-"""Files on disk, opened with care: regular files only, JSON of bounded size, digests in pieces."""
+"""Files on disk, opened with care: regular files only, strict JSON of bounded size, digests in pieces, links."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import hashlib
 import json
 import os
 import stat
+import threading
+import time
+from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, TypeVar
 
 from ..errors import ModelDamaged
+from .schema import shown
+
+Identity = tuple[int, ...]
+T = TypeVar("T")
 
 _MAX_JSON = 64 << 20
+_FRESH = 2.0  # seconds: a file that changed this recently may change again within one tick of its clock
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -26,25 +34,119 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def within(path: Path, root: Path) -> Path:
+    """The file that a path leads to through all its links. Raises ModelDamaged if that lies outside `root`."""
+    try:
+        target, inside = path.resolve(strict=True), root.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise ModelDamaged(f"{path}: leads nowhere ({error}).") from error
+    if not target.is_relative_to(inside):
+        raise ModelDamaged(
+            f"{path}: is a link to {target}, which lies outside {root}. It is not followed: remove the link and "
+            "fetch the file again."
+        )
+    return target
+
+
+def read_all(path: Path, most: int) -> tuple[bytes, Identity | None]:
+    """The content of a file of bounded size, and its identity while it was read. Raises ModelDamaged."""
+    with open_regular(path) as file:
+        before = identity(file)
+        raw = file.read(most + 1)
+        after = identity(file)
+    if len(raw) > most:
+        raise ModelDamaged(f"{path}: larger than {most >> 20} MiB.")
+    return raw, after if before == after else None
+
+
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file of bounded size. Raises ModelDamaged, ModelNotFound is the finder's."""
-    with open_regular(path) as file:
-        raw = file.read(_MAX_JSON + 1)
-    if len(raw) > _MAX_JSON:
-        raise ModelDamaged(f"{path}: larger than {_MAX_JSON >> 20} MiB.")
+    return parse_json(read_all(path, _MAX_JSON)[0], str(path))
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, object]:
+    """A JSON object in UTF-8, without repeated names, NaN and infinity. Raises ModelDamaged."""
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ModelDamaged(f"{path}: is not valid JSON ({error}).") from error
+        raise ModelDamaged(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(value, dict):
-        raise ModelDamaged(f"{path}: holds {type(value).__name__}, expected a JSON object.")
+        raise ModelDamaged(f"{where}: holds {type(value).__name__}, expected a JSON object.")
     return value
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
+    return _sha256(path)[0]
+
+
+def unchanged(path: Path, digest: str) -> bool:
+    """Whether a file has this SHA-256. A file that has not changed is read once in a process. Raises ModelDamaged."""
+    with open_regular(path) as file:
+        known = _digests.get(identity(file))
+    if known is None:
+        known, found = _sha256(path)
+        _digests.put(found, known)
+    return known == digest
+
+
+def identity(file: BinaryIO) -> Identity | None:
+    """Five numbers that tell the content of an open file from any other.
+
+    None if the file changed so recently that it may change again without a change of these numbers.
+    """
+    now = os.fstat(file.fileno())
+    if abs(time.time() - max(now.st_mtime, now.st_ctime)) < _FRESH:
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+class Remembered(Generic[T]):
+    """What was found out about the files read last, by their identity. Safe to share between threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._found = OrderedDict[Identity, T]()
+
+    def get(self, key: Identity | None) -> T | None:
+        """What is known of a file; None if nothing is."""
+        with self._lock:
+            if key is None or key not in self._found:
+                return None
+            self._found.move_to_end(key)
+            return self._found[key]
+
+    def put(self, key: Identity | None, found: T) -> None:
+        """Keep what was found out of a file, and forget what was not asked for the longest."""
+        if key is None:
+            return
+        with self._lock:
+            self._found[key] = found
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+
+
+_digests = Remembered[str](256)
+
+
+def _sha256(path: Path) -> tuple[str, Identity | None]:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        before = identity(file)
         while piece := file.read(1 << 20):
             digest.update(piece)
-    return digest.hexdigest()
+        after = identity(file)
+    return digest.hexdigest(), after if before == after else None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{shown(twice)} stands there twice")
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

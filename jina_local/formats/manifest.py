@@ -4,13 +4,13 @@
      "form": "mlx" | "gguf" | "checkpoint",
      "model": a registry name,
      "source": {"name": ..., "revision": ... or null, "files": {path: sha256}},
-     "tokenizer": fingerprint of the token ids of fixed probe texts (tokens.Tokenizer.fingerprint),
+     "tokenizer": fingerprint of the token ids of fixed probe texts (text.tokenizer.Tokenizer.fingerprint),
      "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null}}}
 
 Merged weights of a task have both `task` and `weights`. A base that all tasks share has `weights` alone, and each
 adapter beside it `task` alone; one folder is of either kind, not of both.
 Paths are relative, with `/`. No dates, no absolute paths: the same input gives the same bytes.
-Sizes are checked at every load; digests by `models verify`.
+Sizes are checked at every load, and so are the digests of files that hold no weights; all digests by `models verify`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ModelDamaged
-from .files import open_regular, sha256
+from .files import parse_json, read_all, sha256, unchanged
+from .schema import Members, dict_of, matching, or_null, text, whole
 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
-_LARGEST = 1 << 20
 FORMS = ("mlx", "gguf", "checkpoint")
+_LARGEST, _MOST_FILES = 1 << 20, 1000
+_DIGEST = matching("[0-9a-f]{64}", "a SHA-256 of 64 hex digits")
+_INSIDE = matching(
+    r"(?!.{300})[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*){0,4}",
+    "a path of letters, digits, _, ., + and - that does not lead outside its folder",
+)
 
 
 @dataclass(frozen=True)
@@ -97,39 +103,26 @@ class Manifest:
 
 
 def load(folder: Path) -> Manifest:
-    """Read a folder's manifest and check that every file is there with its size. Raises ModelDamaged."""
+    """Read a folder's manifest, and check that every file is there with its size, and small ones with their digest.
+
+    Small are the files that hold no weights: one changed letter of a config or a tokenizer gives other vectors.
+    Raises ModelDamaged.
+    """
     path = folder / NAME
-    try:
-        with open_regular(path) as opened:
-            raw = opened.read(_LARGEST + 1)
-        if len(raw) > _LARGEST:
-            raise ModelDamaged(f"{path}: larger than {_LARGEST >> 20} MiB.")
-        body = json.loads(raw)
-        if body["format"] != FORMAT or body["form"] not in FORMS:
-            raise ModelDamaged(
-                f"{path}: format {body['format']!r}, form {body['form']!r}; this version reads {FORMAT!r} "
-                f"with {', '.join(FORMS)}. Convert again, or use the version that wrote it."
-            )
-        manifest = Manifest(
-            form=body["form"],
-            model=body["model"],
-            source=Source(**body["source"]),
-            tokenizer=body["tokenizer"],
-            files={name: Entry(**entry) for name, entry in body["files"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelDamaged(f"{path}: cannot be read as a manifest ({error}).") from error
+    manifest = _read(path)
     for name, entry in manifest.files.items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or any(p in ("..", ".") or "\\" in p for p in parts):
-            raise ModelDamaged(f"{path}: names a file outside its folder: {name!r}.")
-        file = folder.joinpath(*parts)
+        file = folder.joinpath(*PurePosixPath(name).parts)
         if not file.is_file():
             raise ModelDamaged(f"{folder}: {name} is missing. Convert again with --force.")
         if file.stat().st_size != entry.bytes:
             raise ModelDamaged(
                 f"{file}: has {file.stat().st_size} bytes, the manifest says {entry.bytes}. "
                 "It is truncated or was changed; convert again with --force."
+            )
+        if not entry.weights and entry.task is None and not unchanged(file, entry.sha256):
+            raise ModelDamaged(
+                f"{file}: its content has changed since it was written. Put the original back, or convert again with "
+                "--force."
             )
     return manifest
 
@@ -142,3 +135,40 @@ def verify(folder: Path) -> list[str]:
         for name, entry in manifest.files.items()
         if sha256(folder / name) != entry.sha256
     ]
+
+
+def _read(path: Path) -> Manifest:
+    where = f"{path}: cannot be read as a manifest"
+    members = Members(parse_json(read_all(path, _LARGEST)[0], where), where)
+    form, version = members.take("form", text), members.take("format", text)
+    if version != FORMAT or form not in FORMS:
+        raise ModelDamaged(
+            f"{path}: format {version!r}, form {form!r}; this version reads {FORMAT!r} with {', '.join(FORMS)}. "
+            "Convert again, or use the version that wrote it."
+        )
+    source = members.inner("source")
+    manifest = Manifest(
+        form=form,
+        model=members.take("model", text),
+        source=Source(
+            name=source.take("name", text),
+            revision=source.take("revision", or_null(text)),
+            files=source.take("files", dict_of(_DIGEST, _MOST_FILES)),
+        ),
+        tokenizer=members.take("tokenizer", text),
+        files={name: _entry(entry) for name, entry in members.each("files", _MOST_FILES, _INSIDE)},
+    )
+    source.done()
+    members.done()
+    return manifest
+
+
+def _entry(members: Members) -> Entry:
+    entry = Entry(
+        bytes=members.take("bytes", whole(0, 1 << 50)),
+        sha256=members.take("sha256", _DIGEST),
+        task=members.take("task", or_null(text), None),
+        weights=members.take("weights", or_null(text), None),
+    )
+    members.done()
+    return entry

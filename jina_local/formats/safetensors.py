@@ -1,8 +1,8 @@
 """safetensors: 8 bytes of header length, a JSON header, then the tensors' bytes, in order and without holes.
 
 Read here: F32, F16, BF16, F64, signed and unsigned integers, BOOL, up to rank 8. Refused before a byte of
-data is touched: a header over 100 MB or longer than the file, duplicate names, anything but whole
-non-negative sizes, offsets that overlap, leave holes or do not end where the file ends.
+data is touched: a header over 16 MiB or longer than the file, duplicate names, members of another type than the
+format's, offsets that overlap, leave holes or do not end where the file ends.
 Written here: names sorted within falling element size, so that every tensor is aligned, the header padded
 to 8 bytes, nothing that depends on time or on the order of a dict: the same tensors give the same bytes.
 Format: https://github.com/huggingface/safetensors#format
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelDamaged
-from .files import open_regular
+from .files import open_regular, parse_json
+from .schema import Members, check, dict_of, list_of, one_of, or_null, shown, text, whole
 
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 16 << 20
 _CHUNK = 1 << 22  # elements rounded at a time, which bounds what the rounding itself takes
 _SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -35,6 +36,10 @@ _NUMPY = {
     "F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "U32": "<u4", "F16": "<f2",
     "BF16": "<u2", "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+_DTYPE = one_of(*_SIZES)
+_SHAPE = list_of(whole(0, 1 << 62), 8)
+_OFFSETS = list_of(whole(0, 1 << 62), 2, least=2)
+_METADATA = or_null(dict_of(text, 10_000))
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SafetensorsFile:
         self._file.seek(t.start)
         data = np.fromfile(self._file, dtype=_NUMPY[t.dtype], count=math.prod(t.shape))
         if data.size != math.prod(t.shape):
-            raise ModelDamaged(f"{self.path}: ends inside tensor {name!r}; the file has changed or is cut.")
+            raise ModelDamaged(f"{self.path}: ends inside tensor {shown(name)}; the file has changed or is cut.")
         return data.reshape(t.shape)
 
     def read_f32(self, name: str) -> NDArray[np.float32]:
@@ -165,18 +170,13 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Tensor], dict[st
     raw = file.read(length)
     if raw[:1] != b"{":
         raise ModelDamaged(f"{path}: not a safetensors file (its header does not start with '{{').")
-    try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ModelDamaged(f"{path}: the header is not valid: {error}.") from error
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelDamaged(f"{path}: __metadata__ has to map names to strings.")
-    tensors = {name: _entry(name, entry, 8 + length, path) for name, entry in header.items()}
+    header = parse_json(raw, f"{path}: the header")
+    metadata = check(header.pop("__metadata__", None), _METADATA, str(path), "__metadata__") or {}
+    tensors = {name: _tensor(name, entry, 8 + length, path) for name, entry in header.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != position:
-            raise ModelDamaged(f"{path}: tensor {name!r} starts at byte {tensor.start}, expected {position}.")
+            raise ModelDamaged(f"{path}: tensor {shown(name)} starts at byte {tensor.start}, expected {position}.")
         position = tensor.end
     if position != size:
         raise ModelDamaged(
@@ -186,28 +186,13 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Tensor], dict[st
     return tensors, metadata
 
 
-def _entry(name: str, entry: object, base: int, path: Path) -> Tensor:
-    try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
-        sizes = [*shape, start, end]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ModelDamaged(f"{path}: the entry of tensor {name!r} is malformed.") from error
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in sizes)
-    if dtype not in _SIZES or not whole or len(shape) > 8:
-        raise ModelDamaged(f"{path}: tensor {name!r} has dtype {dtype!r} and shape {shape!r}; not readable.")
+def _tensor(name: str, entry: object, base: int, path: Path) -> Tensor:
+    where = f"{path}: tensor {shown(name)}"
+    members = Members(entry, where)
+    dtype, shape = members.take("dtype", _DTYPE), members.take("shape", _SHAPE)
+    start, end = members.take("data_offsets", _OFFSETS)
+    members.done()
+    check(name, text, where, "its name")
     if end - start != math.prod(shape) * _SIZES[dtype]:
-        raise ModelDamaged(f"{path}: tensor {name!r}: {end - start} bytes do not hold {dtype} {shape}.")
+        raise ModelDamaged(f"{where}: {end - start} bytes do not hold {dtype} {shape}.")
     return Tensor(dtype, tuple(shape), base + start, base + end)
-
-
-def _no_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    out: dict[str, object] = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"{key!r} stands there twice")
-        out[key] = value
-    return out
-
-
-def _no_constant(name: str) -> Iterator[None]:
-    raise ValueError(f"{name} is not JSON")

@@ -14,6 +14,8 @@ from jina_local.errors import ModelDamaged
 from jina_local.formats import safetensors
 from jina_local.formats.safetensors import SafetensorsFile
 
+from .damage import damaged_json
+
 
 def build(path, header, data=b"", pad=True):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -31,17 +33,26 @@ def entry(dtype="F32", shape=(2,), span=(0, 8)):
         ({"a": entry()}, b"\0" * 7, "truncated"),
         ({"a": entry()}, b"\0" * 9, "something appended"),
         ({"a": entry(shape=(3,))}, b"\0" * 8, "do not hold F32"),
-        ({"a": entry(shape=(-2,))}, b"\0" * 8, "not readable"),
-        ({"a": entry(shape=(2.0,))}, b"\0" * 8, "not readable"),
-        ({"a": entry(shape=(True, 2))}, b"\0" * 8, "not readable"),
-        ({"a": entry(shape=[1] * 8 + [2])}, b"\0" * 8, "not readable"),
-        ({"a": entry(dtype="F4")}, b"\0" * 8, "not readable"),
+        ({"a": entry(shape=(-2,))}, b"\0" * 8, r"tensor 'a': shape\[0\] is -2; expected a whole number from 0"),
+        ({"a": entry(shape=(2.0,))}, b"\0" * 8, r"shape\[0\] is 2.0; expected a whole number"),
+        ({"a": entry(shape=(True, 2))}, b"\0" * 8, r"shape\[0\] is True; expected a whole number"),
+        ({"a": entry(shape=[1] * 8 + [2])}, b"\0" * 8, "shape is a list of 9; expected a list of 0 to 8"),
+        ({"a": {**entry(), "shape": 2}}, b"\0" * 8, "shape is 2; expected a list"),
+        ({"a": entry(dtype="F4")}, b"\0" * 8, "dtype is 'F4'; expected one of 'F64', 'I64'"),
+        ({"a": entry(dtype=["F32"])}, b"\0" * 8, "dtype is \\['F32'\\]; expected one of"),
+        ({"a": entry(dtype={"F32": 1})}, b"\0" * 8, "dtype is an object of 1 members; expected one of"),
+        ({"a": entry(span=(0, 4, 8))}, b"\0" * 8, "data_offsets is a list of 3|data_offsets is \\[0, 4, 8\\]"),
+        ({"a": entry(span=(8, 0))}, b"\0" * 8, "-8 bytes do not hold F32"),
+        ({"a": {**entry(), "data_offsets": None}}, b"\0" * 8, "data_offsets is None; expected a list of 2"),
+        ({"a": {**entry(), "shared": 1}}, b"\0" * 8, "tensor 'a': it has members that are not known here: 'shared'"),
+        ({"\ud800": entry()}, b"\0" * 8, r"tensor '\\ud800': its name is '\\ud800'; expected a text of valid"),
         ({"a": entry(span=(4, 12))}, b"\0" * 12, "starts at byte"),
         ({"a": entry(), "b": entry()}, b"\0" * 8, "starts at byte"),
         ({"a": entry(), "b": entry(span=(16, 24))}, b"\0" * 24, "starts at byte"),
-        ({"a": 5}, b"\0" * 8, "malformed"),
-        ({"a": {"dtype": "F32"}}, b"\0" * 8, "malformed"),
-        ({"__metadata__": {"x": 1}, "a": entry()}, b"\0" * 8, "names to strings"),
+        ({"a": 5}, b"\0" * 8, "tensor 'a': holds 5; expected an object"),
+        ({"a": {"dtype": "F32"}}, b"\0" * 8, "tensor 'a': shape is missing"),
+        ({"__metadata__": {"x": 1}, "a": entry()}, b"\0" * 8, r"__metadata__\['x'\] is 1; expected a text"),
+        ({"__metadata__": ["x"], "a": entry()}, b"\0" * 8, r"__metadata__ is \['x'\]; expected an object"),
         (
             b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}",
             b"\0" * 8,
@@ -49,8 +60,10 @@ def entry(dtype="F32", shape=(2,), span=(0, 8)):
         ),
         (b'{"a":NaN}', b"\0" * 8, "NaN is not JSON"),
         (b"[1,2]     ", b"", "does not start with"),
-        (b"{" + b"[" * 5000, b"", "header is not valid"),
-        (b'{"\xff":1}', b"", "header is not valid"),
+        (b"{" + b"[" * 5000, b"", "the header: not valid JSON"),
+        (b'{"a":' + b"[" * 5000, b"", "the header: not valid JSON"),
+        (b'{"\xff":1}', b"", "the header: not valid JSON"),
+        ('{"a":1}'.encode("utf-16")[2:], b"", "the header: not valid JSON"),
     ],
 )
 def test_refusals(tmp_path, header, data, message):
@@ -160,3 +173,17 @@ def test_damaged_headers_are_refused_or_read_as_the_reference_reads_them(tmp_pat
                 part = theirs.get_slice(name)
                 assert (part.get_dtype(), part.get_shape()) == mine[name]
     assert accepted > 10
+
+
+def test_three_hundred_damaged_headers_raise_nothing_else(tmp_path):
+    header = {"__metadata__": {"format": "pt"}, "a": entry(), "b": entry("F16", (2, 2), (8, 16))}
+    refused = 0
+    for seed in range(300):
+        path = build(tmp_path / "x", damaged_json(header, random.Random(seed)), bytes(16))
+        try:
+            with SafetensorsFile(path) as file:
+                for name in file.tensors:
+                    file.read(name)
+        except ModelDamaged:
+            refused += 1
+    assert 200 < refused < 300
