@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .errors import ModelDamaged, UsageError
-from .spec import NO_TASK, RERANK, ModelSpec
+from .spec import NO_TASK, RERANK, ModelSpec, TokenizerSpec
 
 DEFAULT_MODEL = "jina-embeddings-v5-text-nano"
 DEFAULT_RERANKER = "jina-reranker-v3"
@@ -21,6 +21,10 @@ _V5_WORDS = {
     "retrieval.document": {"": "retrieval", "document": "retrieval"},
 }
 _V3_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching", NO_TASK)
+_QWEN = TokenizerSpec("qwen2")
+_LLAMA_3 = TokenizerSpec("jina-v5-nano", closing=("<|end_of_text|>",))
+_XLM_ROBERTA = TokenizerSpec("t5", ("<s>",), ("</s>",))
+_XLM_ROBERTA_PAIRS = replace(_XLM_ROBERTA, between=("</s>", "</s>"))
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(32, 64, 128, 256, 512, 768, 1024),
             max_tokens=32768,
             license="CC BY-NC 4.0",
+            tokenizer=_QWEN,
         ),
         aliases=("v5-small", "v5-text-small", "jina-embeddings-v5-small"),
         repo="jinaai/jina-embeddings-v5-text-small",
@@ -110,6 +115,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(32, 64, 128, 256, 512, 768),
             max_tokens=8192,
             license="CC BY-NC 4.0",
+            tokenizer=_LLAMA_3,
         ),
         aliases=("v5-nano", "v5-text-nano", "jina-embeddings-v5-nano"),
         repo="jinaai/jina-embeddings-v5-text-nano",
@@ -138,6 +144,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(32, 64, 128, 256, 512, 768, 1024),
             max_tokens=8192,
             license="CC BY-NC 4.0",
+            tokenizer=_XLM_ROBERTA,
             task_words={
                 "retrieval": {
                     "": "retrieval.passage",
@@ -171,6 +178,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(512,),
             max_tokens=131072,
             license="CC BY-NC 4.0",
+            tokenizer=_QWEN,
             scoring="listwise",
         ),
         aliases=("reranker-v3",),
@@ -195,6 +203,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(),
             max_tokens=1024,
             license="CC BY-NC 4.0",
+            tokenizer=_XLM_ROBERTA_PAIRS,
             scoring="pairwise",
         ),
         aliases=("reranker-v2", "jina-reranker-v2"),
@@ -220,6 +229,7 @@ PUBLISHED: tuple[Published, ...] = (
             dims=(32, 64, 128, 256),
             max_tokens=2048,
             license="Apache-2.0",
+            tokenizer=_LLAMA_3,
         ),
         aliases=(),
         repo="",

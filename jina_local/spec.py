@@ -33,6 +33,16 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer that a model was trained with, as far as it can be told without the vocabulary."""
+
+    form: str  # how text is normalised and split, as llama.cpp calls it: "qwen2" | "jina-v5-nano" | "t5"
+    opening: tuple[str, ...] = ()  # the tokens before every text
+    closing: tuple[str, ...] = ()  # and after it
+    between: tuple[str, ...] | None = None  # the tokens between two texts read together; None: the model reads none
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a model is and can do. A registry row, or a row narrowed to the files that were found."""
 
@@ -46,6 +56,7 @@ class ModelSpec:
     dims: tuple[int, ...]  # Matryoshka widths, ascending; the last one is the full width
     max_tokens: int
     license: str
+    tokenizer: TokenizerSpec
     origin: Origin | None = None
     # Other words for tasks: word -> prompt name, "" if none is given -> task. If all tasks share the prompts, a word
     # implies the one prompt that it names.
@@ -154,6 +165,10 @@ class ModelFiles:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     # Of a listwise reranker: the file that has its projector, or the checkpoint's folder; see projector.py.
     projector: Path | None = None
+    # Of the tokenizer that the weights were converted with, as a manifest has it; None: there is no manifest.
+    fingerprint: str | None = None
+    # GGUF files, whose own vocabulary `tokenizer` has to agree with.
+    vocabularies: tuple[Path, ...] = ()
 
     @property
     def backend(self) -> str:

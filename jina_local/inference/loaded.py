@@ -13,7 +13,7 @@ from ..backends import Backend
 from ..errors import EngineError, ModelDamaged
 from ..formats import gguf
 from ..spec import NO_TASK, ModelFiles, Origin
-from ..text.gguf_vocabulary import tokenizer_json
+from ..text.fingerprint import check_fingerprint, check_own_vocabulary
 from ..text.tokenizer import Tokenizer
 
 _MOST_OPEN = 2  # merged tasks whose weights stay open; a third one closes the task that was used longest ago
@@ -130,16 +130,24 @@ class LoadedModel:
 
 
 def open_tokenizer(files: ModelFiles) -> Tokenizer:
-    """The tokenizer of the files, or the one rebuilt from a GGUF's own vocabulary. Raises ModelDamaged."""
+    """The tokenizer of the files, or the one rebuilt from a GGUF's own vocabulary, found to be the model's.
+
+    Raises ModelDamaged.
+    """
     if files.tokenizer is not None:
-        return Tokenizer.from_file(files.tokenizer)
-    path = next(iter(files.files.values()))
-    return Tokenizer(tokenizer_json(gguf.read_header(path)), f"the vocabulary in {path}")
+        tokenizer = Tokenizer.from_file(files.tokenizer, files.model.tokenizer)
+    else:
+        tokenizer = Tokenizer.from_gguf(gguf.read_header(next(iter(files.files.values()))), files.model.tokenizer)
+    if files.fingerprint is not None:
+        check_fingerprint(tokenizer, files.fingerprint, "the manifest")
+    for path in dict.fromkeys(files.vocabularies):
+        check_own_vocabulary(tokenizer, gguf.read_header(path))
+    return tokenizer
 
 
 def _check_vocabulary(tokenizer: Tokenizer, engine: Backend) -> None:
-    if tokenizer.vocab_size > engine.vocab:
+    if tokenizer.rows > engine.vocab:
         raise ModelDamaged(
-            f"{tokenizer.where} has {tokenizer.vocab_size} tokens, the model's table {engine.vocab} rows: the "
+            f"{tokenizer.where} has ids up to {tokenizer.rows - 1}, the model's table {engine.vocab} rows: the "
             "tokenizer is another model's."
         )

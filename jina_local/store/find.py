@@ -114,7 +114,7 @@ def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks:
     row, request = _named(name, backend, weights, tasks, False)
     there = places.of(row)
     if fit := _fit(row, there, request, any_task=True):
-        task = next(task for task in (*request.tasks, row.spec.default_task, *fit.files) if task in fit.files)
+        task = next(str(task) for task in (*request.tasks, row.spec.default_task, *fit.files) if task in fit.files)
         return fit.files[task].parent if fit.files[task].suffix == ".gguf" else fit.files[task]
     raise _not_found(row, request, there)
 

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import ModelDamaged
+from ..formats.files import parse_json
 from ..formats.gguf import Header
+from ..formats.schema import check, dict_of, flag, one_of
 
 # tokenizer.ggml.token_type (llama.h, enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -23,6 +25,7 @@ CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 FLAGS_KEY = "jina_local.tokenizer.added_token_flags"
 PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
+_FLAGS = dict_of(dict_of(flag, len(PLAIN_FLAGS), one_of(*PLAIN_FLAGS)), 1 << 20)
 _BESIDE = "Put the model's tokenizer.json beside the file."
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
@@ -52,6 +55,11 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 
 def tokenizer_json(header: Header) -> str:
     """Rebuild a tokenizer.json whose ids are those of the original. Raises ModelDamaged, naming the file."""
+    return json.dumps(rebuild(header), ensure_ascii=False, separators=(",", ":"))
+
+
+def rebuild(header: Header) -> dict[str, object]:
+    """The same, as the object that the file would hold. Raises ModelDamaged."""
     model, name = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
     pre = PRE_TOKENIZERS.get(name or "")
     if model == "t5":
@@ -63,8 +71,7 @@ def tokenizer_json(header: Header) -> str:
             f"{header.path}: has the tokenizer {model!r} with the pre-tokenizer {name!r}; read here is 'gpt2' with "
             f"{', '.join(PRE_TOKENIZERS)}, and 't5'. {_BESIDE}"
         )
-    plain = {"version": "1.0", "truncation": None, "padding": None}
-    return json.dumps(plain | body, ensure_ascii=False, separators=(",", ":"))
+    return {"version": "1.0", "truncation": None, "padding": None, **body}
 
 
 def _byte_level_bpe(header: Header, pre: PreTokenizer) -> dict[str, object]:
@@ -204,13 +211,8 @@ def _flags(header: Header) -> dict[str, dict[str, bool]]:
         # Files of llama.cpp's own converter: XLM-R's mask takes the white space before it, and llama.cpp knows that.
         mask = header.keys.get("tokenizer.ggml.mask_token_id")
         return {str(mask): {"lstrip": True}}
-    try:
-        flags = json.loads(header.text(FLAGS_KEY) or "{}")
-        if all(PLAIN_FLAGS.keys() >= set(entry) for entry in flags.values()):
-            return flags  # type: ignore[no-any-return]
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelDamaged(f"{header.path}: {FLAGS_KEY} cannot be read ({error}).") from error
-    raise ModelDamaged(f"{header.path}: {FLAGS_KEY} has flags other than {', '.join(PLAIN_FLAGS)}.")
+    where = f"{header.path}: {FLAGS_KEY}"
+    return check(parse_json((header.text(FLAGS_KEY) or "{}").encode(), where), _FLAGS, where)
 
 
 def _template(header: Header, pre: PreTokenizer) -> dict[str, object]:

@@ -6,7 +6,9 @@ What is put before and after a text is read off the model's own tokenizer.json, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +17,23 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ..errors import ModelDamaged, TextError, UsageError
-from ..formats.files import open_regular
-from ..spec import EmbeddingSpec
+from ..formats.gguf import Header
+from ..formats.schema import shown
+from ..spec import EmbeddingSpec, TokenizerSpec
+from . import gate
+from .gate import Passed
+from .gguf_vocabulary import rebuild
 
 # A text is cut to this many characters a token before it is tokenised, so that a 10 MB line costs what the
 # model's limit costs; the cut is widened until the tokens that are kept lie well before it.
 _CHARS_PER_TOKEN = 16
 _SETTLED = 0.9  # a token is final when it ends in this part of the text that was tokenised
-_MAX_FILE = 64 << 20
 _AT_ONCE = 1024  # texts handed to the tokenizer in one call; bounds what its own records take
 _TOO_LONG = (
     "has more than the {} tokens that are allowed, prompt and special tokens included. "
     "Shorten it, raise max_length if the model allows more, or use overflow='truncate'."
 )
-_PROBES = (
+PROBES = (
     "", " ", "Query: ", "Document: The quick fox", "naïve café Ångström", "e\u0301 vs \u00e9", "日本語のテキスト",
     "العربية", "हिन्दी में", "1234567890 3.14159", "def f(x):\n\treturn x  # tab", "👩‍👩‍👧‍👦 emoji", "\r\n\r\n  x",
     "<|endoftext|>", "<|end_of_text|>", "don't WON'T it's", "a" * 200, " " * 40 + "x", "MiXeD123CaSe_under-score",
@@ -63,25 +68,22 @@ class PairTemplate:
 
 
 class Tokenizer:
-    """A tokenizer.json with what its template puts around a text. Safe to share between threads."""
+    """A tokenizer.json with what its template puts around a text. Safe to share between threads.
 
-    def __init__(self, raw: bytes | str, where: str) -> None:
-        try:
+    The library's own faults, met in a file or a text, come out as ModelDamaged that names the file.
+    """
+
+    def __init__(self, raw: bytes | str, where: str, passed: Passed | None = None) -> None:
+        """passed: what the gate found; without it the content is taken as it is, unchecked."""
+        self.where = where
+        self.source: Path | Header | None = None  # the tokenizer.json or the GGUF that it was read from
+        with self._library("is not a usable tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(raw if isinstance(raw, str) else raw.decode())
-        except Exception as error:
-            # The Rust side raises plain Exception for every malformed file.
-            raise ModelDamaged(f"{where}: is not a usable tokenizer ({error}).") from error
-        except BaseException as error:
-            # Its panics derive from BaseException.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ModelDamaged(f"{where}: made the tokenizer library panic; the file is damaged.") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.where = where
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        self.rows = self._rows(passed)
+        plain, whole = (self._encode("a", special).ids for special in (False, True))
         at = _find(whole, plain, 0)
         if at < 0 or not plain:
             raise ModelDamaged(f"{where}: its template does not put special tokens around the text.")
@@ -89,13 +91,22 @@ class Tokenizer:
         self.closing: list[int] = whole[at + len(plain) :]
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
-        """Read a tokenizer.json of bounded size."""
-        with open_regular(path) as file:
-            raw = file.read(_MAX_FILE + 1)
-        if len(raw) > _MAX_FILE:
-            raise ModelDamaged(f"{path}: larger than {_MAX_FILE >> 20} MiB.")
-        return cls(raw, str(path))
+    def from_file(cls, path: Path, spec: TokenizerSpec | None = None) -> Tokenizer:
+        """Read a tokenizer.json and check it, if `spec` is given against a model's. Raises ModelDamaged."""
+        raw, passed = gate.read(path)
+        tokenizer = cls(raw, str(path), passed)._checked(passed, spec)
+        tokenizer.source = path
+        return tokenizer
+
+    @classmethod
+    def from_gguf(cls, header: Header, spec: TokenizerSpec | None = None) -> Tokenizer:
+        """Rebuild the tokenizer of a GGUF's own vocabulary, and check it in the same way. Raises ModelDamaged."""
+        where, body = f"the vocabulary in {header.path}", rebuild(header)
+        passed = gate.check_body(body, where)
+        raw = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        tokenizer = cls(raw, where, passed)._checked(passed, spec)
+        tokenizer.source = header
+        return tokenizer
 
     def encode(self, texts: Sequence[str], spec: EmbeddingSpec) -> Encoded:
         """Prompt + text -> ids, at most spec.max_tokens with the special tokens kept.
@@ -132,7 +143,7 @@ class Tokenizer:
         for start in range(0, len(texts), _AT_ONCE):
             some = texts[start : start + _AT_ONCE]
             if room is None:
-                out.extend(e.ids for e in self._tokenizer.encode_batch_fast(list(some), add_special_tokens=False))
+                out.extend(self._batch(some))
             else:
                 out.extend(self._bodies(some, room))
         return out
@@ -142,7 +153,7 @@ class Tokenizer:
 
         A token that brings the space before a word along begins where the word does.
         """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         starts = np.empty(len(encoding), np.int64)
         for n, (start, end) in enumerate(encoding.offsets):
             piece = text[start:end]
@@ -151,17 +162,25 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens spelled out; half a character at the cut comes out as U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        with self._library("cannot decode these ids"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact name; None where there is none."""
-        found: int | None = self._tokenizer.token_to_id(token)
+        with self._library("cannot look up a token"):
+            found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones included."""
+        with self._library("cannot list its tokens"):
+            return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def pair(self) -> PairTemplate:
         """What the template puts around two texts that are read together. Raises ModelDamaged."""
-        first, second = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "b"))
-        whole = self._tokenizer.encode("a", "b", add_special_tokens=True).ids
+        first, second = (self._encode(text).ids for text in ("a", "b"))
+        with self._library("cannot put two texts together"):
+            whole = self._tokenizer.encode("a", "b", add_special_tokens=True).ids
         # Special tokens are in neither text, so the first place that fits is the place.
         starts = [_find(whole, first, 0)]
         starts.append(_find(whole, second, starts[0] + len(first)) if starts[0] >= 0 else -1)
@@ -172,34 +191,89 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text as it stands, special tokens included, uncut."""
-        return [*self.opening, *self._tokenizer.encode(text, add_special_tokens=False).ids, *self.closing]
+        return [*self.opening, *self._encode(text).ids, *self.closing]
 
     def fingerprint(self) -> str:
         """sha256 over the ids of fixed probe texts: equal for files that tokenise alike."""
         digest = hashlib.sha256()
-        for probe in _PROBES:
+        for probe in PROBES:
             digest.update(np.array([*self.ids(probe), -1], "<i4").tobytes())
         return digest.hexdigest()
 
     def _bodies(self, prompted: Sequence[str], room: int) -> list[list[int]]:
         """The ids of each text without special tokens; of a very long text at least room + 1 of them."""
         limit = room * _CHARS_PER_TOKEN
-        short = iter(
-            self._tokenizer.encode_batch_fast([t for t in prompted if len(t) <= limit], add_special_tokens=False)
-        )
-        return [next(short).ids if len(t) <= limit else self._head(t, room) for t in prompted]
+        short = iter(self._batch([t for t in prompted if len(t) <= limit]))
+        return [next(short) if len(t) <= limit else self._head(t, room) for t in prompted]
 
     def _head(self, text: str, room: int) -> list[int]:
         """At least room + 1 ids from the front of a very long text, or all of its ids."""
         chars = room * _CHARS_PER_TOKEN
         while True:
             piece = text[:chars]
-            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            encoding = self._encode(piece)
             if len(piece) == len(text):
                 return list(encoding.ids)
             if len(encoding) > room and encoding.offsets[room][1] <= chars * _SETTLED:
                 return list(encoding.ids[: room + 1])
             chars *= 2
+
+    def _encode(self, text: str, special: bool = False) -> tokenizers.Encoding:
+        with self._library("cannot encode a text"):
+            return self._tokenizer.encode(text, add_special_tokens=special)
+
+    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+        with self._library("cannot encode a text"):
+            return [one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @contextmanager
+    def _library(self, fault: str) -> Iterator[None]:
+        """Every call of the library goes through here. Its Rust side raises plain Exception, and panics."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error) is Exception or isinstance(error, UnicodeDecodeError):
+                raise ModelDamaged(f"{self.where}: {fault} ({error}).") from error
+            if type(error).__name__ == "PanicException":  # derives from BaseException
+                raise ModelDamaged(
+                    f"{self.where}: {fault}: it made the tokenizer library panic; the file is damaged."
+                ) from error
+            raise
+
+    def _rows(self, passed: Passed | None) -> int:
+        """The rows that a token table needs for every id. Raises ModelDamaged if ids are not the file's."""
+        if passed is None:
+            return 1 + max(self.vocabulary().values(), default=-1)
+        for token, number in passed.added:
+            if (given := self.token_id(token)) != number:
+                raise ModelDamaged(
+                    f"{self.where}: the added token {shown(token)} has the id {number}, and would get {given}: its "
+                    "vocabulary has lost or gained tokens."
+                )
+        return passed.rows
+
+    def _checked(self, passed: Passed, spec: TokenizerSpec | None) -> Tokenizer:
+        """This tokenizer, of the form and with the template that a model's has. Raises ModelDamaged."""
+        if spec is None:
+            return self
+        gate.require(passed, spec, self.where)
+        around = {"before a text": (self.opening, spec.opening), "after a text": (self.closing, spec.closing)}
+        if spec.between is not None:
+            pair = self.pair()
+            around |= {
+                "before a pair": (pair.opening, spec.opening),
+                "between two texts": (pair.between, spec.between),
+                "after a pair": (pair.closing, spec.closing),
+            }
+        for place, (found, tokens) in around.items():
+            expected = [self.token_id(token) for token in tokens]
+            if found != expected:
+                named = ", ".join(f"{token} ({n})" for token, n in zip(tokens, expected, strict=True))
+                raise ModelDamaged(
+                    f"{self.where}: puts the tokens {found} {place}, and this model was trained with "
+                    f"{named or 'none'} there. Put the model's own tokenizer.json there."
+                )
+        return self
 
 
 def _find(whole: list[int], part: list[int], start: int) -> int:
