@@ -180,17 +180,14 @@ def fields(required: Mapping[str, Kind[object]], optional: Mapping[str, Kind[obj
 
 def tagged(forms: Mapping[str, Mapping[str, Kind[object]]]) -> Kind[object]:
     """An object whose member `type` says which members it has: name -> members, optional ones with a `?` behind."""
-    kinds = {}
+    names, kinds = one_of(*forms), {}
     for name, members in forms.items():
         required = {key: kind for key, kind in members.items() if not key.endswith("?")}
         optional = {key[:-1]: kind for key, kind in members.items() if key.endswith("?")}
         kinds[name] = fields({"type": text, **required}, optional)
 
     def each(value: object) -> object:
-        name = record(value).get("type")
-        if not isinstance(name, str) or name not in kinds:
-            raise Unfit(name, f"one of {', '.join(kinds)}", ".type")
-        return kinds[name](value)
+        return kinds[_inside(names, record(value).get("type"), ".type")](value)
 
     return each
 
