@@ -7,7 +7,8 @@ JinaError
 │   ├── ModelNotFound              not on this machine, and not to be fetched
 │   └── ModelDamaged               there, but not what they have to be
 ├── EngineError                    an engine is missing, or broke at its work
-│   └── EngineMissing              not installed
+│   ├── EngineMissing              not installed
+│   └── EngineCrashed              its own process died, hung or wrote nonsense; `.cause` says which
 ├── NonFiniteError                 the model gave NaN or infinity; `.indices` says for which texts
 ├── OutputError                    a result cannot be written
 └── Locked                         another process holds what this one needs
@@ -53,6 +54,20 @@ class EngineError(JinaError):
 
 class EngineMissing(EngineError):
     """The engine is not installed; the message has the command that installs it."""
+
+
+class EngineCrashed(EngineError):
+    """The engine's own process did not survive its work; the caller's process is unharmed.
+
+    `cause` names the signal and the failed assertion, as far as they are known; `words` are the last lines that the
+    process wrote to its standard error. `by_text`: the texts of this pass end the process, and others can be run.
+    """
+
+    def __init__(self, message: str, cause: str = "", words: str = "", *, by_text: bool = False) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.words = words
+        self.by_text = by_text
 
 
 class NonFiniteError(JinaError):

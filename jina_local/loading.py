@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, overload
 
 from . import registry
 from .embedding.embedder import Embedder
+from .errors import UsageError
+from .formats import manifest
 from .reranking.reranker import Reranker
+from .spec import ModelFiles
 from .store.find import find
 
 # For type checkers: the names by which `load` gives a Reranker. The registry decides; a test holds the two together.
@@ -18,6 +23,9 @@ RerankerName = Literal[
     "reranker-v2",
     "jina-reranker-v2",
 ]
+
+
+Isolate = Literal["process", "auto"]
 
 
 @overload
@@ -32,6 +40,7 @@ def load(  # type: ignore[overload-overlap]  # a name that is a str and no liter
     revision: str | None = None,
     offline: bool | None = None,
     show_progress: bool | None = None,
+    isolate: Isolate | None = None,
 ) -> Reranker: ...
 
 
@@ -47,6 +56,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     show_progress: bool | None = None,
+    isolate: Isolate | None = None,
 ) -> Embedder: ...
 
 
@@ -61,6 +71,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     show_progress: bool | None = None,
+    isolate: Isolate | None = None,
 ) -> Embedder | Reranker:
     """Open a model: a converted folder, a .gguf file or a folder of them, a published checkpoint, or a name.
 
@@ -73,9 +84,14 @@ def load(
     repository instead of the pinned one. offline: True never opens a socket; None follows HF_HUB_OFFLINE.
     show_progress: of a download, which the logger "jina_local" announces; None shows bars on a terminal, as
     huggingface_hub does, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
+    isolate: "process" runs the engine in a process of its own, with the same bits. An abort in native code ends that
+    process; the pass is run once more in a new one, and then EngineCrashed is raised. "auto" does so if the origin of
+    the files is not known, see `origin_is_known`. None runs the engine in this process.
     What was chosen, and why, is in `.spec.origin`. A model that ranks documents comes as a Reranker, which has no
     tasks to choose from. Raises ModelNotFound, ModelDamaged, EngineMissing, UsageError.
     """
+    if isolate not in (None, "process", "auto"):
+        raise UsageError(f"isolate {isolate!r} is unknown. Possible: 'process', 'auto', None.")
     files = find(
         name_or_path,
         backend=backend,
@@ -85,6 +101,28 @@ def load(
         show_progress=show_progress,
         tasks=None if task is None else [task],
     )
+    apart: Literal["process"] | None = "process" if isolate == "process" else None
+    if isolate == "auto":
+        known = origin_is_known(name_or_path, files)
+        why = (
+            "the origin of the files is known" if known else f"{name_or_path} has no {manifest.NAME} of our converter"
+        )
+        files = replace(files, reasons=(*files.reasons, f"isolate: {why}"))
+        apart = None if known else "process"
     if files.model.scoring is not None:
-        return Reranker(files, device=device, threads=threads)
-    return Embedder(files, task=task, device=device, threads=threads)
+        return Reranker(files, device=device, threads=threads, isolate=apart)
+    return Embedder(files, task=task, device=device, threads=threads, isolate=apart)
+
+
+def origin_is_known(name_or_path: str | os.PathLike[str], files: ModelFiles) -> bool:
+    """Whether it is known who made the files; those of others run in a process of their own where the rule applies.
+
+    A name stands for the package, the local store or a repository that the registry knows. A path is known by the
+    manifest that our converter leaves beside the files, or one folder above, where each task has a folder.
+    """
+    if not os.path.lexists(Path(name_or_path).expanduser()):
+        return True
+    homes = {Path(path) if Path(path).is_dir() else Path(path).parent for path in files.files.values()}
+    return all(
+        any(os.path.lexists(folder / manifest.NAME) for folder in (home, home.absolute().parent)) for home in homes
+    )

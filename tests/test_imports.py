@@ -31,7 +31,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),
-    "loading": ("store embedding reranking registry", ""),
+    "loading": ("store embedding reranking registry formats", ""),
     "bulk": ("embedding records", "numpy"),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "cli": ("console records bulk backends registry store embedding reranking loading doctor", "numpy"),

@@ -23,7 +23,7 @@ def fakes(monkeypatch):
     """Every backend that `load` opens is a fake; the list of those opened, with their paths and merged adapters."""
     opened: list[tuple[FakeBackend, object, str | None]] = []
 
-    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None):
+    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None, isolate=None):
         budget = Budget(tokens=100, texts=8, padded=False)
         engine = FakeBackend(hidden=768, vocab=1000, lanes=3, budget=budget, adapters=tuple(adapters or ()))
         opened.append((engine, path, task))

@@ -39,7 +39,7 @@ def fakes(monkeypatch):
     """Every backend that is opened is a fake: (engine, task merged into it)."""
     opened: list[tuple[FakeBackend, str | None]] = []
 
-    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None):
+    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None, isolate=None):
         opened.append((FakeBackend(hidden=1024, adapters=tuple(adapters or ()), looks_ahead=True), task))
         return opened[-1][0]
 

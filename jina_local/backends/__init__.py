@@ -6,7 +6,7 @@ import importlib.util
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..errors import EngineMissing, UsageError
 
@@ -80,13 +80,21 @@ def open_backend(
     adapters: Mapping[str, Path] | None = None,
     device: str | None = None,
     threads: int | None = None,
+    isolate: Literal["process"] | None = None,
 ) -> Backend:
     """Open one set of weights: a .gguf file with llama, a folder with mlx.
 
     `task` names the adapter to merge at load, where the folder is a published checkpoint (mlx alone). `adapters`
     (task -> file or folder, as ModelFiles.adapters has it) keeps the base as it is and runs them beside it: every
     call of `forward` then names one. Neither: the weights are merged already.
+
+    `isolate`: "process" runs the engine in a process of its own, so that an abort in native code raises
+    EngineCrashed; see `remote`. This is also the way to open a file that nothing has checked.
     """
+    if isolate not in (None, "process"):
+        raise UsageError(
+            f"isolate {isolate!r} is unknown. Possible: 'process', or None for the caller's own process."
+        )
     if task is not None and (adapters or name == "llama"):
         raise UsageError(
             f"{path}: task {task!r} cannot be merged at load: "
@@ -98,6 +106,10 @@ def open_backend(
         )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
         raise UsageError(f"threads {threads!r} is out of range; give a whole number from 1 to 512, or leave it out.")
+    if isolate is not None:
+        from .remote import RemoteBackend
+
+        return RemoteBackend(name, path, task=task, adapters=adapters, device=device, threads=threads)
     if name == "llama":
         from .llama.backend import LlamaBackend
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +48,24 @@ class Embedder:
     """A loaded embedding model. Safe to call from several threads. Close it, or use it in a `with`."""
 
     def __init__(
-        self, files: ModelFiles, *, task: str | None = None, device: str | None = None, threads: int | None = None
+        self,
+        files: ModelFiles,
+        *,
+        task: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        isolate: Literal["process"] | None = None,
     ) -> None:
-        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
+        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError.
+
+        isolate: "process" runs the engine in a process of its own, None in this one.
+        """
         asked = task if task is not None else files.model.default_task or files.model.tasks[0]
         resolve(files.model, task=asked)
         own = registry.expand_tasks(registry.lookup(files.model.name), [asked])
         # Two merged copies of a model would cost more than adapters beside one base.
         merge = task is not None and len(own) == 1
-        self._model = LoadedModel(files, own[0], merge=merge, device=device, threads=threads)
+        self._model = LoadedModel(files, own[0], merge=merge, device=device, threads=threads, isolate=isolate)
         self.spec: ModelSpec = replace(files.model, origin=self._model.origin)
 
     @overload
@@ -360,15 +369,14 @@ def _run(
 ) -> Floats:
     """All passes of one call: (n_texts, hidden) float32. A text without a usable row is tried once more, alone."""
     lengths = encoded.counts.tolist()
-    pooled = np.empty((len(lengths), engine.hidden), np.float32)
+    pooled = np.full((len(lengths), engine.hidden), np.nan, np.float32)
 
     def one_pass(group: list[int], sharers: int) -> None:
         batch = batching.pack(encoded, group, spec.pooling)
         pooled[group] = vectors.pool(engine.forward(batch, sharers, adapter), batch.owner, len(group), spec.pooling)
 
     passes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
-    for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)):
-        one_pass([int(i)], 1)
+    passes.run_alone(one_pass, np.flatnonzero(vectors.unusable(pooled, spec.dim)))
     return pooled
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from .. import backends
 from ..backends import Backend
@@ -33,16 +34,18 @@ class LoadedModel:
         merge: bool = False,
         device: str | None = None,
         threads: int | None = None,
+        isolate: Literal["process"] | None = None,
     ) -> None:
         """Open the tokenizer and the backend that serves `task`.
 
         merge: the adapters of a published checkpoint are merged at load, one task at a time, and do not run beside
         it. The only task of a checkpoint is merged in any case, because there is nothing to share.
+        isolate: "process" runs every backend in a process of its own, see backends.open_backend.
         Raises ModelDamaged, EngineMissing, UsageError.
         """
         self.files = files
         self.tokenizer = open_tokenizer(files)
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._isolate = device, threads, isolate
         mergeable = files.form == "checkpoint" and bool(files.adapters)  # a converted base may be codes
         self._merged = mergeable and (merge or len(files.files) == 1)
         self._shared = bool(files.adapters) and not self._merged
@@ -94,6 +97,7 @@ class LoadedModel:
             adapters=self.files.adapters if self._shared else None,
             device=self._device,
             threads=self._threads,
+            isolate=self._isolate,
         )
 
     def _close_idle(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from ..backends import Backend
+from ..errors import EngineCrashed
 from . import batching
 
 _BAR_AFTER = 2.0  # seconds before a progress bar appears
@@ -25,28 +26,48 @@ def run(
     lengths: tokens of each text.
     deterministic: every text is a group of its own.
     show_progress: None shows a bar of tokens for long work on a terminal.
+    If the texts of some groups end the engine's own process, the other groups
+    are run all the same. Raises EngineCrashed if all groups do.
     """
     if not lengths:
         return
     groups = [[i] for i in range(len(lengths))] if deterministic else batching.plan(lengths, engine.budget)
     loads = [batching.cost(group, lengths, engine.budget) for group in groups]
     lanes = batching.lanes_for(loads, engine.lanes)
+    crashes: list[EngineCrashed] = []
 
     def counted(group: list[int]) -> int:
-        one_pass(group, lanes)
+        try:
+            one_pass(group, lanes)
+        except EngineCrashed as error:
+            if not error.by_text:
+                raise
+            crashes.append(error)
         return sum(lengths[i] for i in group)
 
     with bar(sum(lengths), show_progress) as advance:
         if lanes == 1:
             for group in groups:
                 advance(counted(group))
-            return
-        pool = ThreadPoolExecutor(lanes, thread_name_prefix="jina_local")
+        else:
+            pool = ThreadPoolExecutor(lanes, thread_name_prefix="jina_local")
+            try:
+                for done in pool.map(counted, groups):
+                    advance(done)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    if len(crashes) == len(groups):
+        raise crashes[0]
+
+
+def run_alone(one_pass: Callable[[list[int], int], object], texts: Iterable[int]) -> None:
+    """Call `one_pass` for each text by itself. A text that ends the engine's own process is passed over."""
+    for text in texts:
         try:
-            for done in pool.map(counted, groups):
-                advance(done)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            one_pass([int(text)], 1)
+        except EngineCrashed as error:
+            if not error.by_text:
+                raise
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,19 @@ class _Listwise:
 class Reranker:
     """A loaded reranker. Safe to call from several threads; close it, or use it in a `with`."""
 
-    def __init__(self, files: ModelFiles, *, device: str | None = None, threads: int | None = None) -> None:
-        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError."""
-        self._model = LoadedModel(files, RERANK, device=device, threads=threads)
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        isolate: Literal["process"] | None = None,
+    ) -> None:
+        """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError.
+
+        isolate: "process" runs the engine in a process of its own, None in this one.
+        """
+        self._model = LoadedModel(files, RERANK, device=device, threads=threads, isolate=isolate)
         self._tokenizer = self._model.tokenizer
         self._listwise: _Listwise | None = None
         try:
@@ -155,14 +166,13 @@ class Reranker:
             pairs = pairwise.truncated(
                 self._tokenizer, request.query, request.documents, max_length=request.max_length
             )
-        logits = np.empty(len(pairs.ids), np.float32)
+        logits = np.full(len(pairs.ids), np.nan, np.float32)
 
         def one_pass(group: list[int], sharers: int) -> None:
             logits[group] = engine.forward(pairs.batch(group), sharers)[:, 0]
 
         passes.run(engine, pairs.lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
-        for i in np.flatnonzero(~np.isfinite(logits)):
-            one_pass([int(i)], 1)
+        passes.run_alone(one_pass, np.flatnonzero(~np.isfinite(logits)))
         logits[~np.isfinite(logits)] = np.nan
         scores = scoring.best(scoring.sigmoid(logits), pairs.owner, len(request.documents))
         return _Scored(scores, pairs.cut, pairs.query_cut, sum(pairs.lengths))

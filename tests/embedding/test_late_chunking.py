@@ -36,7 +36,7 @@ def fake(monkeypatch, tmp_path, tokenizer):
     """(embedder, engine): v3 over an engine whose rows depend on all of a pass."""
     engines: list[FakeBackend] = []
 
-    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None):
+    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None, isolate=None):
         engines.append(FakeBackend(hidden=1024, adapters=tuple(adapters or ()), looks_ahead=True))
         return engines[-1]
 

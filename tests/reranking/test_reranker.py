@@ -37,7 +37,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeBackend]:
     """The made-up engines that were opened; their class and size follow from the file's name."""
     engines: list[FakeBackend] = []
 
-    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None):
+    def open_backend(name, path, *, task=None, adapters=None, device=None, threads=None, isolate=None):
         assert (task, adapters) == (None, None)
         pairs = path.name == "pairwise"
         budget = Budget(tokens=100, texts=8, padded=False)
