@@ -27,10 +27,11 @@ from jina_local.registry import Published
 from jina_local.spec import ModelSpec
 from jina_local.text.gguf_vocabulary import tokenizer_json
 from jina_local.text.tokenizer import Tokenizer
-from jina_local.weights import architecture, projector, tensor_names
+from jina_local.weights import architecture, gguf_keys, projector, tensor_names
 from jina_local.weights.adapters.gguf_file import BASE_KEY
 from jina_local.weights.architecture import POSITION_OFFSET
 from jina_local.weights.checkpoint import Checkpoint
+from jina_local.weights.gguf_keys import Model
 
 from .. import source
 from ..publish import staging, write_manifest
@@ -47,13 +48,18 @@ NEEDS_IMATRIX = (
 # Bits a weight of the linear layers, rounded up: llama.cpp mixes types within a file. For the estimate of space.
 _BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5": 6.1, "Q4": 5.2, "IQ4": 4.8, "Q3": 4.4}
 _TABLE_BITS = 6.6  # the token table is Q6_K in every smaller type
-# enum llama_pooling_type; what the pairwise reranker reads at the first token goes through its head, RANK.
-_POOLING = {"marked": 0, "mean": 1, "last": 3, "first": 4}
-_LABELS = ["relevance"]  # one score a text
 _POSITIONS = "position_embd.weight"
 _WHOLE = (r"^cls\.",)  # the classifier is small, and all of a score passes through it
 _LARGEST_F16 = 65504.0
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+# How a gguf.GGUFWriter adds a value of each type.
+_ADD: dict[str, Callable[[Any, str, Any], None]] = {
+    gguf_keys.WHOLE: lambda writer, key, value: writer.add_uint32(key, value),
+    gguf_keys.NUMBER: lambda writer, key, value: writer.add_float32(key, value),
+    gguf_keys.SWITCH: lambda writer, key, value: writer.add_bool(key, value),
+    gguf_keys.TEXT: lambda writer, key, value: writer.add_string(key, value),
+    gguf_keys.TEXTS: lambda writer, key, value: writer.add_array(key, value),
+}
 
 
 @dataclass(frozen=True)
@@ -270,36 +276,22 @@ def add_keys(
     writer: Any, checkpoint: Checkpoint, row: Published, model: ModelSpec, task: str | None, revision: str | None
 ) -> None:
     """All keys but the tokenizer's into a gguf.GGUFWriter. `task` None: a base without its digest."""
-    import gguf
-
-    arch = checkpoint.arch
-    count = sum(math.prod(shape) for shape in tensor_names.gguf_shapes(arch).values())
+    count = sum(math.prod(shape) for shape in tensor_names.gguf_shapes(checkpoint.arch).values())
     adapters.add_identity(writer, row, model, task, revision, kind="model", count=count)
     writer.add_file_type(0)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
-    writer.add_block_count(arch.layers)
-    # llama.cpp takes it for the number of learned positions.
-    writer.add_context_length(arch.max_positions if arch.kind == "bert" else model.max_tokens)
-    writer.add_embedding_length(arch.hidden)
-    writer.add_feed_forward_length(arch.intermediate)
-    writer.add_head_count(arch.heads)
-    writer.add_head_count_kv(arch.kv_heads)
-    writer.add_key_length(arch.head_dim)
-    writer.add_value_length(arch.head_dim)
-    (writer.add_layer_norm_eps if arch.xlm_roberta else writer.add_layer_norm_rms_eps)(arch.eps)
-    if arch.rope_theta:
-        writer.add_rope_freq_base(arch.rope_theta)
-    writer.add_vocab_size(arch.vocab)
-    if not arch.causal:
-        writer.add_causal_attention(False)
-        if arch.rope_theta:
-            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-    writer.add_uint32(f"{arch.kind}.pooling_type", _POOLING[model.pooling])
-    if arch.labels:
-        writer.add_classifier_output_labels(_LABELS)
+    for key, form, value in gguf_keys.written(_model(checkpoint, model)):
+        _ADD[form](writer, key, value)
     adapters.add_own(writer, model, task)
     if not model.scoring:
         writer.add_array("jina_local.matryoshka_dims", list(model.dims))
+
+
+def _model(checkpoint: Checkpoint, model: ModelSpec) -> Model:
+    """What the keys are made from, and held against afterwards."""
+    arch = checkpoint.arch
+    # Of learned positions llama.cpp takes the context length for the number of rows.
+    return Model(arch, model.pooling, arch.max_positions if arch.kind == "bert" else model.max_tokens)
 
 
 def narrowed(checkpoint: Checkpoint, row: Published, tasks: Sequence[str]) -> ModelSpec:
@@ -309,9 +301,10 @@ def narrowed(checkpoint: Checkpoint, row: Published, tasks: Sequence[str]) -> Mo
 
 
 def _verify(path: Path, label: str, job: _Job) -> format_.Header:
-    """The header as the runtime reads it: complete, of the right type, every tensor there in its shape.
+    """The header as the runtime reads it: complete, of the right type, every tensor in its shape, no key unknown.
 
-    llama.cpp does not notice every failed write; a file that ends early is found here.
+    llama.cpp does not notice every failed write; a file that ends early is found here. Raises OutputError, and
+    ModelDamaged if a key is none of those that files of this model have.
     """
     try:
         header = format_.read_header(path)
@@ -322,6 +315,9 @@ def _verify(path: Path, label: str, job: _Job) -> format_.Header:
     expected = {name: format_.plain(shape) for name, shape in tensor_names.gguf_shapes(job.checkpoint.arch).items()}
     if header.weights != label or {n: format_.plain(t.shape) for n, t in header.tensors.items()} != expected:
         raise OutputError(f"{path.name}: llama.cpp wrote {header.weights} with other tensors than it was given.")
+    gguf_keys.check_types(header.keys, path.name)
+    model = narrowed(job.checkpoint, job.row, [job.prompted])
+    gguf_keys.check(header.keys, _model(job.checkpoint, model), path.name)
     return header
 
 

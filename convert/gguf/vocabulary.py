@@ -26,9 +26,8 @@ from jina_local.text.gguf_vocabulary import (
 )
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.architecture import Architecture
+from jina_local.weights.gguf_keys import TOKENIZERS
 
-# The name that llama.cpp knows each kind's tokenizer by.
-_PRE = {"qwen3": "qwen2", "eurobert": "jina-v5-nano", "jina-bert-v3": "default", "bert": "default"}
 _NO_SCORE = -10000.0  # of rows without a token, as llama.cpp's own converter has it
 _SPACE = "\u2581"
 # A step of some copies, which the split at white space makes needless.
@@ -103,7 +102,7 @@ def read(tokenizer: Tokenizer, raw: bytes, arch: Architecture, config: Mapping[s
         raise ModelDamaged(f"{where}: puts {opening} and {closing} around a text; llama.cpp adds one token a side.")
     if arch.xlm_roberta:
         return _read_unigram(tokenizer, body, arch, config)
-    pre = _PRE[arch.kind]
+    _, (pre, *_) = TOKENIZERS[arch.kind]
     _check_pipeline(body, pre, where)
     tokens, types = _rows(body, body["model"]["vocab"], arch.vocab, where)
     ids = {
@@ -130,6 +129,7 @@ def _read_unigram(
     """XLM-R's: <s> and </s> around every text, which are the classifier's and the separating token too."""
     where = tokenizer.where
     charsmap = _check_unigram(body, where)
+    _, (pre, *_) = TOKENIZERS[arch.kind]
     vocab: list[tuple[str, float]] = body["model"]["vocab"]
     tokens, types = _rows(body, {token: n for n, (token, _) in enumerate(vocab)}, arch.vocab, where)
     if not tokenizer.opening or not tokenizer.closing:
@@ -146,7 +146,7 @@ def _read_unigram(
     named = {"pad_token": "<pad>", "mask_token": "<mask>", **{k: v for k, v in config.items() if v is not None}}
     ids = {name: n for name in ("padding", "mask") if (n := _id(named, name, tokens, where)) is not None}
     return Vocabulary(
-        pre=_PRE[arch.kind],
+        pre=pre,
         tokens=tokens,
         types=types,
         merges=[],

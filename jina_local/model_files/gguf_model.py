@@ -5,32 +5,23 @@ Three kinds: the merged weights of one task, a base that tasks share, and a task
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import registry
 from ..errors import ModelDamaged, UsageError
 from ..formats import gguf
-from ..formats.checks import check_shapes
 from ..formats.gguf import FILE_TYPES, Header
 from ..formats.manifest import Entry
 from ..registry import Published
-from ..spec import MARKS, RERANK, ModelSpec
-from ..weights import architecture, tensor_names
+from ..spec import RERANK, ModelSpec
+from ..weights import architecture, gguf_keys
 from ..weights.adapters import gguf_file
 from ..weights.adapters.gguf_file import BASE_KEY, TASK_KEY
 from ..weights.architecture import Architecture
+from . import gguf_gate
 from .labels import own_name, published_name
 
-_POOLING = {"marked": 0, "mean": 1, "last": 3, "first": 4}  # enum llama_pooling_type; the first token has the head
-_TOKENIZERS = {
-    "qwen3": ("gpt2", ("qwen2",)),
-    "eurobert": ("gpt2", ("jina-v5-nano", "llama-bpe")),
-    "jina-bert-v3": ("t5", ("default",)),
-    "bert": ("t5", ("default",)),
-}
-_SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "separator", "padding", "mask", "cls")
 SEPARATE = "`python -m convert gguf SRC OUT --task all --adapters separate`"
 
 
@@ -67,88 +58,16 @@ def identify(path: Path, entry: Entry | None = None) -> Identity:
     header = gguf.read_header(path)
     if gguf_file.is_adapter(header):
         raise UsageError(not_a_model(path))
+    gguf_keys.check_types(header.keys, str(path))
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise ModelDamaged(f"{path}: holds no token_embd.weight; it is not a complete model.")
     arch = architecture.from_gguf(header.keys, table.shape[0], str(path))
     row = registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta, where=str(path))
-    _check_keys(header, arch, row)
-    _check_tensors(header, arch)
-    _check_vocabulary(header, arch)
-    _check_marks(header, row)
+    gguf_gate.check(header, arch, row)
     digest = _base(header, row, entry)
     task = _task(header, row, entry) if digest is None else None
     return Identity(path, row, arch, task, _label(header, entry), digest)
-
-
-def _check_keys(header: Header, arch: Architecture, row: Published) -> None:
-    """Raise ModelDamaged if a key would change the arithmetic. llama.cpp obeys such keys silently."""
-    expected: dict[str, tuple[object, ...]] = {
-        f"{arch.kind}.pooling_type": (_POOLING[row.spec.pooling],),
-        f"{arch.kind}.attention.causal": (arch.causal,),
-        f"{arch.kind}.attention.value_length": (arch.head_dim,),
-        f"{arch.kind}.rope.dimension_count": (arch.head_dim,),
-        f"{arch.kind}.rope.scaling.type": ("none",),
-        f"{arch.kind}.rope.scaling.factor": (1.0, 0.0),
-    }
-    for key, allowed in expected.items():
-        if header.keys.get(key, allowed[0]) not in allowed:
-            raise ModelDamaged(f"{header.path}: {key} is {header.keys[key]!r}; for this model it is {allowed[0]!r}.")
-
-
-def _check_tensors(header: Header, arch: Architecture) -> None:
-    if "output.weight" in header.tensors:
-        raise ModelDamaged(
-            f"{header.path}: holds output.weight, the head of a language model; the models known here have none. "
-            "It is another model, or was converted from one."
-        )
-    expected = {name: gguf.plain(shape) for name, shape in tensor_names.gguf_shapes(arch).items()}
-    check_shapes({name: gguf.plain(t.shape) for name, t in header.tensors.items()}, expected, str(header.path))
-
-
-def _check_vocabulary(header: Header, arch: Architecture) -> None:
-    """llama.cpp aborts on some of these instead of returning an error."""
-    keys, path = header.keys, header.path
-    model, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
-    right, known = _TOKENIZERS[arch.kind]
-    if model != right or pre not in known:
-        raise ModelDamaged(
-            f"{path}: has the tokenizer {model!r} with the pre-tokenizer {pre!r}; {arch.kind} is read with "
-            f"{right!r} and {' or '.join(map(repr, known))}."
-        )
-    tokens = keys.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or len(tokens) != arch.vocab or len(set(tokens)) != arch.vocab:
-        different = len(set(tokens)) if isinstance(tokens, list) else 0
-        raise ModelDamaged(f"{path}: lists {different} different tokens for a table of {arch.vocab} rows.")
-    if right == "t5":
-        _check_pieces(header, arch)
-    for which in _SPECIAL:
-        key = f"tokenizer.ggml.{which}_token_id"
-        number = keys.get(key, 0)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < arch.vocab:
-            raise ModelDamaged(f"{path}: {key} is {number!r}, outside the {arch.vocab} tokens of the vocabulary.")
-
-
-def _check_pieces(header: Header, arch: Architecture) -> None:
-    """What a Unigram vocabulary has beside its tokens."""
-    keys, path = header.keys, header.path
-    scores = keys.get("tokenizer.ggml.scores")
-    numbers = isinstance(scores, list) and all(isinstance(score, float) and math.isfinite(score) for score in scores)
-    if not numbers or len(scores) != arch.vocab:  # type: ignore[arg-type]
-        raise ModelDamaged(f"{path}: tokenizer.ggml.scores is not one number for each of {arch.vocab} tokens.")
-    count = keys.get("tokenizer.ggml.token_type_count")
-    if count != 1:
-        raise ModelDamaged(f"{path}: tokenizer.ggml.token_type_count is {count!r}; for this model it is 1.")
-
-
-def _check_marks(header: Header, row: Published) -> None:
-    """Qwen3's own models have the listwise reranker's shape, and not the tokens that its states are read at."""
-    tokens = header.keys["tokenizer.ggml.tokens"]
-    if row.spec.scoring == "listwise" and not {mark.encode() for mark in MARKS} <= set(tokens):  # type: ignore[call-overload]
-        raise ModelDamaged(
-            f"{header.path}: has the shape of {row.spec.name}, and its vocabulary has no "
-            f"{' or '.join(MARKS)}. It is another model of the Qwen3 family."
-        )
 
 
 def _task(header: Header, row: Published, entry: Entry | None) -> str:

@@ -64,7 +64,7 @@ def test_a_gguf_that_nothing_says_the_task_of_is_refused(tmp_path):
         ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.rope.freq_base": None}, "no rope_theta"),
         ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'"),
         ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.attention.causal": True}, "attention.causal is True"),
-        ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.model": "llama"}, "has the tokenizer 'llama'"),
+        ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model is 'llama'"),
         ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.pre": "qwen2"}, "'jina-v5-nano' or 'llama-bpe'"),
         ("v5-nano-retrieval-Q8_0.gguf", {"tokenizer.ggml.eos_token_id": 40}, "outside the 40 tokens"),
         ("v5-nano-retrieval-Q8_0.gguf", {"eurobert.block_count": 2}, "9 missing: blk.1."),
