@@ -20,15 +20,14 @@ from tests import made
 
 COUNT = int(os.environ.get("JINA_LOCAL_TEST_INTERRUPTS") or 0)
 PATIENCE = 60  # seconds to load a model, or from an interrupt to the answer, on a machine that may be busy
+# The files for llama.cpp, and those for MLX.
 KINDS = {
-    "nano": lambda engine: made.checkpoint("nano") if engine == "mlx" else made.gguf_file("nano", "F32"),
-    "small": lambda engine: made.mlx("small", 8) if engine == "mlx" else made.gguf_file("small", "Q8_0"),
-    "adapters": lambda engine: (
-        made.checkpoint("nano") if engine == "mlx" else made.gguf_separate("nano", "F32", "Q8_0")
-    ),
-    "v3": lambda engine: made.v3("v3", 16 if engine == "mlx" else "F16"),
-    "reranker-v3": lambda engine: made.reranker("reranker-v3", 16 if engine == "mlx" else "F16"),
-    "reranker-v2": lambda engine: made.reranker("reranker-v2", 32 if engine == "mlx" else "F32"),
+    "nano": (lambda: made.gguf_file("nano", "F32"), lambda: made.mlx("nano", 16)),
+    "small": (lambda: made.gguf_file("small", "Q8_0"), lambda: made.mlx("small", 8)),
+    "adapters": (lambda: made.gguf_separate("nano", "F32", "Q8_0"), lambda: made.checkpoint("nano")),
+    "v3": (lambda: made.v3("v3", "F16"), lambda: made.v3("v3", 16)),
+    "reranker-v3": (lambda: made.reranker("reranker-v3", "F16"), lambda: made.reranker("reranker-v3", 16)),
+    "reranker-v2": (lambda: made.reranker("reranker-v2", "F32"), lambda: made.reranker("reranker-v2", 32)),
 }
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
 
@@ -41,7 +40,8 @@ QUICK = [*((kind, "run", 1) for kind in KINDS), ("nano", "load", 2), ("reranker-
 @pytest.mark.parametrize(("kind", "what", "count"), ALL if COUNT else QUICK)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupt_at_any_moment_is_keyboard_interrupt_and_the_model_goes_on(engine, kind, what, count):
-    command = [sys.executable, "-m", "tests.backends.interrupted", KINDS[kind](engine), engine, str(count), what]
+    path = KINDS[kind][engine == "mlx"]()
+    command = [sys.executable, "-m", "tests.backends.interrupted", path, engine, str(count), what]
     moments = random.Random(f"{engine} {kind} {what} {count}")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
