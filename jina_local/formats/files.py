@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
@@ -22,7 +23,7 @@ _MAX_JSON = 64 << 20
 _FRESH = 2.0  # seconds: a file that changed this recently may change again within one tick of its clock
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading and make sure that it is one: a FIFO or device would hang or never end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))

@@ -67,9 +67,10 @@ class SafetensorsFile:
     def read(self, name: str) -> NDArray[np.generic]:
         """The tensor as stored; BF16 comes as uint16."""
         t = self.tensors[name]
+        data = np.empty(math.prod(t.shape), _NUMPY[t.dtype])
         self._file.seek(t.start)
-        data = np.fromfile(self._file, dtype=_NUMPY[t.dtype], count=math.prod(t.shape))
-        if data.size != math.prod(t.shape):
+        # Not np.fromfile, out of which a Ctrl-C comes as a TypeError.
+        if self._file.readinto(data.view(np.uint8)) != data.nbytes:
             raise ModelDamaged(f"{self.path}: ends inside tensor {shown(name)}; the file has changed or is cut.")
         return data.reshape(t.shape)
 

@@ -14,8 +14,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jina_local.formats import safetensors
+from jina_local.formats.safetensors import SafetensorsFile
 from tests import made
 
 COUNT = int(os.environ.get("JINA_LOCAL_TEST_INTERRUPTS") or 0)
@@ -60,3 +63,24 @@ def test_an_interrupt_at_any_moment_is_keyboard_interrupt_and_the_model_goes_on(
         finally:
             watchdog.cancel()
             child.kill()
+
+
+def test_an_interrupt_while_weights_are_read_is_keyboard_interrupt(tmp_path):
+    """By a timer of this process, which comes closer than another process does."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    path, shape = tmp_path / "x.safetensors", (500, 500)
+    safetensors.write(path, {"a": ("F32", shape)}, [("a", np.ones(shape, np.float32))], {})
+    moments = random.Random(1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(600):
+            with pytest.raises(KeyboardInterrupt), SafetensorsFile(path) as file:
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, 1e-3))
+                while True:
+                    assert file.read("a").sum() == 250_000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

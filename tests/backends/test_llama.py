@@ -176,6 +176,86 @@ def test_a_closed_backend_says_so(kind):
         engine.forward(batch([1], [0, 1], [0]))
 
 
+def test_a_pass_that_is_stopped_leaves_no_trace(exact, kind):
+    from jina_local.backends.llama.context import Stop
+
+    encoded = exact[1]
+    long = pack(encoded, [LENGTHS.index(1000)], "last")
+    engine = backend(made.gguf_file(kind, "F16"))
+    expected = engine.forward(long)
+
+    def run(stop):
+        with engine._pool.lend(1000, 1, 1, None) as context:
+            return context.run(long, 1, None, stop)
+
+    early = Stop()
+    early.request()
+    with pytest.raises(EngineError, match="a pass of 1000 tokens was stopped before its end"):
+        run(early)
+    np.testing.assert_array_equal(engine.forward(long), expected)
+    stopped = 0
+    for trial in range(8):  # in the midst of a pass
+        stop = Stop()
+        timer = threading.Timer(0.002 * trial, stop.request)
+        timer.start()
+        try:
+            run(stop)
+        except EngineError:
+            stopped += 1
+        timer.join()
+        np.testing.assert_array_equal(engine.forward(long), expected)
+    assert stopped
+    engine.close()
+
+
+def test_closing_waits_for_a_pass_that_nobody_waits_for(exact, kind):
+    encoded, lent, go_on = exact[1], threading.Event(), threading.Event()
+    engine = backend(made.gguf_file(kind, "F16"))
+
+    def work():
+        with engine._pool.lend(8, 1, 1, None) as context:
+            lent.set()
+            go_on.wait(10)
+            rows.append(context.run(pack(encoded, [3], "last"), 1, None, Stop()))
+
+    from jina_local.backends.llama.context import Stop
+
+    rows: list[np.ndarray] = []
+    expected = engine.forward(pack(encoded, [3], "last"))
+    worker = threading.Thread(target=work)
+    worker.start()
+    lent.wait(10)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    worker.join()
+    closing.join(10)
+    assert not closing.is_alive()
+    np.testing.assert_array_equal(rows[0], expected)
+    with pytest.raises(EngineError, match="this model is closed"):
+        engine.forward(pack(encoded, [3], "last"))
+
+
+def test_what_fails_in_the_engines_callback_comes_out(kind, monkeypatch):
+    if kind != "small":
+        pytest.skip("an encoder has no callback")
+
+    class Full(list):
+        def append(self, rows):
+            raise MemoryError("no room for rows")
+
+    engine = backend(made.gguf_file(kind, "F16"), threads=1)
+    expected = engine.forward(batch([1, 2], [0, 2], [1]))
+    monkeypatch.setattr(engine._pool.contexts[0], "_caught", Full())
+    with pytest.raises(MemoryError, match="no room for rows"):
+        engine.forward(batch([1, 2], [0, 2], [1]))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(engine.forward(batch([1, 2], [0, 2], [1])), expected)
+    engine.close()
+
+
 def test_nan_from_one_text_does_not_stay(kind, tmp_path):
     path = overflow(made.gguf_file(kind, "F32"), tmp_path / "bad.gguf", token=7)
     engine = backend(path, threads=1)

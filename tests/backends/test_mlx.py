@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -230,6 +231,28 @@ def test_eight_threads_at_once(engine, texts):
         found = list(pool.map(lambda n: engine.forward(batch(texts[n % 8 :])), range(16)))
     for n, rows in enumerate(found):
         np.testing.assert_array_equal(rows, expected[n % 8])
+
+
+def test_a_long_pass_can_be_stopped_between_blocks_and_has_the_same_bits(engine, texts, monkeypatch):
+    from jina_local.backends import mlx
+
+    whole = engine.forward(batch(texts))
+    monkeypatch.setattr(mlx, "_STOPPABLE", 1)
+    np.testing.assert_array_equal(engine.forward(batch(texts)), whole)
+    padded, stop = padding.pad(batch(texts), 8), threading.Event()
+    stop.set()
+    with pytest.raises(EngineError, match="a pass was stopped before its end"):
+        engine._thread.run(lambda: engine._opened[0].run(padded, None, stop))
+    np.testing.assert_array_equal(engine.forward(batch(texts)), whole)
+
+
+def test_metal_is_refused_in_a_forked_child(monkeypatch):
+    from jina_local.backends import mlx
+
+    monkeypatch.setattr(mlx, "_first_process", os.getpid() + 1)
+    mlx._check_fork(metal=False)
+    with pytest.raises(EngineError, match="forked from one that used MLX, .* 'spawn', or give device='cpu'"):
+        mlx._check_fork(metal=True)
 
 
 def test_closing_waits_and_ends(source):
