@@ -1,6 +1,6 @@
-"""What this machine has and lacks: one Check a finding, each with a next step. Never opens a socket.
+"""The state of this machine: one Check for each finding, with a next step if something can be done. Opens no socket.
 
-Engines are looked at in child processes: importing one may be slow, or kill the process that does it.
+Engines are looked at in child processes, because an import may be slow, or kill its process.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import json
 import os
 import platform
 import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from . import backends, registry
-from .errors import EngineMissing, JinaError, ModelNotFound
+from .errors import EngineMissing, JinaError, ModelNotFound, UsageError
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `ok`: True fine, False something does not work, None it works but could be better."""
+    """One finding. `ok`: True if all is well, False if something does not work, None if it could be better."""
 
     label: str
     ok: bool | None
@@ -30,7 +29,7 @@ class Check:
     next_step: str | None = None
 
 
-# distribution -> the least version, the extra that brings it (None: always needed). As in pyproject.toml.
+# Distribution -> the least version, and the extra that brings it (None: always needed). pyproject.toml has the same.
 PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "numpy": ("1.26", None),
     "tokenizers": ("0.20", None),
@@ -42,24 +41,42 @@ PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "gguf": ("0.19", "convert"),
 }
 _SECONDS = 60  # for one child process
-_GEMM = 256  # a product of this size is 34 MFLOP: about 10 ms with MLX's reference BLAS
-_SLOW = 15.0  # GFLOP/s; the reference BLAS gives 4 to 6, an optimised one 50 and more on any current core
-# A race between two connections that write or checkpoint at once, 3.7.0 to 3.51.2: sqlite.org/wal.html
-_SQLITE_FLOOR = (3, 51, 3)
+_SIZE = 256  # of a product of two square matrices, 34 MFLOP: about 7 ms with the reference BLAS, 0.3 ms with OpenBLAS
+# A BLAS is called slow only in comparison with another way to the same product, in the same moment and process: on a
+# busy machine both are slow. In GFLOP/s on one core, the reference BLAS gives 4 to 6, an optimised one 50 and more, and
+# numpy's own loops, which do products of whole numbers, about 1.
+_SLOW = 15.0
+_TIMES_AS_FAST = 4.0  # what numpy's BLAS has to be, for MLX's to be slow
+_TIMES_THE_LOOPS = 12.0  # what numpy's BLAS has to be, not to be slow
+_ONE_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
 
-_MLX = f"""
+_BEST = f"""
 import json, time
+import numpy as np
+a = np.random.default_rng(0).standard_normal(({_SIZE}, {_SIZE}), np.float32)
+def gflops(*products):
+    best = [1e9] * len(products)
+    for _ in range(8):
+        for n, product in enumerate(products):
+            start = time.perf_counter()
+            product()
+            best[n] = min(best[n], time.perf_counter() - start)
+    return [2e-9 * {_SIZE}**3 / seconds for seconds in best]
+"""
+_NUMPY = f"""{_BEST}
+whole = (100 * a).astype(np.int32)
+blas, loops = gflops(lambda: a @ a, lambda: whole @ whole)
+print(json.dumps({{"blas": blas, "loops": loops}}))
+"""
+_MLX = f"""{_BEST}
 import mlx.core as mx
-a, b = mx.random.normal((2, {_GEMM}, {_GEMM}))
-mx.eval(a @ b)
-best = 1e9
-for _ in range(3):
-    start = time.perf_counter()
-    mx.eval(a @ b)
-    best = min(best, time.perf_counter() - start)
+b = mx.array(a)
+mlx, numpy = gflops(lambda: mx.eval(b @ b), lambda: a @ a)
 gpu = mx.default_device() == mx.Device(mx.gpu)
 info = mx.device_info() if gpu and hasattr(mx, "device_info") else {{}}
-print(json.dumps({{"gpu": gpu, "name": str(info.get("device_name", "")), "gflops": 2e-9 * {_GEMM}**3 / best}}))
+print(json.dumps({{"gpu": gpu, "name": str(info.get("device_name", "")), "blas": mlx, "numpy": numpy}}))
 """
 _LLAMA = """
 import json, llama_cpp
@@ -76,7 +93,6 @@ def checks() -> list[Check]:
         *(_package(name) for name in PACKAGES),
         *_engines(),
         _numpy_blas(),
-        _sqlite(),
         _network(),
         *_places(),
         _model(),
@@ -112,14 +128,14 @@ def release(version: str) -> tuple[int, ...]:
 
 def _package(name: str) -> Check:
     least, extra = PACKAGES[name]
-    what = f"jina_local[{extra}]" if extra else f"{name}>={least}"
-    step = f"pip install -U '{what}'"
+    wanted = f"jina_local[{extra}]" if extra else f"{name}>={least}"
+    step = f"pip install -U '{wanted}'"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, None if extra else False, "not installed", step)
     if release(version) < release(least):
-        return Check(name, False, f"{version}, and {least} is needed", step)
+        return Check(name, False, f"{version}, but {least} or newer is needed", step)
     return Check(name, True, version)
 
 
@@ -140,14 +156,14 @@ def _engines() -> list[Check]:
         else:
             found += [Check(label, True, "imports and runs"), *read(answer)]
     try:
-        found.append(Check("engine used", True, f"{backends.preferred()}, where both could read the files"))
+        found.append(Check("engine used", True, f"{backends.preferred()}, if both can read the files of a model"))
     except EngineMissing as error:
         found.append(Check("engine used", False, "none", str(error)))
     return found
 
 
 def _child(code: str) -> dict[str, object] | str:
-    """What the code prints as JSON, or how its process ended."""
+    """Run the code in a process with one thread; its last line as JSON, or a sentence on how the process ended."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -157,7 +173,7 @@ def _child(code: str) -> dict[str, object] | str:
             errors="replace",
             timeout=_SECONDS,
             check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "MLX_DISABLE_COMPILE": "1"},
+            env={**os.environ, **_ONE_THREAD, "GGML_NO_BACKTRACE": "1", "MLX_DISABLE_COMPILE": "1"},
         )
     except subprocess.TimeoutExpired:
         return f"gave no answer in {_SECONDS} seconds"
@@ -170,7 +186,6 @@ def _child(code: str) -> dict[str, object] | str:
 
 
 def _mlx(answer: dict[str, object]) -> list[Check]:
-    speed = float(str(answer["gflops"]))
     if answer["gpu"]:
         tf32 = os.environ.get("MLX_ENABLE_TF32", "1") != "0"
         return [
@@ -183,16 +198,19 @@ def _mlx(answer: dict[str, object]) -> list[Check]:
             ),
         ]
     found = [
-        Check("mlx device", True, "CPU; float32, quantised weights are widened at load"),
+        Check("mlx device", True, "CPU, in float32; quantised weights are widened when they are loaded"),
         Check("mlx TF32", True, "not used on a CPU"),
     ]
-    slow = speed < _SLOW
-    detail = f"{speed:.1f} GFLOP/s in float32" + (": the reference BLAS that comes with the wheel" if slow else "")
+    speed, numpy = float(str(answer["blas"])), float(str(answer["numpy"]))
+    detail = f"{speed:.1f} GFLOP/s in float32 on one core"
+    if speed >= _SLOW or numpy < _TIMES_AS_FAST * speed:
+        return [*found, Check("mlx BLAS", True, detail)]
+    detail += f", and numpy's BLAS {numpy:.0f} in the same moment: the wheel brings the reference BLAS"
     step = (
         "Install OpenBLAS (Debian: libopenblas0) and start with LD_PRELOAD=libopenblas.so.0: about 20 times faster. "
         "Or use --backend llama."
     )
-    return [*found, Check("mlx BLAS", None if slow else True, detail, step if slow else None)]
+    return [*found, Check("mlx BLAS", None, detail, step)]
 
 
 def _llama(answer: dict[str, object]) -> list[Check]:
@@ -203,44 +221,47 @@ def _llama(answer: dict[str, object]) -> list[Check]:
         step = "Reinstall with Metal: CMAKE_ARGS=-DGGML_METAL=on pip install --force-reinstall llama-cpp-python"
         found.append(Check("llama.cpp device", None, "CPU only", step))
     if "AMX_INT8" in features:
-        off = os.environ.get("JINA_LOCAL_AMX", "auto") == "off"
-        detail = (
-            "AMX_INT8 is built in; builds by GCC 12 crash with it. "
-            + ("It is never tried: JINA_LOCAL_AMX=off." if off else "It is used only where a decode in a child ")
-            + ("" if off else "process survived, and only for the file types that gain from it.")
-        )
-        found.append(Check("llama.cpp AMX", True, detail, None if off else "JINA_LOCAL_AMX=off never tries it."))
+        found.append(_amx())
     return found
 
 
-def _numpy_blas() -> Check:
-    import time
+def _amx() -> Check:
+    """What is known about AMX, which crashes with builds by GCC 12: the verdicts of earlier trials."""
+    from .backends.llama import repack
 
-    import numpy as np
-
-    a = np.random.default_rng(0).standard_normal((2 * _GEMM, 2 * _GEMM), np.float32)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    speed = 2e-9 * len(a) ** 3 / min(times)
-    slow = speed < _SLOW
-    step = "Install numpy from PyPI or conda, which bring an optimised BLAS." if slow else None
-    return Check("numpy BLAS", None if slow else True, f"{speed:.0f} GFLOP/s in float32", step)
-
-
-def _sqlite() -> Check:
-    version = sqlite3.sqlite_version
-    if release(version) >= _SQLITE_FLOOR:
-        return Check("sqlite", True, version)
-    floor = ".".join(map(str, _SQLITE_FLOOR))
-    return Check(
-        "sqlite",
-        None,
-        f"{version}: before {floor} two connections that write at once can damage a WAL file",
-        f"Let one process write an index at a time, or use a Python built with SQLite {floor} or newer.",
+    try:
+        if repack.switched_off():
+            return Check("llama.cpp AMX", True, f"built in, and never used ({repack.SWITCH}=off)")
+    except UsageError as error:
+        return Check("llama.cpp AMX", False, str(error), f"Unset {repack.SWITCH}.")
+    verdicts = {weights: repack.kept_verdict(weights) for weights in repack.AMX_GAINS}
+    died = [weights for weights, verdict in verdicts.items() if verdict is False]
+    if died:
+        detail = f"not used for {', '.join(died)}: this build crashed with it in a child process"
+        step = (
+            "Rebuild llama-cpp-python with another compiler than GCC 12 to have it tried again, or take Q4_K_M or "
+            "Q6_K, which are fast without AMX."
+        )
+        return Check("llama.cpp AMX", None, detail, step)
+    if survived := [weights for weights, verdict in verdicts.items() if verdict]:
+        return Check("llama.cpp AMX", True, f"used for {', '.join(survived)}: a trial in a child process survived")
+    detail = (
+        f"built in, and not tried yet. Builds by GCC 12 crash with it, so the first load of a file in "
+        f"{', '.join(verdicts)} tries it in a child process"
     )
+    return Check("llama.cpp AMX", True, detail, f"{repack.SWITCH}=off never tries it.")
+
+
+def _numpy_blas() -> Check:
+    answer = _child(_NUMPY)
+    if isinstance(answer, str):
+        return Check("numpy BLAS", False, answer, "pip install --force-reinstall numpy")
+    speed, loops = float(str(answer["blas"])), float(str(answer["loops"]))
+    detail = f"{speed:.0f} GFLOP/s in float32 on one core"
+    if speed >= _SLOW or speed >= _TIMES_THE_LOOPS * loops:
+        return Check("numpy BLAS", True, detail)
+    detail += f", only {speed / loops:.0f} times as fast as numpy without one"
+    return Check("numpy BLAS", None, detail, "Install numpy from PyPI or conda, which bring an optimised BLAS.")
 
 
 def _network() -> Check:
@@ -248,10 +269,10 @@ def _network() -> Check:
 
     names = ("JINA_LOCAL_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     if hub.offline(None):
-        held = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
-        return Check("network", True, f"never used ({held})")
+        switches = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
+        return Check("network", True, f"never used ({switches})")
     try:
-        return Check("network", True, f"used for models that are not here, from {hub.endpoint()}")
+        return Check("network", True, f"used to fetch models that are not on this machine, from {hub.endpoint()}")
     except JinaError as error:
         return Check("network", False, str(error), "Unset HF_ENDPOINT.")
 
@@ -264,10 +285,9 @@ def _places() -> list[Check]:
     found = []
     for where, folder in ((places.CACHE, hub_cache.cache_folder()), (places.STORE, local_store.root())):
         sizes = [place.size for place in there if place.where == where]
-        count = (
-            f"{len(sizes)} {'folder' if len(sizes) == 1 else 'folders'} of these models, {sum(sizes) / 1e6:,.0f} MB"
-        )
-        found.append(Check(where, True, f"{folder}: {count if folder.is_dir() else 'not there yet'}"))
+        count = f"{len(sizes)} {'folder' if len(sizes) == 1 else 'folders'} of these models"
+        detail = f"{count}, {sum(sizes) / 1e6:,.0f} MB" if folder.is_dir() else "does not exist yet"
+        found.append(Check(where, True, f"{folder}: {detail}"))
     if broken := local_store.converted()[1]:
         step = "Convert again with --force, or delete the folder."
         found.append(Check("conversions", False, "; ".join(broken), step))
@@ -275,16 +295,16 @@ def _places() -> list[Check]:
 
 
 def _model() -> Check:
-    """What `embed` would load."""
+    """The model that `embed` would load."""
     return _found("model", "MODEL", "WEIGHTS", registry.DEFAULT_MODEL)
 
 
 def _reranker() -> Check:
-    """What `rerank` would load; that none is here is worth a remark only where one was chosen."""
+    """The model that `rerank` would load. That it is absent is a finding only if it was chosen."""
     check = _found("reranker", "RERANK_MODEL", "RERANK_WEIGHTS", registry.DEFAULT_RERANKER)
     if check.ok is not None or os.environ.get("JINA_LOCAL_RERANK_MODEL"):
         return check
-    return Check("reranker", True, f"none is here; `rerank` would fetch {registry.DEFAULT_RERANKER}")
+    return Check("reranker", True, f"none is on this machine; `rerank` would fetch {registry.DEFAULT_RERANKER}")
 
 
 def _found(name: str, variable: str, label_variable: str, default: str) -> Check:
@@ -302,9 +322,9 @@ def _found(name: str, variable: str, label_variable: str, default: str) -> Check
         return Check(name, False, str(error), step)
     ranks = registry.lookup(default).spec.scoring is not None
     if (found.model.scoring is not None) != ranks:
-        what = "embeds texts and ranks none" if ranks else "ranks documents and has no vectors"
+        does = "embeds texts and ranks none" if ranks else "ranks documents and has no vectors"
         step = f"Choose another with JINA_LOCAL_{variable}."
-        return Check(name, False, f"{found.model.name} in {wanted} {what}", step)
+        return Check(name, False, f"{found.model.name} in {wanted} {does}", step)
     where = ", ".join(sorted({str(path) for path in found.files.values()}))
     return Check(
         name, True, f"{found.model.name}, {found.label} on {found.backend}: {where}. {' '.join(found.reasons)}"

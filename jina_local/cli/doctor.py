@@ -15,7 +15,7 @@ _EPILOG = """examples:
   jina-local doctor
   jina-local doctor --json | jq '.[] | select(.ok == false)'
 
-Marks: ok, -- it works but could be better, !! it does not work. Opens no socket.
+Marks: "ok" all is well, "--" it works but could be better, "!!" it does not work. Opens no socket.
 exit codes: 0 nothing is broken, 1 something is.
 """
 
@@ -28,7 +28,7 @@ def parser(add: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every check; 1 where one failed."""
+    """Print every check. Returns 1 if one failed."""
     from .. import doctor
 
     with console.quiet_stdout() as stdout:

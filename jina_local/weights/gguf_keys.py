@@ -185,7 +185,7 @@ def check(keys: Mapping[str, object], model: Model, where: str) -> None:
     kind = model.arch.kind
     if not _same(model.arch.eps, _EPS[kind]):
         raise ModelDamaged(
-            f"{where}: the epsilon of its norms is {model.arch.eps:g}; the published models of this architecture have "
+            f"{where}: the epsilon of its norms is {model.arch.eps:g}; published models of this architecture have "
             f"{_EPS[kind]:g}."
         )
     for key, value in keys.items():
