@@ -70,7 +70,7 @@ class SafetensorsFile:
         data = np.empty(math.prod(t.shape), _NUMPY[t.dtype])
         self._file.seek(t.start)
         # Not np.fromfile, out of which a Ctrl-C comes as a TypeError.
-        if self._file.readinto(memoryview(data.view(np.uint8))) != data.nbytes:
+        if self._file.readinto(data.view(np.uint8).data) != data.nbytes:
             raise ModelDamaged(f"{self.path}: ends inside tensor {shown(name)}; the file has changed or is cut.")
         return data.reshape(t.shape)
 
