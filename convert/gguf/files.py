@@ -318,6 +318,7 @@ def _verify(path: Path, label: str, job: _Job) -> format_.Header:
     gguf_keys.check_types(header.keys, path.name)
     model = narrowed(job.checkpoint, job.row, [job.prompted])
     gguf_keys.check(header.keys, _model(job.checkpoint, model), path.name)
+    gguf_keys.check_order(list(header.tensors), job.checkpoint.arch, path.name)
     return header
 
 

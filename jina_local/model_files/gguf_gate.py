@@ -53,6 +53,8 @@ def _check_tensors(header: Header, arch: Architecture) -> None:
         )
     expected = {name: gguf.plain(shape) for name, shape in tensor_names.gguf_shapes(arch).items()}
     check_shapes({name: gguf.plain(t.shape) for name, t in header.tensors.items()}, expected, str(header.path))
+    if MADE_HERE in header.keys:
+        gguf_keys.check_order(list(header.tensors), arch, str(header.path))
     for name in _added(arch):
         if (kind := header.tensors[name].type) != "F32":
             raise ModelDamaged(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ModelDamaged
+from . import tensor_names
 from .architecture import Architecture
 
 OWN = "jina_local."  # the prefix of our own keys
@@ -185,8 +186,8 @@ def check(keys: Mapping[str, object], model: Model, where: str) -> None:
     kind = model.arch.kind
     if not _same(model.arch.eps, _EPS[kind]):
         raise ModelDamaged(
-            f"{where}: the epsilon of its norms is {model.arch.eps:g}; published models of this architecture have "
-            f"{_EPS[kind]:g}."
+            f"{where}: the epsilon of its norms is {model.arch.eps:g}; the published models of this architecture "
+            f"have {_EPS[kind]:g}."
         )
     for key, value in keys.items():
         rule = _rule(key, kind)
@@ -206,6 +207,27 @@ def check(keys: Mapping[str, object], model: Model, where: str) -> None:
                 f"{where}: was written by `python -m convert gguf`, and has lost {', '.join(missing[:10])}. "
                 "Convert it again."
             )
+
+
+def check_order(names: Sequence[str], arch: Architecture, where: str) -> None:
+    """Raise ModelDamaged unless the tensors of a file of our converter stand in one of the two orders it writes.
+
+    Two tensors of one shape whose names were exchanged are seen by this alone: the data stands in the old order.
+    """
+    ours = list(tensor_names.gguf_shapes(arch))  # of a F32 file
+    theirs = sorted(ours, key=_place)  # of a file that llama.cpp quantised
+    odd = [[pair for pair in zip(names, order, strict=True) if pair[0] != pair[1]] for order in (ours, theirs)]
+    if not all(odd):
+        return
+    found, right = min(odd, key=len)[0]
+    raise ModelDamaged(
+        f"{where}: its tensors were exchanged: {found} stands in the place of {right}. Convert it again."
+    )
+
+
+def _place(name: str) -> tuple[int, str]:
+    parts = name.split(".")
+    return (int(parts[1]), name) if parts[0] == "blk" else (-1, name)
 
 
 def _rule(key: str, kind: str) -> Rule | None:
