@@ -7,6 +7,7 @@ the repository; they have to say so. What installs something is run by .ci/run.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import os
@@ -74,17 +75,18 @@ def inline(pattern):
 INSTALLED_BY_CI = [block for block in blocks("sh") if block.name]
 SHELL = [block for block in blocks("sh", "console") if not block.name]
 BENCH = "python -m tests.bench"
-SLOW = ("convert/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
+SLOW = ("convert/README.md", "notebooks/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
 
 
 def marked(found):
-    """As parameters: what converts or measures belongs to the slow run."""
+    """As parameters: what converts or measures belongs to the slow run, what needs nbclient to that of notebooks."""
     parameters = []
     for number, block in enumerate(found):
         slow = block.document in SLOW or BENCH in block.text
+        marks = [pytest.mark.notebooks] if "execute.py" in block.text else [pytest.mark.slow] if slow else []
         first = block.commands[0][0] if block.language != "python" else block.text.splitlines()[2]
         name = f"{block.document}-{number}-{first[:50]}"
-        parameters.append(pytest.param(block, marks=[pytest.mark.slow] * slow, id=name))
+        parameters.append(pytest.param(block, marks=marks, id=name))
     return parameters
 
 
@@ -109,7 +111,7 @@ SMALLER = (
     (r"tests\.bench\.adapters ", "--rounds 1"),
     (r"tests\.bench\.digests (make|show) ", "--only pico"),
     (r"^python -m pytest", "--collect-only"),
-    (r"notebooks/execute\.py", "--to ."),
+    (r"notebooks/execute\.py", "--help"),  # test_notebooks.py runs it
 )
 NEEDS_DATA = r"tests\.bench\.(quality|fidelity pico)"
 
@@ -182,8 +184,6 @@ def test_commands_run_and_print_what_is_shown(block, playground):
         if reason := run_by_ci(command):
             assert reason in (ROOT / ".ci" / "run").read_text(), f"{command} is run by nothing"
             continue
-        if "notebooks/execute.py" in command:
-            command += " --help"  # test_notebooks.py runs it
         more = " ".join(extra for pattern, extra in SMALLER if re.search(pattern, command))
         line = command.replace(" > ", f" {more} > ") if " > " in command else f"{command} {more}"
         ready(folder, command)
@@ -320,7 +320,9 @@ def test_every_model_has_a_row_with_its_facts():
         assert spec.license in line
 
 
+@functools.cache
 def options(*command):
+    """What --help of a command prints."""
     done = subprocess.run(
         [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     )
