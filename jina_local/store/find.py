@@ -48,8 +48,6 @@ def find(
     Raises ModelNotFound, ModelDamaged, UsageError, EngineMissing, OutputError.
     """
     wanted = os.fspath(name_or_path)
-    if backend not in ("auto", *backends.BACKENDS):
-        raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
     if not wanted.strip():
         raise UsageError(f"no model was given. Known names: {', '.join(registry.names())}; or a path.")
     path = Path(wanted).expanduser()
@@ -98,6 +96,8 @@ def _no_such_path(wanted: str) -> ModelNotFound:
 
 def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
     """The engines that may run a model's files, preferred first. A label that both read means GGUF."""
+    if backend not in ("auto", *backends.BACKENDS):
+        raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
     if backend != "auto":
         return (backend,)
     if label is not None:
@@ -109,13 +109,13 @@ def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
 
 def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks: Sequence[str] = ()) -> Path:
     """What `find` opens offline for the same words, without opening it: a path itself, or the folder of the files."""
-    if os.path.lexists(given := Path(name).expanduser()):
+    if name.strip() and os.path.lexists(given := Path(name).expanduser()):
         return given
     row, request = _named(name, backend, weights, tasks, False)
     there = places.of(row)
     if fit := _fit(row, there, request, any_task=True):
-        task = next(str(task) for task in (*request.tasks, row.spec.default_task, *fit.files) if task in fit.files)
-        return fit.files[task].parent if fit.files[task].suffix == ".gguf" else fit.files[task]
+        task = next(task for task in (*request.tasks, row.spec.default_task or "", *fit.files) if task in fit.files)
+        return fit.files[task].parent if fit.files[task].is_file() else fit.files[task]
     raise _not_found(row, request, there)
 
 

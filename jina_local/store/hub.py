@@ -181,11 +181,11 @@ def translate_error(error: Exception, row: Published, where: str, repo: str) -> 
         return OutputError(
             f"{cache_folder()}: cannot be written ({error.strerror}). HF_HUB_CACHE sets another place."
         )
-    if isinstance(error, errors.HfHubHTTPError):
-        answer = error.response
-        return ModelNotFound(f"{where}: the hub answered {answer.status_code} to {answer.url}. Try again later.")
-    reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
     pico = " --model pico takes the small model that comes with the package." if row.spec.scoring is None else ""
+    if isinstance(error, errors.HfHubHTTPError):
+        said = f"the hub answered {error.response.status_code} to {error.response.url}"
+        return ModelNotFound(f"{where}: {said}. Try again later.{pico}")
+    reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
     facts = row.about("llama" if repo != row.repo else "mlx")
     return ModelNotFound(
         f"{where}: was asked of {endpoint()}, which could not be reached or broke off ({reason}). Try again when "

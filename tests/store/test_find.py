@@ -284,6 +284,18 @@ def test_path_names_the_folder_of_the_files_that_find_opens(places, published, e
         find.path("v5-nano", tasks=["classification"])
 
 
+def test_path_is_not_misled_by_names(places, published, monkeypatch):
+    mine = converted(places / "store" / "mine.gguf", published["nano"], "mlx", "8bit")
+    assert find.path("v5-nano", backend="mlx") == mine
+    with pytest.raises(UsageError, match="unknown model ''"):
+        find.path("")
+    with pytest.raises(UsageError, match="unknown backend 'torch'"):
+        find.path("v5-nano", backend="torch")
+    monkeypatch.chdir(places)
+    (places / "v5-nano").mkdir()
+    assert find.path("v5-nano") == Path("v5-nano"), "a folder in the current directory comes before a name"
+
+
 def test_the_command_that_fetches_has_what_was_asked_for(engines):
     for request, options in (
         ({}, ""),
