@@ -130,7 +130,7 @@ class FakeEmbedder:
         ranked = [Ranked(i, scores[i], documents[i]) for i in range(len(documents)) if i not in found.failed]
         ranked.sort(key=lambda one: -one.score)
         cut = tuple(np.flatnonzero(found.truncated).tolist())
-        return Reranking(tuple(ranked[:top_n]), cut, bool(asked.truncated[0]), 0, found.failed)
+        return Reranking(tuple(ranked[:top_n]), cut, bool(asked.truncated[0]), 0, found.failed, "cosine")
 
     def close(self) -> None:
         """Remembered, so that tests can ask."""
