@@ -149,7 +149,7 @@ def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
 
 
 def _words(args: argparse.Namespace) -> Words:
-    words: Words = {
+    return {
         "task": args.task,
         "prompt_name": args.prompt_name,
         "truncate_dim": args.truncate_dim,
@@ -157,10 +157,8 @@ def _words(args: argparse.Namespace) -> Words:
         "normalize": not args.no_normalize,
         "precision": args.precision,
         "overflow": args.overflow,
+        "late_chunking": args.late_chunking,
     }
-    if args.late_chunking:
-        words["late_chunking"] = True
-    return words
 
 
 def _embedded(
@@ -208,15 +206,10 @@ def _writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, keep: dict[str, st
 
 
 def _report(tally: Tally, source: Source) -> None:
-    parts = []
-    for count, first, verbs, what in (
+    cases = (
         (tally.cut, tally.first_cut, ("was", "were"), f"cut to {tally.max_tokens} tokens"),
         (tally.failed, tally.first_failed, ("has", "have"), f"no vector: {writers.UNUSABLE}"),
         (tally.bad, tally.first_bad, ("was", "were"), "passed over"),
-    ):
-        if first is not None:
-            why = f": {first.fault}" if first.fault is not None else ""
-            verb = verbs[count > 1]
-            parts.append(f"{count} of {tally.total} texts {verb} {what} (first: {source.where(first)}{why})")
-    if parts:
-        console.say("; ".join(parts))
+    )
+    for sentence in options.counted("texts", tally.total, source, cases):
+        console.say(sentence)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NoReturn
 
 from .. import backends, console, registry
 from ..errors import UsageError
 from ..records import output, source
-from ..records.readers import FORMATS, Reading
+from ..records.readers import FORMATS, Item, Reading
 from ..records.source import Source
 from ..spec import ModelSpec
 
@@ -146,6 +146,20 @@ def open_source(
     if args.input is None and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError(f"no {what}: give some, or --input FILE, or pipe them in.\n\n{examples.rstrip()}")
     return source.open_inputs(args.input or ["-"], reading)
+
+
+def counted(
+    what: str, total: int, source: Source, cases: Iterable[tuple[int, Item | None, tuple[str, str], str]]
+) -> list[str]:
+    """Sentences such as "2 of 9 texts were cut (first: line 4)": count, first item, singular and plural verb, the rest."""
+    sentences = []
+    for count, first, verbs, rest in cases:
+        if first is not None:
+            why = f": {first.fault}" if first.fault is not None else ""
+            sentences.append(
+                f"{count} of {total} {what} {verbs[count > 1]} {rest} (first: {source.where(first)}{why})"
+            )
+    return sentences
 
 
 def on_terminal(args: argparse.Namespace, stdout: BinaryIO) -> bool:

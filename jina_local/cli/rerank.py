@@ -163,7 +163,7 @@ def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
     by_suffix = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}
     if args.format is not None:
         chosen = str(args.format)
-    elif args.output is None or args.output == "-" or output.descriptor(args.output) is not None:
+    elif not output.is_file(args.output):
         chosen = "table" if options.on_terminal(args, stdout) else "jsonl"
     elif (suffix := Path(args.output).suffix.lower()) in by_suffix:
         chosen = by_suffix[suffix]
@@ -197,7 +197,11 @@ def _ranking(
             words[name] = getattr(args, name)
         if not by_cosine:
             words["return_embeddings"] = bool(args.return_embeddings)
-        answer, used = stream.call_with_good_rows(items, reading, lambda texts: model.rerank(query, texts, **words))
+        answer, used = stream.call_with_good_rows(
+            items, reading, lambda texts: model.rerank(query, texts, **words) if texts else None
+        )
+    if answer is None:
+        return _Ranking()
     return _Ranking(
         rows=[(one, used[one.index], items[used[one.index]]) for one in answer.results],
         cut=[items[used[i]] for i in answer.cut],
@@ -223,8 +227,9 @@ def _table(ranking: _Ranking, source: Source, width: int | None) -> Iterator[str
     """Rank, score, place and text, one line a document, no wider than `width` columns."""
     if not ranking.rows:
         return
-    labels = [f"{item.name}:{item.number}" if source.several else str(item.number) for _, _, item in ranking.rows]
-    unit = ranking.rows[0][2].unit
+    items = [item for _, _, item in ranking.rows]
+    labels = [f"{terminal.one_line(i.name, None)}:{i.number}" if source.several else str(i.number) for i in items]
+    unit = items[0].unit
     wide = max(len(unit), *map(len, labels))
     yield f"{'rank':>4}  {'cosine' if ranking.by_cosine else 'score':>7}  {unit:>{wide}}  document\n"
     for n, ((one, _, _), label) in enumerate(zip(ranking.rows, labels, strict=True), 1):
@@ -274,14 +279,11 @@ def _report(ranking: _Ranking, items: Sequence[Item], source: Source) -> None:
     if ranking.query_cut:
         console.say("the query was cut; its end was not read")
     bad = [item for item in items if item.fault is not None]
-    for which, verbs, what in (
+    cases = (
         (ranking.cut, ("was", "were"), "cut"),
         (ranking.failed, ("has", "have"), "no score: the model gave NaN or infinity"),
         (bad, ("was", "were"), "passed over"),
-    ):
-        if which:
-            why = f": {which[0].fault}" if which[0].fault is not None else ""
-            verb = verbs[len(which) > 1]
-            console.say(
-                f"{len(which)} of {len(items)} documents {verb} {what} (first: {source.where(which[0])}{why})"
-            )
+    )
+    counts = [(len(found), next(iter(found), None), verbs, rest) for found, verbs, rest in cases]
+    for sentence in options.counted("documents", len(items), source, counts):
+        console.say(sentence)

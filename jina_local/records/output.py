@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from ..errors import OutputError
 
@@ -39,6 +39,11 @@ def descriptor(path: str) -> int | None:
 def is_stdout(path: str | None) -> bool:
     """Whether an --output, None if it was not given, means standard output."""
     return path is None or path == "-" or descriptor(path) == 1
+
+
+def is_file(path: str | None) -> TypeGuard[str]:
+    """Whether an --output is a path of its own and no descriptor of this process."""
+    return path is not None and path != "-" and descriptor(path) is None
 
 
 @contextmanager
@@ -73,7 +78,7 @@ def destination(path: str | None, stdout: BinaryIO) -> Iterator[BinaryIO]:
 
 def check_target(path: str | None) -> None:
     """Raise OutputError early for a place that could not be written after the model was loaded."""
-    if path is None or path == "-" or descriptor(path) is not None:
+    if not is_file(path):
         return
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -106,10 +111,8 @@ def rewritable(file: BinaryIO) -> bool:
 
 
 def _written_directly(path: str) -> bool:
-    if descriptor(path) is not None:
-        return True
     target = Path(os.path.realpath(path))
-    return target.exists() and not stat.S_ISREG(target.stat().st_mode)
+    return not is_file(path) or (target.exists() and not stat.S_ISREG(target.stat().st_mode))
 
 
 def _opened(path: Path, flags: int, copied: int | None = None) -> BinaryIO:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from ..errors import EngineMissing, UsageError
 from ..spec import EmbeddingSpec
 from .json_text import dumps
-from .output import descriptor, rewritable
+from .output import is_file, rewritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def format_of(path: str | None, asked: str | None) -> str:
     """The format asked for, else that of the suffix; jsonl for standard output. Raises UsageError."""
     if asked is not None:
         return asked
-    if path is None or path == "-" or descriptor(path) is not None:
+    if not is_file(path):
         return "jsonl"
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix in FORMATS:

@@ -271,9 +271,10 @@ def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_reranker, capf
         (places[text], text) for _, _, text in ranked("planet", ["Mars", "Venus"])
     ]
     assert out.err.startswith(b"2 of 4 documents were passed over (first: line 2: has no 'text'.")
-    bad = put(tmp_path, "bad.jsonl", b"[\n")
-    assert main.main(["rerank", "planet", "--input", bad, "--errors", "skip"]) == 1
-    assert capfdbinary.readouterr().out == b""
+    for data in (b"[\n", b'"\\ud800"\n'):
+        bad = put(tmp_path, "bad.jsonl", data)
+        assert main.main(["rerank", "planet", "--input", bad, "--errors", "skip"]) == 1
+        assert capfdbinary.readouterr().out == b""
 
 
 def test_several_inputs_are_ranked_together(fake_reranker, capfdbinary, tmp_path):
