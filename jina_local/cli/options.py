@@ -151,14 +151,12 @@ def open_source(
 def counted(
     what: str, total: int, source: Source, cases: Iterable[tuple[int, Item | None, tuple[str, str], str]]
 ) -> list[str]:
-    """Sentences such as "2 of 9 texts were cut (first: line 4)": count, first item, singular and plural verb, the rest."""
+    """Sentences such as "2 of 9 texts were cut (first: line 4)". A case: its count, its first item, verbs, the rest."""
     sentences = []
     for count, first, verbs, rest in cases:
         if first is not None:
-            why = f": {first.fault}" if first.fault is not None else ""
-            sentences.append(
-                f"{count} of {total} {what} {verbs[count > 1]} {rest} (first: {source.where(first)}{why})"
-            )
+            where = source.where(first) + (f": {first.fault}" if first.fault is not None else "")
+            sentences.append(f"{count} of {total} {what} {verbs[count > 1]} {rest} (first: {where})")
     return sentences
 
 
