@@ -151,7 +151,7 @@ def open_source(
 def counted(
     what: str, total: int, source: Source, cases: Iterable[tuple[int, Item | None, tuple[str, str], str]]
 ) -> list[str]:
-    """Sentences such as "2 of 9 texts were cut (first: line 4)". A case: its count, its first item, verbs, the rest."""
+    """Sentences such as "2 of 9 texts were cut (first: line 4)". A case: count, first item, verbs, the rest."""
     sentences = []
     for count, first, verbs, rest in cases:
         if first is not None:
