@@ -10,7 +10,7 @@ from jina_local import registry
 from jina_local.errors import ModelDamaged
 from jina_local.formats import gguf, manifest
 from jina_local.inference.loaded import open_tokenizer
-from jina_local.spec import Weights
+from jina_local.spec import ModelFiles
 from tests import made, tiny
 
 
@@ -18,7 +18,7 @@ from tests import made, tiny
 def files():
     """The files of a converted GGUF folder, with what its manifest says of the tokenizer."""
     path = made.gguf_file("nano", "F32")
-    return Weights(
+    return ModelFiles(
         registry.lookup("v5-nano").spec, "gguf", {"retrieval": path}, "F32", path.parent / "tokenizer.json", None, (),
         fingerprint=manifest.load(path.parent).tokenizer, vocabularies=(path,),
     )  # fmt: skip
