@@ -8,12 +8,13 @@ vocabulary with the token table.
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 from ..errors import ModelDamaged
 from ..formats import gguf
 from ..formats.checks import check_shapes
-from ..formats.gguf import Header
+from ..formats.gguf import Header, Tensor
 from ..registry import Published
 from ..spec import MARKS
 from ..weights import gguf_keys, tensor_names
@@ -25,8 +26,22 @@ _LONGEST_TOKEN = 1 << 16  # bytes
 _TOKEN_TYPES = frozenset(range(1, 7))  # enum llama_token_type
 
 
+# Headers that have passed: their keys by identity -> a tensor that lives as long as they do. formats/gguf.py keeps a
+# header by the identity of its file, so a file that has not changed passes a second time for nothing.
+_passed: dict[int, weakref.ref[Tensor]] = {}
+
+
 def check(header: Header, arch: Architecture, row: Published) -> None:
     """Raise ModelDamaged unless the file is a whole `row` of this architecture. The weights are not read."""
+    kept = _passed.get(id(header.keys))
+    if kept and kept() is header.tensors["token_embd.weight"]:
+        return
+    _check(header, arch, row)
+    key = id(header.keys)
+    _passed[key] = weakref.ref(header.tensors["token_embd.weight"], lambda _: _passed.pop(key, None))
+
+
+def _check(header: Header, arch: Architecture, row: Published) -> None:
     path = str(header.path)
     gguf_keys.check(header.keys, Model(arch, row.spec.pooling, arch.max_positions), path)
     _check_length(header, arch, row)
@@ -109,7 +124,7 @@ def _check_vocabulary(header: Header, arch: Architecture) -> None:
 
 def _check_scores(header: Header, arch: Architecture) -> None:
     scores: list[float] = header.keys.get("tokenizer.ggml.scores", [])  # type: ignore[assignment]
-    if len(scores) != arch.vocab or not all(map(math.isfinite, scores)):
+    if len(scores) != arch.vocab or not math.isfinite(sum(scores)):  # 32-bit numbers do not overflow a sum in 64
         raise ModelDamaged(f"{header.path}: tokenizer.ggml.scores is not one number for each of {arch.vocab} tokens.")
 
 
@@ -139,8 +154,8 @@ def _check_charsmap(values: list[int], path: Path) -> None:
 
 def _check_marks(header: Header, row: Published) -> None:
     """Qwen3's own models have the listwise reranker's shape, and not the tokens that its states are read at."""
-    tokens = header.keys["tokenizer.ggml.tokens"]
-    if row.spec.scoring == "listwise" and not {mark.encode() for mark in MARKS} <= set(tokens):  # type: ignore[call-overload]
+    tokens: list[bytes] = header.keys["tokenizer.ggml.tokens"]  # type: ignore[assignment]
+    if row.spec.scoring == "listwise" and not all(mark.encode() in tokens for mark in MARKS):
         raise ModelDamaged(
             f"{header.path}: has the shape of {row.spec.name}, and its vocabulary has no "
             f"{' or '.join(MARKS)}. It is another model of the Qwen3 family."

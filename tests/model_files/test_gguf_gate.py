@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -18,6 +19,7 @@ import gguf as gguf_py
 from convert.gguf import files
 from jina_local.errors import ModelDamaged
 from jina_local.formats import gguf
+from jina_local.model_files import gguf_gate
 from jina_local.model_files.gguf_model import identify
 from jina_local.weights import gguf_keys
 
@@ -314,3 +316,18 @@ def test_a_header_of_random_numbers_is_read_or_refused_and_nothing_else(tmp_path
         except ModelDamaged as error:
             names.append(str(error)[: len(str(path))])
     assert set(names) == {str(path), "jina-embeddings-v5-text-nano"}
+
+
+def test_a_header_that_passed_is_not_checked_again_and_a_changed_file_is(tmp_path, monkeypatch):
+    asked = []
+    real = gguf_gate._check
+    monkeypatch.setattr(gguf_gate, "_check", lambda *given: (asked.append(given[0].path), real(*given)))
+    path = changed(whole("nano"), tmp_path / "v5-nano-retrieval-Q8_0.gguf")
+    os.utime(path, (1e9, 1e9))
+    assert [identify(path).task for _ in range(3)] == ["retrieval"] * 3
+    assert asked == [path]
+    changed(whole("nano"), path, {"eurobert.expert_count": 8})
+    os.utime(path, (1e9 + 1, 1e9 + 1))
+    assert "expert_count is 8" in refused(path)
+    assert "expert_count is 8" in refused(path)
+    assert asked == [path] * 3
