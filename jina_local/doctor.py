@@ -43,8 +43,8 @@ PACKAGES: Mapping[str, tuple[str, str | None]] = {
 _SECONDS = 60  # for one child process
 _SIZE = 256  # of a product of two square matrices, 34 MFLOP: about 7 ms with the reference BLAS, 0.3 ms with OpenBLAS
 # A BLAS is called slow only in comparison with another way to the same product, in the same moment and process: on a
-# busy machine both are slow. In GFLOP/s on one core, the reference BLAS gives 4 to 6, an optimised one 50 and more,
-# and numpy's own loops, which do products of whole numbers, about 1.
+# busy machine both are slow. On one core the reference BLAS gives 4 to 6 GFLOP/s, an optimised one 50 and more, and
+# numpy's own loops, which do products of whole numbers, about 1.
 _SLOW = 15.0
 _TIMES_AS_FAST = 4.0  # what numpy's BLAS has to be, for MLX's to be slow
 _TIMES_THE_LOOPS = 12.0  # what numpy's BLAS has to be, not to be slow

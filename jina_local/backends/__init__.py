@@ -1,4 +1,4 @@
-"""The wall to the engines: one protocol, and the two functions that say which engine there is and open it."""
+"""The wall to the engines: one protocol, which engines are installed, and the function that opens one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ _MODULES = {"mlx": "mlx.core", "llama": "llama_cpp"}
 class Backend(Protocol):
     """One set of weights, opened by one engine. Safe to call from several threads.
 
-    `hidden` is the width of a row (a state, or the logits of a classifier), `vocab` the size of the token table;
-    `budget` is what one pass should hold and `lanes` how many passes may usefully run at a time; `device`, `dtype`,
-    `threads` and `reasons` say what it runs on.
+    hidden: the width of a row (a state, or the logits of a classifier).
+    vocab: the rows of the token table.
+    budget: the size of a pass that is fast.
+    lanes: how many passes may usefully run at a time.
+    device, dtype, threads, reasons: what it runs on, and why.
+
+    A Ctrl-C in the main thread is KeyboardInterrupt, and the backend can be used afterwards. After a fork, the child
+    gets EngineError from a backend of its parent, and can open its own.
     """
 
     hidden: int
@@ -38,20 +43,21 @@ class Backend(Protocol):
     reasons: tuple[str, ...]
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
-        """The states after the last layer and its norm at `batch.rows`: (n_rows, hidden) float32.
+        """Run one pass: (n_rows, hidden) float32, the states after the last layer and its norm at `batch.rows`.
 
-        Of a model with a classifier, its raw logits instead; the rows have to be the first token of each text.
+        A model with a classifier gives its raw logits instead, and the rows have to be the first token of each text.
 
-        `sharers`: how many passes the caller runs at a time; the engine divides its threads by it. `task`: the
-        adapter to run beside the base, one of those opened with; None where the weights are merged. Calls with
-        different tasks may run at a time, and none changes what another sees. Rows may come back non-finite; the
-        state that later calls see is clean all the same. Raises EngineError for ids outside the table, an empty
-        text, a task that is not there (see `passes.check_task`), or a failure of the engine.
+        sharers: how many passes the caller runs at a time. The engine divides its threads by it.
+        task: the opened adapter to run beside the base; None if the weights are merged.
+
+        Calls with different tasks may run at a time without changing each other's result. Rows may be non-finite,
+        which does not affect later calls. Raises EngineError for ids outside the table, an empty text, a task without
+        an adapter (see `checks.check_task`), or a failure of the engine.
         """
         ...
 
     def close(self) -> None:
-        """Free the weights. The backend cannot be used afterwards; closing twice is harmless."""
+        """Free the weights. The backend cannot be used afterwards. Closing it twice is harmless."""
         ...
 
 
@@ -64,7 +70,7 @@ def installed(name: str) -> bool:
 
 
 def preferred() -> str:
-    """MLX on Apple silicon, llama.cpp elsewhere; whichever is there. Raises EngineMissing if none is."""
+    """The better engine that is installed: MLX on Apple silicon, llama.cpp elsewhere. Raises EngineMissing."""
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     for name in ("mlx", "llama") if apple else ("llama", "mlx"):
         if installed(name):
@@ -84,12 +90,12 @@ def open_backend(
 ) -> Backend:
     """Open one set of weights: a .gguf file with llama, a folder with mlx.
 
-    `task` names the adapter to merge at load, where the folder is a published checkpoint (mlx alone). `adapters`
-    (task -> file or folder, as ModelFiles.adapters has it) keeps the base as it is and runs them beside it: every
-    call of `forward` then names one. Neither: the weights are merged already.
+    task: the adapter to merge at load, if the folder is a published checkpoint (mlx only).
+    adapters: task -> file or folder. They run beside the unchanged base, and every call of `forward` names one.
 
-    `isolate`: "process" runs the engine in a process of its own, so that an abort in native code raises
-    EngineCrashed; see `remote`. This is also the way to open a file that nothing has checked.
+    Without both, the weights are merged already.
+    isolate: "process" runs the engine in a process of its own, so that an abort in native code raises EngineCrashed;
+    see `remote`. This is also the way to open a file that nothing has checked.
     """
     if isolate not in (None, "process"):
         raise UsageError(

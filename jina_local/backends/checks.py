@@ -1,4 +1,4 @@
-"""What every engine asks of a pass before it runs one."""
+"""The checks of a pass that every engine makes before it runs one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..spec import NO_TASK, TokenBatch
 
 
 def check(batch: TokenBatch, vocab: int, longest: int) -> None:
-    """Raise EngineError for what an engine answers with an abort, a crash, or the memory beside its table."""
+    """Raise EngineError for a pass that an engine would answer with an abort, a crash, or foreign memory."""
     lengths = np.diff(batch.starts)
     if len(lengths) == 0 or (lengths < 1).any() or batch.starts[0] != 0 or batch.starts[-1] != len(batch.ids):
         raise EngineError("a pass needs at least one token in every text.")
@@ -28,20 +28,22 @@ def check(batch: TokenBatch, vocab: int, longest: int) -> None:
 
 
 def check_classified(batch: TokenBatch) -> None:
-    """Raise EngineError unless the wanted rows are the ones that a classifier reads: the first of each text."""
+    """Raise EngineError unless the wanted rows are the first token of each text, which a classifier reads."""
     if not np.array_equal(batch.rows, batch.starts[:-1]):
-        raise EngineError("a classifier reads the first token of every text; the wanted rows have to be those.")
+        raise EngineError("a classifier reads the first token of every text; these have to be the wanted rows.")
 
 
-def check_task(task: str | None, held: Collection[str]) -> None:
-    """Raise EngineError unless `task` is one of the adapters `held`, or None where there are none.
+def check_task(task: str | None, adapters: Collection[str]) -> None:
+    """Raise EngineError unless `task` has one of the opened adapters, or is None and there are none.
 
-    NO_TASK asks by name for the base alone, and every base has that.
+    NO_TASK asks for the base without an adapter, which every base with adapters can run.
     """
-    if task == NO_TASK and held:
+    if task == NO_TASK and adapters:
         return
-    if task is None and held:
-        raise EngineError(f"this model runs its adapters beside one base; name a task: {', '.join(held)}.")
-    if task is not None and task not in held:
-        there = f"It has adapters for: {', '.join(held)}." if held else "Its weights are merged; leave the task out."
-        raise EngineError(f"no adapter for task {task!r} was opened with this model. {there}")
+    if task is None and adapters:
+        raise EngineError(f"this model runs its adapters beside one base; name a task: {', '.join(adapters)}.")
+    if task is not None and task not in adapters:
+        advice = "Its weights are merged; leave the task out."
+        if adapters:
+            advice = f"It has adapters for: {', '.join(adapters)}."
+        raise EngineError(f"no adapter for task {task!r} was opened with this model. {advice}")

@@ -1,4 +1,4 @@
-"""What this machine lends to the process: physical cores, memory, and how to give some back."""
+"""The machine's resources: physical cores, available memory, and how to give memory back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def physical_cores() -> int:
-    """Cores, not hardware threads, within the process's affinity; on Apple silicon the performance cores."""
+    """The number of cores, not of hardware threads, in the process's affinity; on Apple silicon performance cores."""
     if platform.system() == "Darwin":
         count = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
         return count or os.cpu_count() or 1
@@ -23,7 +23,7 @@ def physical_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, as the kernel estimates it; None where it does not say."""
+    """The kernel's estimate of the bytes that can be taken without swapping, or None if it gives none."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None
@@ -34,10 +34,10 @@ def available_memory() -> int | None:
 
 
 def give_back(start: int, length: int) -> None:
-    """Tell the system that the whole pages within these bytes hold nothing that is needed.
+    """Tell the system that the whole pages within these bytes are not needed.
 
-    On Linux they read as zeros afterwards and take no memory; macOS may take them when it is short. Elsewhere, and
-    where the system declines, nothing happens.
+    On Linux they read as zeros afterwards and take no memory. macOS may take them if memory is short. On other
+    systems, or if the system declines, nothing happens.
     """
     advice = {"Linux": 4, "Darwin": 5}.get(platform.system())  # MADV_DONTNEED; MADV_FREE (sys/mman.h)
     page = mmap.PAGESIZE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import ModelDamaged
 
-# Bounds that any of these models keeps by a wide margin; a value outside them is damage or an attack.
+# All of these models are far inside these bounds. A value outside them is damage or an attack.
 _LIMITS = {
     "hidden_size": (8, 16384),
     "num_hidden_layers": (1, 128),
@@ -28,12 +28,12 @@ POSITION_OFFSET = 2  # XLM-R's learned positions start after the padding id 1; t
 class Architecture:
     """The numbers that fix a forward pass.
 
-    "qwen3", "eurobert": pre-norm RMS blocks, rotary positions (NEOX), gated SiLU MLP, no biases. "jina-bert-v3",
-    "bert": XLM-R's post-norm LayerNorm blocks, exact GELU, biases; the first with rotary positions (NEOX), the
-    second with learned ones and a classifier (dense, tanh, out_proj) on the first token.
+    "qwen3", "eurobert": pre-norm RMS blocks, rotary positions (NEOX), gated SiLU MLP, no biases.
+    "jina-bert-v3", "bert": XLM-R's post-norm LayerNorm blocks, exact GELU, biases. The first has rotary positions
+    (NEOX). The second has learned positions and a classifier (dense, tanh, out_proj) on the first token.
     """
 
-    kind: str  # as GGUF calls it: "qwen3" | "eurobert" | "jina-bert-v3" | "bert"
+    kind: str  # GGUF's name: "qwen3" | "eurobert" | "jina-bert-v3" | "bert"
     hidden: int
     layers: int
     heads: int
@@ -42,23 +42,23 @@ class Architecture:
     intermediate: int
     vocab: int
     eps: float
-    rope_theta: float  # 0: no rotation, positions are learned
+    rope_theta: float  # 0 if there is no rotation, because positions are learned
     max_positions: int  # tokens in the longest text
-    labels: int = 0  # logits of the classifier; 0: there is none
+    labels: int = 0  # logits of the classifier; 0 if there is none
 
     @property
     def causal(self) -> bool:
-        """Qwen3 looks back only; EuroBERT looks both ways."""
+        """Whether a token sees only the tokens before it, which is so in Qwen3 alone."""
         return self.kind == "qwen3"
 
     @property
     def qk_norm(self) -> bool:
-        """Qwen3 norms queries and keys per head before the rotation."""
+        """Whether queries and keys are normed per head before the rotation, which is so in Qwen3 alone."""
         return self.kind == "qwen3"
 
     @property
     def xlm_roberta(self) -> bool:
-        """Post-norm blocks with biases, in one of the two forms."""
+        """Whether the blocks are XLM-R's, with post-norm and biases, in one of its two forms."""
         return self.kind in ("jina-bert-v3", "bert")
 
     @property
@@ -68,33 +68,33 @@ class Architecture:
 
     @property
     def width(self) -> int:
-        """Numbers in one row of the result: the logits of the classifier where there is one, else the state."""
+        """Numbers in one row of the result: the logits of a classifier, or else the state."""
         return self.labels or self.hidden
 
 
-# model_type -> kind; the v5 repositories share one model_type, and XLM-R has two forms, see `_kind`.
+# model_type -> kind. The v5 repositories share one model_type, and XLM-R has two forms: see `_kind`.
 _KINDS = {"qwen3": "qwen3", "eurobert": "eurobert"}
 _XLM_ROBERTA = ("xlm-roberta", "jina_embeddings_v3", None)
-# Config key -> the values under which the forward pass here is the right one.
-_SILENT_CHANGES: dict[str, tuple[object, ...]] = {
+# Config key -> the values that this forward pass computes. The first is the value if the key is absent.
+_COMPUTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "tie_word_embeddings": (True, False),
 }
-_SILENT_CHANGES_XLM_ROBERTA: dict[str, tuple[object, ...]] = {
+_COMPUTED_XLM_ROBERTA: dict[str, tuple[object, ...]] = {
     "hidden_act": ("gelu",),
     "type_vocab_size": (1,),
     "emb_pooler": (None,),
     "pad_token_id": (1, None),
-    "num_labels": (1, 2),  # 2 is the default of transformers' class, written where there is no classifier
+    "num_labels": (1, 2),  # transformers writes its default, 2, for models without a classifier
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
 
 
 def from_config(config: Mapping[str, object], where: str = "config.json") -> Architecture:
-    """Read a config as transformers writes it (either place of rope_theta). Raises ModelDamaged."""
+    """Read a config in transformers' form, with rope_theta in either of its places. Raises ModelDamaged."""
     kind = _kind(config, where)
     post_norm = kind in ("jina-bert-v3", "bert")
     sizes = {key: _size(config, key, where) for key in _LIMITS if key not in ("head_dim", "num_key_value_heads")}
@@ -115,7 +115,7 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
     eps = config.get(eps_key)
     if not isinstance(eps, float) or not 1e-12 <= eps <= 1e-2:
         raise ModelDamaged(f"{where}: {eps_key} is {eps!r}; expected a number from 1e-12 to 1e-2.")
-    _refuse_changes(config, _SILENT_CHANGES_XLM_ROBERTA if post_norm else _SILENT_CHANGES, where)
+    _refuse_other_passes(config, _COMPUTED_XLM_ROBERTA if post_norm else _COMPUTED, where)
     positions = sizes["max_position_embeddings"] - (POSITION_OFFSET if kind == "bert" else 0)
     if positions < 1:
         raise ModelDamaged(f"{where}: max_position_embeddings {positions + POSITION_OFFSET} leaves no position.")
@@ -129,14 +129,16 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
         intermediate=sizes["intermediate_size"],
         vocab=sizes["vocab_size"],
         eps=eps,
-        rope_theta=0.0 if kind == "bert" else _theta(config, where),
+        rope_theta=0.0 if kind == "bert" else _rope_theta(config, where),
         max_positions=positions,
         labels=1 if kind == "bert" else 0,
     )
 
 
-def _refuse_changes(config: Mapping[str, object], changes: Mapping[str, tuple[object, ...]], where: str) -> None:
-    """Raise ModelDamaged where a key asks for another forward pass than the one computed here."""
+def _refuse_other_passes(
+    config: Mapping[str, object], computed: Mapping[str, tuple[object, ...]], where: str
+) -> None:
+    """Raise ModelDamaged if a key asks for another forward pass than this one."""
     layers = config.get("layer_types") or ["full_attention"]
     if (
         config.get("use_sliding_window")
@@ -147,20 +149,20 @@ def _refuse_changes(config: Mapping[str, object], changes: Mapping[str, tuple[ob
             f"{where}: has layers whose attention is limited to a window, which this runtime does not compute. "
             "jina-reranker-v3.5 has them; take jina-reranker-v3."
         )
-    for key, allowed in changes.items():
+    for key, allowed in computed.items():
         if config.get(key, allowed[0]) not in allowed:
             raise ModelDamaged(f"{where}: {key} is {config[key]!r}, which this runtime does not compute.")
 
 
 def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header") -> Architecture:
-    """Read the key-values of a GGUF header; `vocab` is the number of rows of its token table."""
+    """Read the keys of a GGUF header. `vocab`: the rows of its token table. Raises ModelDamaged."""
     kind = str(keys.get("general.architecture"))
     if kind not in ("qwen3", "eurobert", "jina-bert-v3", "bert"):
         raise ModelDamaged(
             f"{where}: general.architecture is {kind!r}; this runtime reads qwen3, eurobert, jina-bert-v3 and bert."
         )
     context = keys.get(f"{kind}.context_length")
-    found = {
+    config = {
         "hidden_size": keys.get(f"{kind}.embedding_length"),
         "num_hidden_layers": keys.get(f"{kind}.block_count"),
         "num_attention_heads": keys.get(f"{kind}.attention.head_count"),
@@ -176,20 +178,20 @@ def from_gguf(keys: Mapping[str, object], vocab: int, where: str = "GGUF header"
         "model_type": kind,
     }
     if kind == "jina-bert-v3":
-        found |= {"model_type": "xlm-roberta", "position_embedding_type": "rotary"}
+        config |= {"model_type": "xlm-roberta", "position_embedding_type": "rotary"}
     if kind == "bert":
-        # The table has lost the rows before the first position, and so has the length.
+        # The table in GGUF lacks the rows before the first position, and the length does not count them.
         longest = context + POSITION_OFFSET if isinstance(context, int) else context
         classifier = {"architectures": [_CLASSIFIER], "position_embedding_type": "absolute"}
-        found |= {"model_type": "xlm-roberta", "max_position_embeddings": longest, **classifier}
-    return from_config({k: v for k, v in found.items() if v is not None}, where)
+        config |= {"model_type": "xlm-roberta", "max_position_embeddings": longest, **classifier}
+    return from_config({k: v for k, v in config.items() if v is not None}, where)
 
 
 def tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model under its checkpoint name -> shape.
+    """The checkpoint name of every weight of the model -> its shape.
 
-    Without the optional prefix, `model.` or, of XLM-R, `roberta.`. The projector of a listwise reranker is not
-    among them: it stands after the model, see projector.py.
+    The names lack their optional prefix, which is `model.`, or `roberta.` for XLM-R. The projector of a listwise
+    reranker is not among them, because it comes after the model: see projector.py.
     """
     if arch.xlm_roberta:
         return _tensors_xlm_roberta(arch)
@@ -214,7 +216,7 @@ def tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors_xlm_roberta(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Wqkv has the rows of the queries, then of the keys, then of the values."""
+    """The same for XLM-R. Wqkv has the rows of the queries, then of the keys, then of the values."""
     h, m = arch.hidden, arch.intermediate
     out: dict[str, tuple[int, ...]] = {arch.table: (arch.vocab, h)}
     if not arch.rope_theta:
@@ -233,13 +235,13 @@ def _tensors_xlm_roberta(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def projections(arch: Architecture) -> list[str]:
-    """The weights that quantisers shrink beside the token table: the linear layers of every block."""
+    """The weights that are quantised beside the token table: the linear layers of every block."""
     ends = ("Wqkv.weight", "out_proj.weight", "fc1.weight", "fc2.weight") if arch.xlm_roberta else ("_proj.weight",)
     return [name for name in tensors(arch) if "layers." in name and name.endswith(ends)]
 
 
 def adaptable(arch: Architecture) -> list[str]:
-    """The weights that an adapter may change: the projections, and of v3 both embedding tables."""
+    """The weights that an adapter may change: the projections, and for v3 both embedding tables."""
     tables = [arch.table, "embeddings.token_type_embeddings.weight"] if arch.kind == "jina-bert-v3" else []
     return [*tables, *projections(arch)]
 
@@ -251,7 +253,7 @@ def _kind(config: Mapping[str, object], where: str) -> str:
     model_type, classes = config.get("model_type"), config.get("architectures")
     named = [str(name) for name in classes] if isinstance(classes, list) else []
     if model_type == "jina_embeddings_v5":
-        # Both v5 models publish this type; only nano's config class carries is_decoder.
+        # Both v5 models have this type; only nano's config has is_decoder.
         return "eurobert" if config.get("is_decoder") is False else "qwen3"
     if isinstance(model_type, str) and model_type in _KINDS:
         return _KINDS[model_type]
@@ -259,7 +261,7 @@ def _kind(config: Mapping[str, object], where: str) -> str:
         rotary = model_type == "jina_embeddings_v3" or config.get("position_embedding_type") == "rotary"
         if rotary and _CLASSIFIER not in named:
             return "jina-bert-v3"
-        # reranker-v2's config has no model_type; its class says what it is.
+        # reranker-v2's config has no model_type, so its class decides.
         if not rotary and _CLASSIFIER in named and config.get("position_embedding_type", "absolute") == "absolute":
             return "bert"
     raise ModelDamaged(
@@ -274,14 +276,14 @@ def _size(config: Mapping[str, object], key: str, where: str, default: int | Non
         value = default
     low, high = _LIMITS[key]
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        found = "missing" if key not in config else repr(value)
-        raise ModelDamaged(f"{where}: {key} is {found}; expected a whole number from {low} to {high}.")
+        shown = "missing" if key not in config else repr(value)
+        raise ModelDamaged(f"{where}: {key} is {shown}; expected a whole number from {low} to {high}.")
     return value
 
 
-def _theta(config: Mapping[str, object], where: str) -> float:
+def _rope_theta(config: Mapping[str, object], where: str) -> float:
     nested = config.get("rope_parameters")
-    # The code of v3 has its own key, and falls back to 10000 without it; the model was trained with 20000.
+    # v3's code has a key of its own, and falls back to 10000 without it; the model was trained with 20000.
     places = {"rope_theta": config.get("rope_theta"), "rotary_emb_base": config.get("rotary_emb_base")}
     if isinstance(nested, Mapping):
         places["rope_parameters.rope_theta"] = nested.get("rope_theta")
@@ -289,16 +291,16 @@ def _theta(config: Mapping[str, object], where: str) -> float:
             raise ModelDamaged(f"{where}: rope_type {nested['rope_type']!r} is not one this runtime computes.")
     if config.get("rope_scaling") is not None:
         raise ModelDamaged(f"{where}: rope_scaling is set; this runtime computes unscaled RoPE only.")
-    found = {place: value for place, value in places.items() if value is not None}
-    if not found:
+    given = {place: value for place, value in places.items() if value is not None}
+    if not given:
         raise ModelDamaged(
             f"{where}: no rope_theta, neither at the top nor under rope_parameters (nor rotary_emb_base, v3's own "
             "key). Engines would fall back to a default and give wrong vectors; add the value that it was published "
             "with."
         )
-    if len(set(found.values())) != 1:
-        raise ModelDamaged(f"{where}: two different RoPE bases: {found}.")
-    theta = next(iter(found.values()))
+    if len(set(given.values())) != 1:
+        raise ModelDamaged(f"{where}: two different RoPE bases: {given}.")
+    theta = next(iter(given.values()))
     if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not math.isfinite(theta) or theta <= 0:
         raise ModelDamaged(f"{where}: rope_theta is {theta!r}; expected a positive number.")
     return float(theta)

@@ -1,8 +1,8 @@
 """A published checkpoint folder: config, sharded weights, task adapters -> float32 tensors, one at a time.
 
-Layout read: config.json; model.safetensors, or shards named by model.safetensors.index.json; adapters as lora.py
-has them. Names may carry `model.` or `roberta.`. Every tensor of the source is used or listed in `dropped`; anything
-else stops the run.
+Layout: config.json; model.safetensors, or shards named by model.safetensors.index.json; adapters in the layouts of
+adapters/published.py. Names may start with `model.` or `roberta.`. Every tensor of the source is used or is listed in
+`dropped`; an unknown tensor stops the run.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ _PROJECTOR = re.compile(r"projector\.\d+\.weight")
 
 
 class Checkpoint:
-    """One checkpoint folder, opened and checked against its own config. Nothing is read until asked for."""
+    """One checkpoint folder, opened and checked against its own config. Tensors are read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_json(folder / "config.json")
         self.arch = architecture.from_config(self.config, str(folder / "config.json"))
         self.dropped: dict[str, str] = {}
-        self._where: dict[str, tuple[SafetensorsFile, str]] = {}
+        self._base: dict[str, tuple[SafetensorsFile, str]] = {}
         self._inside: dict[str, tuple[SafetensorsFile, str]] = {}
         self._projector: dict[str, tuple[SafetensorsFile, str]] = {}
         with ExitStack() as opened:
             self.files = [opened.enter_context(SafetensorsFile(path)) for path in _shards(folder)]
             self._index()
             self._opened = opened.pop_all()
-        file, stored = self._where[self.arch.table]
+        file, stored = self._base[self.arch.table]
         self.dtype = file.tensors[stored].dtype
         self._folders = {} if self._inside else published.folders(folder, self.arch)
 
     def _index(self) -> None:
-        """Place every stored tensor, and hold the set and the shapes against the config."""
+        """Find the use of every stored tensor, and check the names and shapes against the config."""
         for file in self.files:
             for stored in file.tensors:
                 self._place(file, stored)
         check_shapes(
-            {name: file.tensors[stored].shape for name, (file, stored) in self._where.items()},
+            {name: file.tensors[stored].shape for name, (file, stored) in self._base.items()},
             architecture.tensors(self.arch),
             str(self.folder),
         )
@@ -70,7 +70,7 @@ class Checkpoint:
         if why := next((why for pattern, why in _DROPPED if pattern.fullmatch(name)), None):
             self.dropped[stored] = why
             return
-        places = self._where
+        places = self._base
         if self.arch.xlm_roberta and (inside := _INSIDE.fullmatch(name)):
             places, name = self._inside, f"{inside[1]}.weight|{inside[2]}"
         elif self.arch.xlm_roberta and (original := _ORIGINAL.fullmatch(name)):
@@ -83,13 +83,13 @@ class Checkpoint:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The adapters of the checkpoint, by name; empty for a plain or merged one."""
+        """The tasks that have an adapter; none in a plain or merged checkpoint."""
         if self._inside:
             return published.inside_tasks(self.config, str(self.folder))
         return tuple(sorted(self._folders))
 
     def adapter(self, task: str) -> Adapter:
-        """One task's adapter, to be closed. Raises UsageError where there is none, ModelDamaged."""
+        """Open one task's adapter. Raises UsageError if there is none, and ModelDamaged."""
         if self._inside and task in self.tasks:
             return published.from_inside(str(self.folder), self.config, self._inside, self.arch, task)
         if task in self._folders:
@@ -100,11 +100,11 @@ class Checkpoint:
         )
 
     def adapter_place(self, task: str) -> Path:
-        """The folder that holds a task's adapter: its own, or the checkpoint's where it lies inside."""
+        """The folder of a task's adapter: its own, or the checkpoint's if the adapter is inside the weight files."""
         return self._folders.get(task, self.folder)
 
     def adapter_files(self, task: str) -> list[Path]:
-        """The files of a task's adapter beside those of the base; none where it lies inside them."""
+        """The files of a task's adapter; none if the adapter is inside the base's weight files."""
         return (
             [self._folders[task] / name for name in (published.CONFIG, published.WEIGHTS)]
             if task in self._folders
@@ -112,21 +112,21 @@ class Checkpoint:
         )
 
     def projector(self) -> dict[str, NDArray[np.float32]]:
-        """What of the listwise reranker's projector lies in the weight files: name -> float32 matrix."""
+        """The tensors of a listwise reranker's projector in the weight files: name -> float32 matrix."""
         return {
             name: finite(file.read_f32(stored), f"{file.path}: {stored}")
             for name, (file, stored) in self._projector.items()
         }
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """One base weight in float32. Raises ModelDamaged where it is not finite."""
-        file, stored = self._where[name]
+        """One base weight in float32. Raises ModelDamaged for NaN and infinity."""
+        file, stored = self._base[name]
         return finite(file.read_f32(stored), f"{file.path}: {stored}")
 
     def merged(self, task: str | None) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Every weight with the adapter of `task` added, W + (alpha / r) B A in float32, always from the base.
+        """Every weight plus the adapter of `task`, W + (alpha / r) B A in float32, always computed from the base.
 
-        `task` None or NO_TASK gives the base as it is. Tensors come in the order of `architecture.tensors`.
+        None or NO_TASK gives the base unchanged. Tensors come in the order of `architecture.tensors`.
         """
         if task is None or task == NO_TASK:
             for name in architecture.tensors(self.arch):

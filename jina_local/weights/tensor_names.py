@@ -46,7 +46,7 @@ TABLES = {"qwen3": _QWEN3, "eurobert": _EUROBERT, "jina-bert-v3": _JINA_BERT_V3,
 def gguf_names(arch: Architecture) -> dict[str, str]:
     """Every checkpoint name of `arch` -> its GGUF name, in the order of `architecture.tensors`.
 
-    Raises ValueError where the table and the architecture do not cover each other exactly.
+    Raises ValueError unless the table and the architecture cover each other exactly.
     """
     wanted = architecture.tensors(arch)
     table: dict[str, str] = {}
@@ -70,13 +70,13 @@ def checkpoint_names(arch: Architecture) -> dict[str, str]:
 
 
 def gguf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every GGUF name of `arch` -> shape: as in the checkpoint, but for the positions before the first.
+    """Every GGUF name of `arch` -> its shape, which only for learned positions differs from the checkpoint's.
 
-    Learned positions stand in a checkpoint after architecture.POSITION_OFFSET rows that no token has; llama.cpp
-    counts positions from 0 and wants the table without them.
+    A checkpoint has architecture.POSITION_OFFSET rows before the first position, which no token uses. llama.cpp
+    counts positions from 0, and wants the table without these rows.
     """
     shapes = architecture.tensors(arch)
-    found = {right: shapes[left] for left, right in gguf_names(arch).items()}
-    if "position_embd.weight" in found:
-        found["position_embd.weight"] = (arch.max_positions, arch.hidden)
-    return found
+    renamed = {right: shapes[left] for left, right in gguf_names(arch).items()}
+    if "position_embd.weight" in renamed:
+        renamed["position_embd.weight"] = (arch.max_positions, arch.hidden)
+    return renamed

@@ -1,9 +1,10 @@
-"""An encoder's weights once more without their token table, for passes whose unread logits would fill the memory.
+"""A copy of an encoder's weights without their token table, for passes whose unread logits would fill the memory.
 
 llama.cpp keeps and clears room for tokens x vocabulary logits that an encoder never makes, whatever its pooling:
-1 MB a token with 250,002 rows, 8 GB for the longest text. That room goes by the rows of the table. The copy has one
-row, which nobody reads: a pass brings the embeddings of its tokens, taken from the file and unpacked by the engine's
-own functions, so that the result has the same bits. It takes the memory of the other weights.
+1 MB a token with 250,002 rows, 8 GB for the longest text. The room depends on the rows of the table. The copy has
+one row, which nobody reads. A pass brings the embeddings of its tokens instead, which are taken from the file and
+unpacked by the engine's own functions, so the result has the same bits. The copy takes the memory of the other
+weights.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Table:
 
 @contextlib.contextmanager
 def copied(header: Header) -> Iterator[Path]:
-    """An encoder's file once more, with one row of its table and no vocabulary; gone afterwards."""
+    """A temporary copy of an encoder's file, with one row of its table and no vocabulary."""
     needed, free = header.size - header.tensors[_TABLE].nbytes, available_memory()
     if free is not None and needed > free:
         raise EngineError(
@@ -75,7 +76,7 @@ def copied(header: Header) -> Iterator[Path]:
 
 
 def _write(header: Header, out: BinaryIO) -> None:
-    """The same file with one row of the table and no vocabulary."""
+    """Write the same file with one row of the table and no vocabulary."""
     kind = header.text("general.architecture")
     kept = ("general.architecture", "general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.token_type_count")
     keys = {
@@ -113,7 +114,7 @@ def _text(value: str) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    """With its type before it: the four that llama.cpp's own keys of these models have."""
+    """A value after its type, one of the four that llama.cpp's own keys of these models have."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):

@@ -1,8 +1,8 @@
 """A model folder -> evaluated MLX arrays: a checkpoint with an adapter to merge, or MLX's own quantised layout.
 
-Nothing is loaded before the header, the config and the set of tensors agree to the last shape and type. Tensors
-are read one at a time, the token table first. Peak memory is the larger of two: the weights in the type that they
-are computed in, plus twice the largest matrix of a layer; or 2.4 times the token table in float32.
+Nothing is loaded before the header, the config, and the names, shapes and types of all tensors agree. Tensors are
+read one at a time, the token table first. The peak of memory is the larger of these two: the weights in the type of
+the computation plus twice the largest matrix of a layer, or 2.4 times the token table in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 @dataclass(frozen=True)
 class _Code:
-    """How one matrix is quantised."""
+    """The code of one quantised matrix."""
 
     bits: int
     group_size: int
@@ -39,7 +39,7 @@ class _Code:
 class PlainFolder:
     """Weights in floating point: published, merged, or converted at 16 or 32 bits.
 
-    `base`: what the converter says that a base without adapters was made from; None in other folders.
+    base: the digest of the published base, in a converted folder with separate adapters; None in other folders.
     """
 
     def __init__(self, path: Path, task: str | None) -> None:
@@ -47,17 +47,17 @@ class PlainFolder:
         self.checkpoint = Checkpoint(path)
         self.arch = self.checkpoint.arch
         converted = all(file.metadata.get("format") == "mlx" for file in self.checkpoint.files)
-        self.exact = converted and self.checkpoint.dtype == "F32"  # somebody asked for 32 bits by name
+        self.exact = converted and self.checkpoint.dtype == "F32"  # converted at 32 bits, so computed at 32 bits
         self.stored = self.checkpoint.dtype
         self.base = self.checkpoint.files[0].metadata.get(BASE) if converted else None
 
     def weights(self, dtype: mx.Dtype, *, keep_packed: bool) -> Iterator[tuple[str, Matrix]]:
-        """Every tensor in `dtype`, the adapter merged in float32 and the sum rounded once."""
+        """Every tensor in `dtype`. The adapter is merged in float32, and the sum is rounded once."""
         for name, weight in self.checkpoint.merged(self._task):
             yield name, evaluated(weight, dtype, name)
 
     def close(self) -> None:
-        """Close the files; arrays that were read stay."""
+        """Close the files. Arrays that were read stay."""
         self.checkpoint.close()
 
 
@@ -72,10 +72,10 @@ class QuantisedFolder:
     def __init__(self, path: Path, config: Mapping[str, object]) -> None:
         self.path = path
         self.arch = architecture.from_config(config, str(path / "config.json"))
-        found = sorted(p.name for p in path.glob("model*.safetensors"))
-        if found != ["model.safetensors"]:
+        names = sorted(p.name for p in path.glob("model*.safetensors"))
+        if names != ["model.safetensors"]:
             raise ModelDamaged(
-                f"{path}: expected one model.safetensors, found {', '.join(found) or 'none'}. Weights of several "
+                f"{path}: expected one model.safetensors, found {', '.join(names) or 'none'}. Weights of several "
                 "precisions need a folder each; together they would be loaded as a blend."
             )
         self._file = SafetensorsFile(path / "model.safetensors")
@@ -95,7 +95,7 @@ class QuantisedFolder:
         self.stored = "/".join(f"{bits}bit" for bits in sorted({code.bits for code in self._codes.values()}))
 
     def weights(self, dtype: mx.Dtype, *, keep_packed: bool) -> Iterator[tuple[str, Matrix]]:
-        """Every tensor in `dtype`; with `keep_packed` the matrices stay codes, else they are widened here."""
+        """Every tensor in `dtype`. `keep_packed`: matrices stay quantised; otherwise they are widened."""
         for name in architecture.tensors(self.arch):
             if name not in self._codes:
                 yield name, evaluated(self._read(name), dtype, name)
@@ -112,7 +112,7 @@ class QuantisedFolder:
             yield name, packed if keep_packed else _widened(packed)
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay."""
+        """Close the file. Arrays that were read stay."""
         self._file.close()
 
     def _read(self, name: str) -> NDArray[np.float32]:
@@ -122,14 +122,14 @@ class QuantisedFolder:
         return data
 
     def _plan(self, entries: Mapping[str, object]) -> dict[str, _Code]:
-        """The quantised matrices, after the whole set of tensors was held against what config and codes imply."""
+        """The quantised matrices. All names and shapes are checked against the config and the codes."""
         codes: dict[str, _Code] = {}
-        may_be = {self.arch.table, *architecture.projections(self.arch)}
+        quantisable = {self.arch.table, *architecture.projections(self.arch)}
         expected: dict[str, tuple[int, ...]] = {}
         for name, shape in architecture.tensors(self.arch).items():
             module = name.removesuffix(".weight")
             expected[name] = shape
-            if name not in may_be or f"{module}.scales" not in self._stored:
+            if name not in quantisable or f"{module}.scales" not in self._stored:
                 continue
             code = codes[name] = _code(entries, module, _prefix(self.arch), self._file.path)
             rows, columns = shape
@@ -137,8 +137,8 @@ class QuantisedFolder:
                 raise ModelDamaged(f"{self._file.path}: {name}: rows of {columns} in groups of {code.group_size}.")
             expected[name] = (rows, columns * code.bits // 32)
             expected[f"{module}.scales"] = expected[f"{module}.biases"] = (rows, columns // code.group_size)
-        found = {name: self._file.tensors[stored].shape for name, stored in self._stored.items()}
-        check_shapes(found, expected, str(self._file.path))
+        shapes = {name: self._file.tensors[stored].shape for name, stored in self._stored.items()}
+        check_shapes(shapes, expected, str(self._file.path))
         return codes
 
     def _check_types(self) -> None:
@@ -152,7 +152,7 @@ Folder = PlainFolder | QuantisedFolder
 
 
 def open_folder(path: Path, task: str | None) -> Folder:
-    """Check a folder and open it. Raises ModelDamaged, or UsageError for a task that it cannot serve."""
+    """Check a folder and open it. Raises ModelDamaged, or UsageError for a task that cannot be merged."""
     config = read_json(path / "config.json")
     if "quantization" not in config and "quantization_config" not in config:
         return PlainFolder(path, task)
@@ -174,12 +174,12 @@ def _quantization(config: Mapping[str, object], path: Path) -> Mapping[str, obje
 
 
 def _prefix(arch: Architecture) -> str:
-    """What may stand before the names."""
+    """The optional start of the names."""
     return "roberta." if arch.xlm_roberta else "model."
 
 
 def _code(entries: Mapping[str, object], module: str, prefix: str, where: Path) -> _Code:
-    """The module's own entry, under its name with the prefix or without, else what stands for all."""
+    """The module's own entry, under its name with or without the prefix, else the entry for all modules."""
     entry = entries.get(f"{prefix}{module}", entries.get(module, entries))
     if not isinstance(entry, Mapping):
         raise ModelDamaged(f"{where}: {module} is quantised, its entry under quantization is {entry!r}.")
@@ -194,8 +194,8 @@ def _code(entries: Mapping[str, object], module: str, prefix: str, where: Path) 
 
 
 def evaluated(data: NDArray[np.float32], dtype: mx.Dtype, name: str) -> mx.array:
-    """`data` as an array of the engine's, range-checked where `dtype` is float16."""
-    # From numpy, an array is filled at once: nothing lazy is left that another thread could not evaluate.
+    """`data` as an MLX array. For float16 its range is checked."""
+    # An array from numpy is filled at once, so nothing lazy is left that another thread could not evaluate.
     return mx.array(to_f16(data, name) if dtype == mx.float16 else data)
 
 

@@ -107,20 +107,20 @@ class Rotation:
     """Rotary positions by halves (NEOX)."""
 
     def __init__(self, arch: Architecture) -> None:
-        # In float64 and as a table: `base=` computes the frequencies in float32, five times further off at 8k.
+        # A table computed in float64: MLX's `base=` computes in float32, and is five times further off at 8k.
         steps = np.arange(0, arch.head_dim, 2) / arch.head_dim
         self._periods = mx.array((arch.rope_theta**steps).astype(np.float32))
 
     def __call__(self, x: mx.array, at: np.ndarray | None = None) -> mx.array:
-        """(B, n, heads, head_dim) -> (B, heads, n, head_dim), turned by positions 0 to n - 1, or by `at` (B, n)."""
+        """(B, n, heads, head_dim) -> (B, heads, n, head_dim), rotated by positions 0 to n - 1, or by `at` (B, n)."""
         if at is None:
-            return self._turned(x.swapaxes(1, 2), 0)
+            return self._rotated(x.swapaxes(1, 2), 0)
         batch, n, heads, width = x.shape
         # Each row is a sequence of one, with an offset of its own.
-        turned = self._turned(x.reshape(batch * n, heads, 1, width), mx.array(at.reshape(-1)))
-        return turned.reshape(batch, n, heads, width).swapaxes(1, 2)
+        rotated = self._rotated(x.reshape(batch * n, heads, 1, width), mx.array(at.reshape(-1)))
+        return rotated.reshape(batch, n, heads, width).swapaxes(1, 2)
 
-    def _turned(self, x: mx.array, offset: int | mx.array) -> mx.array:
+    def _rotated(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x, x.shape[-1], traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
         )
@@ -151,7 +151,7 @@ def embed(table: Matrix, ids: mx.array, factors: Factors | None = None) -> mx.ar
 
 
 def outputs(weight: Matrix, part: slice) -> Matrix:
-    """The matrix of some of the outputs of another: rows `part`."""
+    """The matrix of some of the outputs: rows `part` of `weight`."""
     if isinstance(weight, Packed):
         return Packed(weight.codes[part], weight.scales[part], weight.biases[part], weight.group_size, weight.bits)
     return weight[part]

@@ -1,4 +1,4 @@
-"""TokenBatch -> rectangles: right-padded ids, the rows that are wanted, and the masks they need. Numpy only."""
+"""TokenBatch -> a rectangle: right-padded ids, the wanted rows, and the masks. Numpy only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAD = 0  # any row of the table: no wanted row ever looks at a pad
 
 @dataclass(frozen=True)
 class Padded:
-    """One pass, texts as rows, every text from position 0. Shifting a text costs digits of its rotations."""
+    """One pass with a text in each row, from position 0, because a shift costs digits of the rotations."""
 
     ids: NDArray[np.int32]  # (n_texts, length)
     lengths: NDArray[np.int32]  # (n_texts,)
@@ -27,13 +27,13 @@ class Padded:
         return bool((self.lengths == self.ids.shape[1]).all())
 
     def key_mask(self) -> NDArray[np.bool_] | None:
-        """(n_texts, 1, 1, length), True at tokens; None where nothing is padded. No row of it is all False."""
+        """(n_texts, 1, 1, length), True at tokens, in every row at least once; None if nothing is padded."""
         if self.full:
             return None
         return (np.arange(self.ids.shape[1]) < self.lengths[:, None])[:, None, None, :]
 
     def causal_mask(self) -> NDArray[np.bool_] | None:
-        """(n_texts, 1, most, length) for the rows `at`, True at and before each; None where all are last."""
+        """(n_texts, 1, most, length) for the rows `at`, True up to each; None if all of them are the last row."""
         if self.at is None:
             raise ValueError("a causal mask is for chosen rows; all rows take the engine's own")
         last = self.ids.shape[1] - 1
@@ -43,7 +43,7 @@ class Padded:
 
 
 def pad(batch: TokenBatch, multiple: int) -> Padded:
-    """Texts of one length are not padded, so that they need no mask; others go up to a multiple of `multiple`."""
+    """Pad texts to a multiple of `multiple`. Texts of one length are not padded, and need no mask."""
     lengths = np.diff(batch.starts)
     longest = int(lengths.max())
     width = longest if (lengths == longest).all() else round_up(longest, multiple)

@@ -1,7 +1,8 @@
 """The forward pass in MLX: pre-norm RMS blocks with rotary positions, for Qwen3 and EuroBERT alike.
 
 The two differ by three facts of their Architecture: causal or not, norms on queries and keys or not, and sizes.
-Plain arrays and not mlx.nn modules: those draw random weights at birth and so move the caller's random state.
+The weights are plain arrays, because mlx.nn modules draw random weights first, which changes the caller's random
+state.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ class Transformer:
     """Weights and the pass over them. Every call has to come from the thread that made the arrays."""
 
     def __init__(self, arch: Architecture, weights: Mapping[str, Matrix], *, fused: bool) -> None:
-        """`weights`: exactly `architecture.tensors(arch)`, evaluated. `fused`: the device has the fused kernels."""
+        """Arrange the weights.
+
+        weights: exactly `architecture.tensors(arch)`, evaluated.
+        fused: whether the device has the fused kernels.
+        """
         self._arch = arch
         self._table = weights[arch.table]
         self._norm = plain(weights["norm.weight"])
         rotation = Rotation(arch)
-        # Compiling on the CPU runs a C++ compiler and loads what lies in the temp folder under a known name.
+        # Compiling on the CPU runs a C++ compiler, and loads a library of a known name from the temp folder.
         gated = mx.compile(_gated, shapeless=True) if fused else _gated
         self._blocks = [_Block(arch, weights, n, rotation, gated, fused) for n in range(arch.layers)]
 
@@ -93,7 +98,7 @@ class _Block:
         return mx.fast.rms_norm(x, self._norms[name], self._arch.eps)
 
     def _heads(self, x: mx.array, norm: str | None = None) -> mx.array:
-        """(B, n, heads x head_dim) -> (B, n, heads, head_dim), normed per head where the model does that."""
+        """(B, n, heads x head_dim) -> (B, n, heads, head_dim), normed per head if the model does so."""
         out = x.reshape(*x.shape[:2], -1, self._arch.head_dim)
         return self._rms(out, f"self_attn.{norm}") if norm and self._arch.qk_norm else out
 

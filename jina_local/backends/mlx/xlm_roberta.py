@@ -1,7 +1,7 @@
 """The forward pass in MLX: XLM-R's post-norm LayerNorm blocks, for jina-embeddings-v3 and jina-reranker-v2 alike.
 
-They differ in where positions come from: rotations, or a learned table that is added to the tokens. Where there is
-a classifier, a row of the result is its logits.
+They differ in their positions, which are rotations, or a learned table that is added to the tokens. If there is a
+classifier, the rows of the result are its logits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class XlmRoberta:
     """Weights and the pass over them. Every call has to come from the thread that made the arrays."""
 
     def __init__(self, arch: Architecture, weights: Mapping[str, Matrix], *, fused: bool) -> None:
-        """`weights`: exactly `architecture.tensors(arch)`, evaluated. `fused`: the device has the fused kernels."""
+        """Arrange the weights.
+
+        weights: exactly `architecture.tensors(arch)`, evaluated.
+        fused: whether the device has the fused kernels.
+        """
         self._arch = arch
         self._table, self._table_name = weights[arch.table], arch.table.removesuffix(".weight")
         self._types = plain(weights[f"{_TYPES}.weight"])
@@ -47,7 +51,7 @@ class XlmRoberta:
         else:
             self._positions = plain(weights["embeddings.position_embeddings.weight"])[POSITION_OFFSET:]
         self._norm = _Norm(weights, "emb_ln", arch.eps)
-        # Compiling on the CPU runs a C++ compiler and loads what lies in the temp folder under a known name.
+        # Compiling on the CPU runs a C++ compiler, and loads a library of a known name from the temp folder.
         gelu = mx.compile(_gelu, shapeless=True) if fused else _gelu
         self._blocks = [_Block(arch, weights, n, rotation, gelu, fused) for n in range(arch.layers)]
         self._classifier = _Classifier(weights) if arch.labels else None
@@ -67,7 +71,7 @@ class XlmRoberta:
         return x if self._classifier is None else self._classifier(x)
 
     def _embedded(self, ids: np.ndarray, factors: Mapping[str, Factors]) -> mx.array:
-        """Tokens, the one type that all of them have, and learned positions: (B, L) ids -> (B, L, hidden)."""
+        """(B, L) ids -> (B, L, hidden): tokens, plus the only token type, plus learned positions."""
         added = embed(self._types, mx.zeros((1,), mx.int32), factors.get(_TYPES))
         if self._positions is not None:
             added = added + self._positions[: ids.shape[1]]
@@ -104,16 +108,20 @@ class _Block:
         if at is None:
             queries, keys, values = self._heads(project("mixer.Wqkv", x), 3)
         else:
-            keys, values = self._heads(self._some(x, slice(self._arch.hidden, None), pair), 2)
+            keys, values = self._heads(self._part_of_qkv(x, slice(self._arch.hidden, None), pair), 2)
             x = rows_at(x, at)
-            (queries,) = self._heads(self._some(x, slice(self._arch.hidden), pair), 1)
+            (queries,) = self._heads(self._part_of_qkv(x, slice(self._arch.hidden), pair), 1)
         mixed = attend(
-            self._turned(queries, at), self._turned(keys, None), values.swapaxes(1, 2), mask, blocked=not self._fused
+            self._rotated(queries, at),
+            self._rotated(keys, None),
+            values.swapaxes(1, 2),
+            mask,
+            blocked=not self._fused,
         )
         x = self._norm1(x + project("mixer.out_proj", mixed.swapaxes(1, 2).reshape(*x.shape)))
         return self._norm2(x + project("mlp.fc2", self._gelu(project("mlp.fc1", x))))
 
-    def _some(self, x: mx.array, part: slice, factors: Factors | None) -> mx.array:
+    def _part_of_qkv(self, x: mx.array, part: slice, factors: Factors | None) -> mx.array:
         """The outputs `part` of Wqkv."""
         of_part = None if factors is None else Factors(factors.a, factors.b[part])
         return linear(x, outputs(self._weights["mixer.Wqkv"], part), of_part, self._biases["mixer.Wqkv"][part])
@@ -123,13 +131,13 @@ class _Block:
         split = x.reshape(*x.shape[:2], parts, self._arch.heads, self._arch.head_dim)
         return tuple(split[:, :, part] for part in range(parts))
 
-    def _turned(self, x: mx.array, at: np.ndarray | None) -> mx.array:
-        """(B, n, heads, head_dim) -> (B, heads, n, head_dim), rotated where the model does that."""
+    def _rotated(self, x: mx.array, at: np.ndarray | None) -> mx.array:
+        """(B, n, heads, head_dim) -> (B, heads, n, head_dim), rotated if the model does so."""
         return x.swapaxes(1, 2) if self._rotation is None else self._rotation(x, at)
 
 
 class _Norm:
-    """LayerNorm; MLX takes mean and variance in float32 whatever the type of the states."""
+    """LayerNorm. MLX computes mean and variance in float32, whatever the type of the states is."""
 
     def __init__(self, weights: Mapping[str, Matrix], name: str, eps: float) -> None:
         self._weight, self._bias = plain(weights[f"{name}.weight"]), plain(weights[f"{name}.bias"])
@@ -140,7 +148,7 @@ class _Norm:
 
 
 class _Classifier:
-    """(n, hidden) float32 -> (n, labels) float32. In float32: a few rows cost nothing, and a logit is a score."""
+    """(n, hidden) float32 -> (n, labels) float32. Exact, because a logit is a score; its few rows are cheap."""
 
     def __init__(self, weights: Mapping[str, Matrix]) -> None:
         names = [f"classifier.{name}.{kind}" for name in ("dense", "out_proj") for kind in ("weight", "bias")]
@@ -152,6 +160,6 @@ class _Classifier:
 
 
 def _gelu(x: mx.array) -> mx.array:
-    """The exact one. In float32 whatever comes: in float16, 1 + erf(x) loses all digits below -2."""
+    """The exact GELU, in float32, because in float16 1 + erf(x) loses all digits below -2."""
     wide = x.astype(mx.float32)
     return (wide * (0.5 + 0.5 * mx.erf(wide * math.sqrt(0.5)))).astype(x.dtype)

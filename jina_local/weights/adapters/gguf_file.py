@@ -1,9 +1,10 @@
-"""One task's adapter in GGUF, held against the base that it is for before an engine sees it.
+"""One task's adapter in GGUF, checked against its base before an engine sees it.
 
-The format is llama.cpp's: general.type "adapter", general.architecture the base's, adapter.type "lora",
-adapter.lora.alpha, and for a base tensor NAME the factors NAME.lora_a (rank, in) and NAME.lora_b (out, rank): the
-layer is y = W x + alpha / rank B A x. Ours adds adapter.lora.task_name, and under `jina_local.base` the digest of the
-published base, which the base file has too: an adapter runs beside every type made of its base, and beside no other.
+The format is llama.cpp's: general.type "adapter", the base's general.architecture, adapter.type "lora",
+adapter.lora.alpha, and for a base tensor NAME the factors NAME.lora_a (rank, in) and NAME.lora_b (out, rank). The
+layer is y = W x + alpha / rank B A x. Our converter adds adapter.lora.task_name, and under `jina_local.base` the
+digest of the published base, which the base's file has too. So an adapter runs beside every type that was made of its
+base, and beside no other base.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .. import architecture, tensor_names
 from ..architecture import Architecture
 from .rules import check_base, check_scale, linear_slots, pair_factors
 
-BASE_KEY = "jina_local.base"  # in a base and in its adapters; merged files have none
+BASE_KEY = "jina_local.base"  # in a base and in its adapters; merged files do not have it
 TASK_KEY = "jina_local.task"  # in merged files and in adapters
 NAME_KEY = "adapter.lora.task_name"
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
@@ -30,7 +31,7 @@ _COMMAND = "python -m convert gguf SRC OUT --task all --adapters separate"
 
 @dataclass(frozen=True)
 class Base:
-    """What an adapter has to fit."""
+    """The base that an adapter has to fit."""
 
     path: Path
     digest: str | None  # of the published base; None in a merged file
@@ -38,12 +39,12 @@ class Base:
 
 
 def is_adapter(header: Header) -> bool:
-    """Whether a GGUF file says of itself that it is an adapter."""
+    """Whether the header of a GGUF file says that it is an adapter."""
     return header.text("general.type") == "adapter"
 
 
 def task_of(header: Header) -> str | None:
-    """The task that an adapter file names, or None. Raises ModelDamaged where its two keys disagree."""
+    """The task that an adapter file names, or None. Raises ModelDamaged if its two keys disagree."""
     ours, theirs = header.text(TASK_KEY), header.text(NAME_KEY)
     if ours is not None and theirs is not None and ours != theirs:
         raise ModelDamaged(f"{header.path}: {TASK_KEY} is {ours!r}, {NAME_KEY} {theirs!r}. Convert it again.")
@@ -51,9 +52,9 @@ def task_of(header: Header) -> str | None:
 
 
 def check(header: Header, task: str, base: Base) -> None:
-    """Raise ModelDamaged unless the file is an adapter for `task` on `base`. Values are not read, see `check_values`.
+    """Raise ModelDamaged unless the file is an adapter for `task` on `base`. See `check_values` for its values.
 
-    What is wrong first: not an adapter, another task, another base, a rank, alpha, target or shape that cannot be.
+    Checked in this order: is it an adapter, for this task, for this base; then rank, alpha, targets and shapes.
     """
     path, keys = header.path, header.keys
     if not is_adapter(header):
@@ -75,7 +76,7 @@ def check(header: Header, task: str, base: Base) -> None:
 
 
 def check_values(header: Header) -> None:
-    """Read every factor once: ModelDamaged where one is not finite."""
+    """Read every factor once. Raises ModelDamaged for NaN and infinity."""
     for name, tensor in header.tensors.items():
         values = np.memmap(header.path, _TYPES[tensor.type], "r", tensor.start, tensor.shape)
         if not np.isfinite(values).all():

@@ -1,6 +1,6 @@
-"""A task's adapter beside an MLX base, in one safetensors file: what it holds and what is refused.
+"""A task's adapter beside an MLX base, in one safetensors file: its contents, and what is refused.
 
-    OUT/model.safetensors            the base, no adapter in it; its metadata has "base", see below
+    OUT/model.safetensors            the base without an adapter; its metadata has "base", see below
     OUT/adapters/<task>.safetensors  one for each task
 
 Metadata, all strings:
@@ -8,11 +8,11 @@ Metadata, all strings:
     format          "jina_local adapter 1"
     task            "retrieval", ...
     rank            r, a whole number from 1 to 512
-    alpha           a positive number; what is added to a matrix W is (alpha / r) B A
-    base            64 hex digits that name the published base checkpoint, at whatever bit width it stands beside
+    alpha           a positive number; a matrix W gets (alpha / r) B A added
+    base            64 hex digits that name the published base checkpoint, whatever the bit width of the base beside
                     this file: sha256 of the lines "<sha256>  <name>\\n" of its weight files, in order of the names
     prompts         JSON, prompt name -> text put before every input
-    default_prompt  one of those names
+    default_prompt  the name of one of these prompts
 
 Tensors, F16 or F32, for each linear layer that the adapter changes (out, in: the shape of the layer's matrix):
 
@@ -27,11 +27,11 @@ of jina-embeddings-v3:
     embeddings.<word|token_type>_embeddings.lora_A    (r, hidden)
     embeddings.<word|token_type>_embeddings.lora_B    (rows of the table, r): row i gets (alpha / r) B[i] A
 
-where the two factors of Wqkv may have 3 r in the place of r: q, k and v with an A each, B block by block.
+The two factors of Wqkv may have 3 r in the place of r: then q, k and v have an A each, and B is block-diagonal.
 
-Refused: another format, a task other than the one asked for, rank or alpha out of bounds, a base other than the one
-that it is opened beside, a tensor of another name, shape or type, one factor without the other, no factors at all,
-NaN and infinity. Layers without factors are left as the base has them.
+Refused: another format, another task, rank or alpha out of bounds, another base than the base beside it, a tensor of
+another name, shape or type, one factor without the other, no factors at all, NaN and infinity. A layer without
+factors stays unchanged.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Stored:
 
 
 class Adapter:
-    """One task's adapter, checked against the base that it belongs to. Made by `Checkpoint.adapter`."""
+    """One task's adapter, checked against its base. `Checkpoint.adapter` makes it."""
 
     def __init__(
         self,
@@ -128,11 +128,11 @@ class Adapter:
 
 def folders(checkpoint: Path, arch: Architecture) -> dict[str, Path]:
     """Task -> its folder, for adapters in PEFT's layout."""
-    found = {p.parent.name: p.parent for p in sorted(checkpoint.glob(f"adapters/*/{CONFIG}"))}
-    if not found and arch.kind == "jina-bert-v3":
+    by_task = {p.parent.name: p.parent for p in sorted(checkpoint.glob(f"adapters/*/{CONFIG}"))}
+    if not by_task and arch.kind == "jina-bert-v3":
         named = ((p.parent.name, p.parent) for p in sorted(checkpoint.glob(f"*/{CONFIG}")))
-        found = {_FOLDERS.get(name, name): path for name, path in named}
-    return found
+        by_task = {_FOLDERS.get(name, name): path for name, path in named}
+    return by_task
 
 
 def from_folder(folder: Path, arch: Architecture) -> Adapter:
@@ -159,7 +159,10 @@ def from_inside(
     arch: Architecture,
     task: str,
 ) -> Adapter:
-    """Open an adapter that the checkpoint holds itself. `stored`: "<weight>|A" and "<weight>|B" -> where it lies."""
+    """Open an adapter inside the checkpoint's weight files. Raises ModelDamaged.
+
+    stored: "<weight>|A" and "<weight>|B" -> the file and the name of each factor.
+    """
     tasks = inside_tasks(config, where)
     rank, alpha = check_scale(config.get("lora_rank"), config.get("lora_alpha"), where)
     shapes = {key: file.tensors[name].shape for key, (file, name) in stored.items()}
