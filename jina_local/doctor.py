@@ -46,8 +46,8 @@ _SIZE = 256  # of a product of two square matrices, 34 MFLOP: about 7 ms with th
 # busy machine both are slow. On one core the reference BLAS gives 4 to 6 GFLOP/s, an optimised one 50 and more, and
 # numpy's own loops, which do products of whole numbers, about 1.
 _SLOW = 15.0
-_TIMES_AS_FAST = 4.0  # what numpy's BLAS has to be, for MLX's to be slow
-_TIMES_THE_LOOPS = 12.0  # what numpy's BLAS has to be, not to be slow
+_TIMES_AS_FAST = 4.0  # numpy's BLAS, if MLX's is slow
+_TIMES_THE_LOOPS = 12.0  # numpy's BLAS, if it is not slow
 _ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )

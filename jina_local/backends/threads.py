@@ -154,7 +154,7 @@ def _work(jobs: SimpleQueue[_Job[object] | None]) -> None:
 
 
 def _end() -> None:
-    """Wait for what still runs: native code must not outlive the interpreter that it returns to."""
+    """Wait for the work that still runs: native code must not outlive the interpreter that it returns to."""
     global _ending
     _ending = True
     for jobs, thread in tuple(_alive.items()):

@@ -321,7 +321,7 @@ def test_the_base_alone_can_be_asked_for_beside_its_adapters():
 
 
 def test_adapters_of_v3_are_refused_because_llama_cpp_drops_a_part_of_them(files, tmp_path):
-    with pytest.raises(ModelDamaged, match=r"leaves out what an adapter changes .* jina-bert-v3 runs merged on it"):
+    with pytest.raises(ModelDamaged, match=r"ignores an adapter's factors .* jina-bert-v3 runs merged on it"):
         backend(files(V3), adapters={"separation": tmp_path / "adapter.gguf"})
 
 

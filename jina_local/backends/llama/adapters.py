@@ -21,7 +21,7 @@ def check(files: Mapping[str, Path], base: Header, arch: Architecture) -> None:
     """Hold every adapter file against its base, values included. Raises ModelDamaged."""
     if files and arch.xlm_roberta:
         raise ModelDamaged(
-            f"{base.path}: llama.cpp leaves out what an adapter changes in the table of token types, so {arch.kind} "
+            f"{base.path}: llama.cpp ignores an adapter's factors for the table of token types, so {arch.kind} "
             "runs merged on it. Convert again without separate adapters, or use the mlx backend."
         )
     wanted = gguf_file.Base(base.path, base.text(gguf_file.BASE_KEY), arch)

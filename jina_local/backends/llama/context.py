@@ -21,7 +21,7 @@ _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 # Longest pass of 32-bit files without flash attention: an encoder's scores are a square, a causal model's are not.
 _PLAIN_TOKENS, _PLAIN_CAUSAL = 512, 8192
 _F32, _F16 = 0, 1  # ggml types of the KV cache
-_STOPPED = 2  # what llama_decode returns if its abort callback said so (llama.h)
+_STOPPED = 2  # llama_decode's result if its abort callback was true (llama.h)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Context:
             raise self._failure
         rows = self._result(batch)
         if rows.shape != (len(batch.rows), self._loaded.arch.width):
-            raise EngineError(f"llama.cpp returned {rows.shape[0]} rows where {len(batch.rows)} were asked for.")
+            raise EngineError(f"llama.cpp returned {rows.shape[0]} rows instead of {len(batch.rows)}.")
         if self._memory and not np.isfinite(rows).all():
             api.llama_memory_clear(self._memory, True)
         if not self._causal and embeddings is None and len(batch.ids) > self._given_back:

@@ -35,9 +35,9 @@ class ContextPool:
         self._process = os.getpid()
         self._changed = threading.Condition()
         self._lent, self._closed = 0, False
-        self.contexts: list[Context] = []  # those that stay, in the order in which they were made
-        self._idle: list[Context] = []  # the small ones that are not lent; the one returned last is at the end
-        self._small = 0  # how many small ones there are, or are being made
+        self.contexts: list[Context] = []  # the contexts that stay, in the order of their making
+        self._idle: list[Context] = []  # small contexts that are not lent; the latest to return is at the end
+        self._small = 0  # the number of small contexts, with those that are being made
         self._long: Context | None = None
         self._long_lent = False
 

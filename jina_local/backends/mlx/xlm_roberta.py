@@ -99,7 +99,7 @@ class _Block:
     def __call__(
         self, x: mx.array, factors: Mapping[str, Factors], mask: mx.array | str | None, at: np.ndarray | None
     ) -> mx.array:
-        """(B, L, hidden) -> the same, or with `at` (B, R) only those positions of it: (B, R, hidden)."""
+        """(B, L, hidden) -> the same, or with `at` (B, R) only these positions: (B, R, hidden)."""
 
         def project(name: str, x: mx.array) -> mx.array:
             return linear(x, self._weights[name], factors.get(name), self._biases[name])

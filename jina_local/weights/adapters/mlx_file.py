@@ -89,7 +89,7 @@ def parse(metadata: Mapping[str, str], where: str) -> Header:
             "version that wrote it."
         )
     try:
-        rank, alpha = check_scale(_whole(metadata["rank"]), float(metadata["alpha"]), where)
+        rank, alpha = check_scale(_whole_number(metadata["rank"]), float(metadata["alpha"]), where)
         prompts = json.loads(metadata["prompts"])
         header = Header(metadata["task"], rank, alpha, metadata[BASE], prompts, metadata["default_prompt"])
         if not isinstance(prompts, dict) or not isinstance(prompts[header.default_prompt], str):
@@ -141,7 +141,7 @@ def names(weight: str) -> tuple[str, str]:
     return f"{module}.lora_A", f"{module}.lora_B"
 
 
-def _whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ValueError(f"rank is {text!r}")
     return int(text)
