@@ -32,6 +32,10 @@ class EngineThread:
         thread = threading.Thread(target=_work, args=(self._jobs,), name="jina_local-engine", daemon=True)
         try:
             thread.start()
+        except RuntimeError as error:
+            raise EngineError(
+                f"no thread can be started for the engine ({error}); lower the number of them."
+            ) from error
         except BaseException:
             self.stop()  # it may have started, and nobody knows it
             raise

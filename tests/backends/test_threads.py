@@ -13,6 +13,7 @@ import pytest
 
 from jina_local.backends import threads
 from jina_local.backends.threads import EngineThread, borrow, give_back, shield
+from jina_local.errors import EngineError
 
 
 @pytest.fixture
@@ -44,6 +45,15 @@ def test_errors_come_out_where_the_work_was_asked_for(thread):
         with pytest.raises(ValueError, match="of the work"):
             run(fail)
         assert run(lambda: 5) == 5
+
+
+def test_a_system_without_another_thread_is_an_error_that_says_so(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(EngineError, match=r"no thread can be started for the engine \(can't start new thread\)"):
+        EngineThread()
 
 
 def test_jobs_are_done_in_the_order_in_which_they_come(thread):
