@@ -237,6 +237,9 @@ def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> Non
         add_keys(writer, job.checkpoint, job.row, model, task, job.revision)
         if task is None:
             writer.add_string(BASE_KEY, job.base)
+        if arch.kind == "bert":
+            table = job.checkpoint.tensor("embeddings.position_embeddings.weight")
+            writer.add_array(tensor_names.PADDING_POSITION_KEY, table[POSITION_OFFSET - 1].tolist())
         job.vocabulary.write(writer)
         for name, shape in shapes.items():
             writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * math.prod(shape))

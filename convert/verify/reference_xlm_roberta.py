@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jina_local.weights.architecture import Architecture
 
 Floats = NDArray[np.float32]
-_PAD = 1  # positions are counted from the one after the padding id
+_PAD = 1  # padding tokens have this row of positions and are not counted; the others count up from the next row
 _GRID = np.linspace(-6, 6, 12289)  # erf is 1 to the last bit of float32 beyond 4
 _ERF = np.array([math.erf(x) for x in _GRID])
 _SLOPE = 2 / math.sqrt(math.pi) * np.exp(-(_GRID**2))
@@ -31,7 +31,8 @@ def states(arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int]
     x = weights["embeddings.word_embeddings.weight"][ids] + weights["embeddings.token_type_embeddings.weight"][0]
     rotary = arch.kind == "jina-bert-v3"
     if not rotary:
-        x = x + weights["embeddings.position_embeddings.weight"][_PAD + 1 : _PAD + 1 + n]
+        counted = ids != _PAD
+        x = x + weights["embeddings.position_embeddings.weight"][_PAD + np.cumsum(counted) * counted]
     x = _norm(x, weights, "emb_ln", arch.eps)
     turns = np.exp(1j * np.outer(np.arange(n), (arch.rope_theta or 1.0) ** (-np.arange(size // 2) * 2 / size)))
     for layer in range(arch.layers):

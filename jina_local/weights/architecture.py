@@ -21,7 +21,7 @@ _LIMITS = {
 }
 
 
-POSITION_OFFSET = 2  # XLM-R's learned positions start after the padding id 1; the rows before are never used
+POSITION_OFFSET = 2  # XLM-R's learned positions start after the row 1, which is the padding token's own
 
 
 @dataclass(frozen=True)

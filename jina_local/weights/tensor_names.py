@@ -40,6 +40,8 @@ _BERT = {
     "classifier.dense": "cls",
     "classifier.out_proj": "cls.output",
 }
+# A key of ours, for models with learned positions: the padding token's row, which llama.cpp's table leaves out.
+PADDING_POSITION_KEY = "jina_local.padding_position"
 TABLES = {"qwen3": _QWEN3, "eurobert": _EUROBERT, "jina-bert-v3": _JINA_BERT_V3, "bert": _BERT}
 
 

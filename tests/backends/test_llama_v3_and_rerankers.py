@@ -52,8 +52,13 @@ def weights_of(arch):
     return out
 
 
-def write(path, arch, label="F32", without=()):
-    """A GGUF of these weights with the keys that llama.cpp needs."""
+def padding_row(arch):
+    """The position of a padding token."""
+    return np.random.default_rng(8).standard_normal(arch.hidden, np.float32)
+
+
+def write(path, arch, label="F32", without=(), padding=True):
+    """A GGUF of these weights with the keys that llama.cpp needs; `padding`: with the padding token's row."""
     import gguf
 
     out = gguf.GGUFWriter(path, arch.kind)
@@ -74,6 +79,8 @@ def write(path, arch, label="F32", without=()):
         out.add_token_type_count(1)
     if arch.rope_theta:
         out.add_rope_freq_base(arch.rope_theta)
+    elif padding:
+        out.add_array("jina_local.padding_position", padding_row(arch).tolist())
     out.add_tokenizer_model("t5")
     kind = gguf.GGMLQuantizationType[label]
     for name, data in weights_of(arch).items():
@@ -105,13 +112,14 @@ def texts(arch, lengths=LENGTHS):
 
 
 def canonical(arch):
-    """The same weights under checkpoint names, positions after the rows that no token has."""
+    """The same weights under checkpoint names, positions after a row that no token has and the padding token's."""
     back = tensor_names.checkpoint_names(arch)
     out = {back[name]: data for name, data in weights_of(arch).items()}
     table = "embeddings.position_embeddings.weight"
     if table in out:
-        unused = np.full((POSITION_OFFSET, arch.hidden), np.nan, np.float32)
-        out[table] = np.concatenate([unused, out[table]])
+        before = np.full((POSITION_OFFSET, arch.hidden), np.nan, np.float32)
+        before[-1] = padding_row(arch)
+        out[table] = np.concatenate([before, out[table]])
     return out
 
 
@@ -171,6 +179,73 @@ def test_logits_are_the_reference_classifiers_in_any_company(files, label):
     for group in ([0, 1, 2, 3, 4, 5], [5, 3, 0, 4], [2, 9], [3, 1] * 60):
         assert np.abs(engine.forward(pack(encoded, group, "first")) - alone[group]).max() < COMPANY[label][1]
     engine.close()
+
+
+# Padding tokens (1) at the start, at the end, side by side, beyond one lane's tokens, and nothing else.
+PADDED = [[1, 5], [1, 1, 9, 7], [5, 1], [5, 1, 1, 6, 1, 7], [1], [1, 1, 1], [5, 9, 1] * 341, [*range(2, 290), 1] * 3]
+
+
+@pytest.mark.parametrize("label", COMPANY)
+def test_padding_tokens_are_read_and_not_counted(files, label):
+    """llama.cpp is given repeated positions, and embeddings in the place of ids."""
+    engine, weights = backend(files(CROSS, label)), canonical(CROSS)
+    encoded = Encoded([np.array(ids, np.int32) for ids in PADDED], np.zeros(len(PADDED), np.bool_))
+    alone = np.concatenate([engine.forward(pack(encoded, [i], "first")) for i in range(len(PADDED))])
+    expected = np.stack([logits(CROSS, weights, ids) for ids in encoded.ids])
+    assert np.abs(alone - expected).max() < {"F32": 2e-3, "F16": 5e-3, "Q8_0": 0.1, "Q4_0": 0.5}[label]
+    together = engine.forward(pack(encoded, [5, 3, 2, 1, 0, 4], "first"))
+    assert np.abs(together - alone[[5, 3, 2, 1, 0, 4]]).max() < COMPANY[label][1]
+    engine.close()
+
+
+def test_beside_a_text_with_padding_tokens_a_text_has_the_same_bits(files):
+    """Its pass then brings embeddings for every token: the same numbers that llama.cpp reads off its table."""
+    engine = backend(files(CROSS), threads=1)
+    plain, other, padded = ([*range(3, 3 + n)] for n in (20, 30, 30))
+    padded[7] = 1
+
+    def run(*texts):
+        encoded = Encoded([np.array(ids, np.int32) for ids in texts], np.zeros(len(texts), np.bool_))
+        return engine.forward(pack(encoded, range(len(texts)), "first"))
+
+    np.testing.assert_array_equal(run(plain, padded)[0], run(plain, other)[0])
+    assert np.abs(run(plain, padded)[1] - run(plain, other)[1]).max() > 1e-3
+    engine.close()
+
+
+def test_a_file_without_the_padding_tokens_position_refuses_a_text_that_spells_it(tmp_path):
+    engine, encoded = backend(write(tmp_path / "stock.gguf", CROSS, padding=False)), texts(CROSS, (30, 30))
+    encoded.ids[0][encoded.ids[0] == 1] = 5
+    encoded.ids[1][4] = 1
+    assert np.isfinite(engine.forward(pack(encoded, [0], "first"))).all()
+    message = r"stock\.gguf: a text spells the padding token, <pad>, .* Convert .* again \(python -m convert gguf\)"
+    with pytest.raises(EngineError, match=message):
+        engine.forward(pack(encoded, [0, 1], "first"))
+    assert np.isfinite(engine.forward(pack(encoded, [0], "first"))).all()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "row", [[0.0] * 127, [float("nan")] * 128, [1] * 128, "a text"], ids=["short", "nan", "int", "str"]
+)
+def test_a_damaged_position_of_the_padding_token_is_refused_at_load(tmp_path, monkeypatch, row):
+    import gguf
+
+    add = gguf.GGUFWriter.add_array
+    if row == "a text":
+        monkeypatch.setattr(gguf.GGUFWriter, "add_array", lambda self, key, _: self.add_string(key, row))
+    else:
+        monkeypatch.setattr(gguf.GGUFWriter, "add_array", lambda self, key, _: add(self, key, row))
+    path = write(tmp_path / "damaged.gguf", CROSS)
+    with pytest.raises(
+        ModelDamaged, match=r"damaged\.gguf: jina_local\.padding_position is not a row of 128 numbers"
+    ):
+        backend(path)
+
+
+def test_a_classifier_without_its_table_of_positions_is_refused(tmp_path):
+    with pytest.raises(ModelDamaged, match=r"holds no position_embd\.weight"):
+        backend(write(tmp_path / "placeless.gguf", CROSS, without=("position_embd.weight",)))
 
 
 def test_what_would_abort_or_mislead_a_classifier_is_refused(files):

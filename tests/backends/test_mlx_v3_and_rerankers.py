@@ -18,7 +18,7 @@ from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, RERANK
 from jina_local.weights import architecture, projector
 from jina_local.weights.checkpoint import Checkpoint
-from tests import made, tiny_v3_and_rerankers
+from tests import made, tiny, tiny_v3_and_rerankers
 from tests.backends.test_mlx import batch, cosines
 from tests.backends.test_mlx_adapters import beside, files_of
 from tests.convert.test_mlx_folders import rewrite
@@ -347,6 +347,16 @@ def test_a_classifier_has_the_first_row_of_every_text_or_nothing(rows):
     with pytest.raises(EngineError, match="a text of 257 tokens; the model has positions for 256"):
         backend.forward(batch([np.zeros(257, np.int64)], [[0]]))
     assert backend.forward(batch([np.zeros(256, np.int64)], [[0]])).shape == (1, 1)
+    backend.close()
+
+
+def test_the_fill_after_a_text_may_lie_beyond_the_last_position(tmp_path):
+    """Passes are as wide as a multiple of 8; 255 positions are not."""
+    folder = tiny.write(tmp_path / "odd", "reranker-v2", config={"max_position_embeddings": 257})
+    backend = backends.open_backend("mlx", folder, device="cpu")
+    texts = [np.arange(2, 257), np.arange(2, 9)]
+    alone = [backend.forward(batch([ids], [[0]])) for ids in texts]
+    np.testing.assert_allclose(backend.forward(batch(texts, [[0], [0]])), np.concatenate(alone), atol=1e-5)
     backend.close()
 
 

@@ -177,6 +177,9 @@ def test_the_keys_are_complete(converted):
         expected |= {f"{arch}.attention.layer_norm_epsilon": pytest.approx(1e-5), f"{arch}.attention.causal": False}
     if kind == "reranker-v2":
         expected |= {"bert.classifier.output_labels": [b"relevance"]}
+        expected["jina_local.padding_position"] = merged(kind, source)["embeddings.position_embeddings.weight"][
+            1
+        ].tolist()
         assert "bert.rope.freq_base" not in keys
     apart = ("general.size_label", "jina_local.prompts", "jina_local.tokenizer.added_token_flags")
     assert {k: v for k, v in keys.items() if not k.startswith("tokenizer.") and k not in apart} == expected

@@ -40,6 +40,7 @@ from .adapters import check as check_adapters
 from .context import SharedWeights, Stop
 from .library import Library, clear_log, library, logged_reason
 from .pool import TEXTS, ContextPool
+from .positions import PaddingTokens
 from .repack import use_extra_buffers
 
 _BUDGET = Budget(tokens=256, texts=TEXTS, padded=False)
@@ -123,10 +124,11 @@ class LlamaBackend:
             why = f"the caller set extra_buffers={extra_buffers}"
         self.reasons: tuple[str, ...] = (why,)
         load = functools.partial(_load, lib, device=self.device, extra_buffers=extra_buffers, adapters=adapters)
+        padding = PaddingTokens(lib, header) if self.arch.kind == "bert" else None
         model, loaded = load(path, self.arch)
         # A 16-bit cache and 16-bit steps in attention do not show beside 16-bit weights, but beside 32-bit ones.
         exact = header.weights == "F32"
-        weights = SharedWeights(lib, model, self.arch, loaded, exact, self.threads)
+        weights = SharedWeights(lib, model, self.arch, loaded, exact, self.threads, padding=padding)
         self._tasks = loaded.tasks
         self._pool = ContextPool(weights, self.lanes, lambda: _copy_without_table(path, weights, load))
         self._finalizer = weakref.finalize(self, self._pool.close)

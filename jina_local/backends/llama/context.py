@@ -16,6 +16,7 @@ from ...weights.architecture import Architecture
 from ..machine import available_memory, give_back
 from .adapters import Adapters
 from .library import Library, clear_log, logged_reason
+from .positions import PaddingTokens
 
 _UBATCH = 512  # causal texts may be cut into ubatches of this many tokens
 # Longest pass of 32-bit files without flash attention: an encoder's scores are a square, a causal model's are not.
@@ -36,6 +37,7 @@ class SharedWeights:
     threads: int
     # For a model without a token table: ids (n,) -> (n, hidden) float32, see tableless.
     embeddings: Callable[[NDArray[np.int32]], NDArray[np.float32]] | None = None
+    padding: PaddingTokens | None = None  # of a model with learned positions
 
 
 class Stop:
@@ -105,7 +107,11 @@ class Context:
         if self._memory:
             api.llama_memory_clear(self._memory, False)
         embeddings = self._loaded.embeddings(batch.ids) if self._loaded.embeddings else None
-        native, _keep = _native(api, batch, embeddings, all_rows=not self._causal)
+        if self._loaded.padding:
+            positions, embeddings = self._loaded.padding.place(batch, embeddings)
+        else:
+            positions = _places(batch)
+        native, _keep = _native(api, batch, positions, embeddings, all_rows=not self._causal)
         self._caught.clear()
         self._failure = None
         api.llama_set_abort_callback(self._ctx, self._lib.is_stopped, stop.address)
@@ -123,7 +129,7 @@ class Context:
             raise EngineError(f"llama.cpp returned {rows.shape[0]} rows instead of {len(batch.rows)}.")
         if self._memory and not np.isfinite(rows).all():
             api.llama_memory_clear(self._memory, True)
-        if not self._causal and embeddings is None and len(batch.ids) > self._given_back:
+        if not self._causal and not self._loaded.embeddings and len(batch.ids) > self._given_back:
             self._give_back_logits(len(batch.ids))
         return rows
 
@@ -191,18 +197,29 @@ def _ubatch(tokens: int, *, even: bool) -> int:
     return -(-tokens // -(-tokens // _UBATCH)) if even else min(tokens, _UBATCH)
 
 
+def _places(batch: TokenBatch) -> NDArray[np.int32]:
+    """(n_tokens,) each token's place in its own text."""
+    starts = np.repeat(batch.starts[:-1], np.diff(batch.starts))
+    return (np.arange(len(batch.ids)) - starts).astype(np.int32)
+
+
 def _native(
-    api: Any, batch: TokenBatch, embeddings: NDArray[np.float32] | None, *, all_rows: bool
+    api: Any,
+    batch: TokenBatch,
+    positions: NDArray[np.int32],
+    embeddings: NDArray[np.float32] | None,
+    *,
+    all_rows: bool,
 ) -> tuple[Any, list[object]]:
     """The batch as the C struct, and the arrays that it points into, which have to outlive the call.
 
+    positions: (n_tokens,).
     embeddings: (n_tokens, hidden), in the place of the ids.
     all_rows: mark every token as an output, not only the wanted ones.
     """
     n = len(batch.ids)
     lengths = np.diff(batch.starts)
     ids = np.ascontiguousarray(batch.ids, np.int32)
-    positions = (np.arange(n) - np.repeat(batch.starts[:-1], lengths)).astype(np.int32)
     ones = np.ones(n, np.int32)
     texts = np.arange(len(lengths), dtype=np.int32)
     owners = (texts.ctypes.data + 4 * np.repeat(texts.astype(np.uint64), lengths)).astype(np.uint64)

@@ -31,10 +31,10 @@ _IDS = {name: number for number, (name, _, _) in gguf.TYPES.items()}
 
 
 class Table:
-    """The token table of a file, unpacked row by row."""
+    """A table of a file, that of its tokens if none is named, unpacked row by row."""
 
-    def __init__(self, lib: Library, header: Header) -> None:
-        self._lib, self._tensor = lib, header.tensors[_TABLE]
+    def __init__(self, lib: Library, header: Header, name: str = _TABLE) -> None:
+        self._lib, self._tensor = lib, header.tensors[name]
         rows = self._tensor.shape[0]
         shape = (rows, self._tensor.nbytes // rows)
         self._packed: NDArray[np.uint8] = np.memmap(header.path, np.uint8, "r", self._tensor.start, shape)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from ...weights.architecture import POSITION_OFFSET, Architecture
+from ...weights.architecture import Architecture
+from ..learned_positions import table_rows
 from .layers import (
     Beside,
     Factors,
@@ -49,7 +50,7 @@ class XlmRoberta:
         if arch.rope_theta:
             rotation = Rotation(arch)
         else:
-            self._positions = plain(weights["embeddings.position_embeddings.weight"])[POSITION_OFFSET:]
+            self._positions = plain(weights["embeddings.position_embeddings.weight"])
         self._norm = _Norm(weights, "emb_ln", arch.eps)
         # Compiling on the CPU runs a C++ compiler, and loads a library of a known name from the temp folder.
         gelu = mx.compile(_gelu, shapeless=True) if fused else _gelu
@@ -74,7 +75,8 @@ class XlmRoberta:
         """(B, L) ids -> (B, L, hidden): tokens, plus the only token type, plus learned positions."""
         added = embed(self._types, mx.zeros((1,), mx.int32), factors.get(_TYPES))
         if self._positions is not None:
-            added = added + self._positions[: ids.shape[1]]
+            rows = np.minimum(table_rows(ids), len(self._positions) - 1)  # the fill after a text may lie beyond
+            added = added + self._positions[mx.array(rows)]
         return self._norm(embed(self._table, mx.array(ids), factors.get(self._table_name)) + added)
 
 
