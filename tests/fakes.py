@@ -144,10 +144,10 @@ class FakeEmbedder:
 
 
 class FakeReranker:
-    """What `load` returns for a reranker, without weights: a score is a hash of query and document.
+    """`load`'s result for a reranker, without weights: a score is a hash of query and document.
 
-    Requests are checked by the real rules. Documents and queries of more than `LONG` characters count as cut, and
-    documents that hold `BROKEN` have no score. `asked` has what the last call asked for.
+    Requests are checked by the real rules. Documents and queries of more than `LONG` characters count as cut.
+    Documents that hold `BROKEN` have no score. `asked` keeps the arguments of the last call.
     """
 
     BROKEN = "\x00broken"

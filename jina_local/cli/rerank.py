@@ -87,7 +87,7 @@ def parser(add: Any) -> options.Parser:
     g = p.add_argument_group("listwise only (jina-reranker-v3)")
     g.add_argument("--instruction", metavar="TEXT", help="what to rank by, beside the query")
     g.add_argument("--max-doc-length", type=int, metavar="TOKENS", help="of each document (default: 2048)")
-    g.add_argument("--block-size", type=int, metavar="N", help="documents read together, 1 to 125 (default: 64)")
+    g.add_argument("--block-size", type=int, metavar="N", help="documents read together, 1 to 125 (default: 125)")
     g.add_argument(
         "--return-embeddings", action="store_true", default=None, help="with the vectors that were compared"
     )

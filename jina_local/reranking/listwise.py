@@ -1,12 +1,12 @@
 """The listwise reranker's prompt: a query and a block of documents -> one text whose marks are read.
 
-The wording is the contract of the trained weights (jina-reranker-v3, modeling.py of the published repository). Each
-document is followed by one mark, the query, said a second time at the end, by another; the states at the marks are
-all that is read. The model looks back only, so the prompt ends at the query's mark: what the published one has after
-it costs tokens and changes nothing.
+The trained weights expect this wording to the letter (jina-reranker-v3, modeling.py of the published repository). A
+mark follows each document, and another mark follows the query where it is said again at the end. The states at the
+marks are all that is read. The prompt ends at the query's mark: the model looks back only, so the rest of the
+published prompt costs tokens and changes nothing.
 
-The marks are removed from what the user gives. Other special tokens that are spelled out there become those tokens,
-as in the published code: `<|im_end|>` in a document ends the turn for the model.
+Marks in a caller's text are counted and cut with the text, and are removed after the cut, as in the published code.
+Other special tokens that a text spells out become those tokens: `<|im_end|>` in a document ends the model's turn.
 """
 
 from __future__ import annotations
@@ -39,17 +39,20 @@ _HEAD = (
 class Part:
     """A text as it goes into a prompt."""
 
-    text: str
-    tokens: int  # of the text alone, after the cut
+    text: str  # without marks
+    tokens: int  # after the cut, the marks that were removed included
     cut: bool
 
 
-def clean(text: str) -> str:
-    """The text without the marks, also where taking one out joins the ends of another."""
-    once = text.replace(DOCUMENT_MARK, "").replace(QUERY_MARK, "")
+def remove_marks(text: str) -> str:
+    """The text without the marks, and without those that appear when a mark is taken out of another.
+
+    The published code looks once, so that a mark within a mark gets through. Texts without such nests come out alike.
+    """
+    once = text.replace(QUERY_MARK, "").replace(DOCUMENT_MARK, "")
     if DOCUMENT_MARK not in once and QUERY_MARK not in once:
         return once
-    # Marks within marks, by intent: every end of one is looked at once, so that no nesting takes long.
+    # Marks are nested, so this is no accident. Every end of a mark is looked at once: no nesting takes long.
     end = b"|>"
     openings = [mark.encode().removesuffix(end) for mark in (DOCUMENT_MARK, QUERY_MARK)]
     first, *rest = text.encode().split(end)
@@ -65,34 +68,33 @@ def clean(text: str) -> str:
 
 
 def shorten(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> list[Part]:
-    """Clean every text and cut it to `limit` of its own tokens.
+    """Cut every text to `limit` of its own tokens, then remove its marks.
 
-    As published, what has at least that many is the text that those tokens decode to.
+    As published, a text of `limit` tokens or more becomes the text that its first tokens decode to, and marks are
+    tokens like others until the cut is done.
     """
-    cleaned = [clean(text) for text in texts]
     parts: list[Part] = []
-    for text, ids in zip(cleaned, tokenizer.plain(cleaned, limit), strict=True):
-        # What is decoded once more is cleaned once more: no way to a mark is known, and none shall be found.
-        kept = clean(tokenizer.decode(ids[:limit])) if len(ids) >= limit else text
-        parts.append(Part(kept, min(len(ids), limit), len(ids) > limit))
+    for text, ids in zip(texts, tokenizer.plain(texts, limit), strict=True):
+        kept = tokenizer.decode(ids[:limit]) if len(ids) >= limit else text
+        parts.append(Part(remove_marks(kept), min(len(ids), limit), len(ids) > limit))
     return parts
 
 
 def prompt(query: str, documents: Sequence[str], instruction: str | None = None) -> str:
-    """The text of one block, up to and including the query's mark. The query and the documents are clean."""
+    """The text of one block, up to and including the query's mark. The query and the documents have no marks."""
     passages = "\n".join(
         f'<passage id="{i}">\n{document}{DOCUMENT_MARK}\n</passage>' for i, document in enumerate(documents)
     )
-    wish = "" if instruction is None else f"<instruct>\n{clean(instruction)}\n</instruct>\n"
+    wish = "" if instruction is None else f"<instruct>\n{remove_marks(instruction)}\n</instruct>\n"
     head = _HEAD.format(n=len(documents), query=query)
     return f"{head}{wish}{passages}\n<query>\n{query}{QUERY_MARK}"
 
 
 class Prompter:
-    """Blocks -> passes for one tokenizer, which has to have both marks."""
+    """Blocks -> passes, for one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Look the marks up by name. Raises ModelDamaged."""
+        """Look both marks up by name. Raises ModelDamaged if the tokenizer lacks one."""
         ids = {mark: tokenizer.token_id(mark) for mark in (DOCUMENT_MARK, QUERY_MARK)}
         if absent := [mark for mark, i in ids.items() if i is None]:
             raise ModelDamaged(
@@ -103,12 +105,12 @@ class Prompter:
         self._marks = [i for i in ids.values() if i is not None]
 
     def batch(self, query: str, documents: Sequence[str], instruction: str | None = None) -> TokenBatch:
-        """One block as one text. Wanted rows: the mark of each document in order, then the query's.
+        """One block as one text. Wanted rows: the mark of each document in order, then the query's mark.
 
-        Raises ModelDamaged where the tokenizer does not take the marks as whole tokens.
+        Raises ModelDamaged if the tokenizer splits the marks.
         """
-        (found,) = self.tokenizer.plain([prompt(query, documents, instruction)])
-        ids = np.array(found, np.int32)
+        (tokens,) = self.tokenizer.plain([prompt(query, documents, instruction)])
+        ids = np.array(tokens, np.int32)
         rows = np.flatnonzero(np.isin(ids, self._marks)).astype(np.int32)
         if ids[rows].tolist() != [*[self._marks[0]] * len(documents), self._marks[1]]:
             raise ModelDamaged(
@@ -118,15 +120,15 @@ class Prompter:
         return lay_out([ids], [rows])
 
     def overhead(self, instruction: str | None = None) -> int:
-        """Tokens of a block of one document beside that document and the two queries."""
+        """Tokens of a block of one document, without the document and without the two queries."""
         return len(self.batch("", [""], instruction).ids)
 
 
 def first_block(lengths: Sequence[int], capacity: int, max_doc_length: int, block_size: int) -> int:
-    """How many documents, at least one, the next block takes from the front of `lengths`, as published.
+    """How many documents, at least one, the next block takes from the front of `lengths`: the published rule.
 
-    A block ends when it has `block_size` documents, or when no more than `max_doc_length` is left of the capacity:
-    the limit of the model less the query, twice. What the prompt says around the documents is not counted.
+    A block ends when it has `block_size` documents, or when no more than `max_doc_length` is left of `capacity`, the
+    model's limit minus two queries. The words of the prompt around the documents are not counted.
     """
     for n, length in enumerate(lengths[:block_size], 1):
         capacity -= length
@@ -154,28 +156,29 @@ def blocks(
     max_doc_length: int,
     block_size: int,
 ) -> list[Block]:
-    """Cut the documents into blocks in their order, none longer than `max_length` tokens, its prompt included.
+    """Cut the documents into blocks, in order. No block is longer than `max_length` tokens, its prompt included.
 
-    That is the published rule (see `first_block`); where it would run over `max_length`, for it does not count the
-    prompt, later documents go to the next block. A document that alone is too long stays a block of its own.
+    The published rule (see `first_block`) does not count the prompt. If its block is too long, the last documents of
+    the block go to the next one. A document that is too long by itself stays a block of its own.
     """
     lengths = [part.tokens for part in documents]
     capacity = max_length - 2 * query.tokens
     out: list[Block] = []
     start = 0
 
-    def taken(count: int) -> TokenBatch:
+    def first(count: int) -> TokenBatch:
+        """The next `count` documents as one block."""
         return prompter.batch(query.text, [part.text for part in documents[start : start + count]], instruction)
 
     while start < len(documents):
         count = first_block(lengths[start : start + block_size], capacity, max_doc_length, block_size)
-        batch = taken(count)
+        batch = first(count)
         if len(batch.ids) > max_length and count > 1:
             fits, over = 1, count
             while over - fits > 1:
                 middle = (fits + over) // 2
-                fits, over = (middle, over) if len(taken(middle).ids) <= max_length else (fits, middle)
-            count, batch = fits, taken(fits)
+                fits, over = (middle, over) if len(first(middle).ids) <= max_length else (fits, middle)
+            count, batch = fits, first(fits)
         out.append(Block(start, start + count, batch))
         start += count
     return out

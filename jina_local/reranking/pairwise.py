@@ -1,6 +1,6 @@
 """The pairwise reranker's input: a query and documents -> pairs of ids, long documents as several windows.
 
-What stands around and between the two texts is read off the model's own tokenizer.json.
+The special tokens around and between the two texts are read off the model's own tokenizer.json.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..text.tokenizer import PairTemplate, Tokenizer
 
 @dataclass(frozen=True)
 class Pairs:
-    """What is run for one call, and which document each pair belongs to."""
+    """The pairs of one call, and the document that each pair belongs to."""
 
     ids: list[NDArray[np.int32]]
     owner: NDArray[np.int32]  # (n_pairs,), ascending
-    cut: tuple[int, ...]  # documents of which a part is in no pair
+    cut: tuple[int, ...]  # documents with a part that is in no pair
     query_cut: bool
 
     @property
@@ -37,10 +37,10 @@ class Pairs:
 
 
 def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
-    """Where the windows of a document of `length` tokens start and end, as published.
+    """The start and end of each window over a document of `length` tokens: the published rule.
 
-    They are `room` tokens long, each starts `overlap` tokens before the one before it ends, and the last one is the
-    last `room` tokens. A document that fits is one window.
+    A window is `room` tokens long and shares `overlap` tokens with the next one. The last window is the last `room`
+    tokens. A document that fits is one window.
     """
     if length <= room:
         return [(0, length)]
@@ -57,10 +57,10 @@ def windowed(
     max_query_length: int,
     overlap_tokens: int,
 ) -> Pairs:
-    """Every token of every document is in a pair, and no pair is longer than `max_length`.
+    """Pairs of at most `max_length` tokens that together hold every token of every document.
 
-    The query is cut to `max_query_length` tokens, counted with the special tokens that it has alone. Windows overlap
-    by `overlap_tokens`, but by no more than a quarter of their room. Raises UsageError where there is no room.
+    The query is cut to `max_query_length` tokens, counted with the special tokens of a text by itself. Windows share
+    `overlap_tokens`, at most a quarter of their room. Raises UsageError if there is no room for a document.
     """
     template = tokenizer.pair()
     alone = len(tokenizer.opening) + len(tokenizer.closing)
@@ -68,8 +68,8 @@ def windowed(
         raise UsageError(
             f"max_query_length {max_query_length} leaves no room for the query beside {alone} special tokens."
         )
-    (asked,) = tokenizer.plain([query], max_query_length - alone)
-    kept = asked[: max_query_length - alone]
+    (of_query,) = tokenizer.plain([query], max_query_length - alone)
+    kept = of_query[: max_query_length - alone]
     room = max_length - template.tokens - len(kept)
     if room < 1:
         raise UsageError(
@@ -84,34 +84,34 @@ def windowed(
         for start, end in windows(len(body), room, overlap):
             ids.append(_joined(template, kept, body[start:end]))
             owner.append(i)
-    return Pairs(ids, np.array(owner, np.int32), (), len(kept) < len(asked))
+    return Pairs(ids, np.array(owner, np.int32), (), len(kept) < len(of_query))
 
 
 def truncated(tokenizer: Tokenizer, query: str, documents: Sequence[str], *, max_length: int) -> Pairs:
-    """One pair a document, the longer of the two texts cut first: what transformers does with truncation=True."""
+    """One pair a document. The longer of its two texts is cut first, as transformers does with truncation=True."""
     template = tokenizer.pair()
     room = max_length - template.tokens
     if room < 1:
         raise UsageError(f"max_length {max_length} leaves no room beside {template.tokens} special tokens.")
-    (asked,) = tokenizer.plain([query])
-    # The longer one decides who keeps an odd token, so that as many ids of a document are needed.
-    bodies = tokenizer.plain(documents, max(room, len(asked)))
+    (of_query,) = tokenizer.plain([query])
+    # The longer text keeps an odd token, so a document's ids are needed up to the length of the query.
+    bodies = tokenizer.plain(documents, max(room, len(of_query)))
     ids: list[NDArray[np.int32]] = []
     cut: list[int] = []
     query_cut = False
     for i, body in enumerate(bodies):
-        first, second = longest_first(len(asked), len(body), room)
-        ids.append(_joined(template, asked[:first], body[:second]))
-        query_cut = query_cut or first < len(asked)
+        first, second = longest_first(len(of_query), len(body), room)
+        ids.append(_joined(template, of_query[:first], body[:second]))
+        query_cut = query_cut or first < len(of_query)
         if second < len(body):
             cut.append(i)
     return Pairs(ids, np.arange(len(ids), dtype=np.int32), tuple(cut), query_cut)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept in `room`: the longer gives, until both are equal, then both.
+    """How many tokens of two texts are kept in `room`: the longer text is cut until both are equal, then both are.
 
-    An odd token stays with the longer one, of equal ones with the second (the strategy LongestFirst of tokenizers).
+    An odd token stays with the longer text, or with the second of two equal texts (LongestFirst of tokenizers).
     """
     if first + second <= room:
         return first, second

@@ -1,4 +1,4 @@
-"""The Reranker: a query and documents -> scores in order. Where prompts or pairs, passes and scores meet."""
+"""The Reranker: a query and documents -> scores in order. Prompts or pairs, passes and scores meet here."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _log = logging.getLogger("jina_local")
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a way of scoring says of the documents of one call, in their order."""
+    """The scores of one call's documents, in the documents' order, and what happened on the way."""
 
-    scores: NDArray[np.float64]  # (n_documents,): NaN where there is no usable one
+    scores: NDArray[np.float64]  # (n_documents,): NaN where there is no usable score
     cut: tuple[int, ...]
     query_cut: bool
     tokens: int
@@ -36,7 +36,7 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Listwise:
-    """What a listwise reranker has beside its engine."""
+    """The parts that only a listwise reranker has, beside its engine."""
 
     prompter: listwise.Prompter
     project: Projector
@@ -66,7 +66,7 @@ class Reranker:
                 with self._model.lease(RERANK) as (engine, _):
                     self._listwise = _Listwise(prompter, _read_projector(files, engine))
             else:
-                self._tokenizer.pair()  # refuses a tokenizer without a template for two texts
+                self._tokenizer.pair()  # raises ModelDamaged if there is no template for two texts
         except BaseException:
             self._model.close()
             raise
@@ -95,7 +95,8 @@ class Reranker:
         instruction: what to rank by.
         max_doc_length, max_query_length: tokens of each text (2048, 512).
         return_embeddings: with the unit vectors that were compared.
-        block_size: documents read together, 1 to 125 (64).
+        block_size: documents read together, 1 to 125. The default is 125, as in the published code; the model's card
+            advises 64, which takes less memory. Scores of more documents than a block holds depend on it.
         max_length: tokens of one block, its prompt included; bounds the memory (the model's context).
 
         Pairwise (jina-reranker-v2): a score depends on the document alone.
@@ -105,9 +106,10 @@ class Reranker:
         max_query_length: tokens of the query beside a window (512).
         window: False reads one pair and cuts its longer text.
 
-        None takes the model's own default. deterministic: one pair a pass, for the same bits in any company; a block
-        is a pass of its own in any case. show_progress: None shows a bar for long work on a terminal. Texts that were
-        cut and documents without a score are in the answer, and logged as warnings.
+        None takes the default in parentheses. deterministic: one pair a pass, for the same bits in any company; a
+        block is a pass of its own in any case. show_progress: None shows a bar for long work on a terminal.
+        An empty query is scored and logged as a warning. Texts that were cut and documents without a score are in the
+        answer, and logged as warnings.
         Raises UsageError, TextError, EngineError, and NonFiniteError if no document has a score.
         """
         request = resolve(
@@ -152,7 +154,8 @@ class Reranker:
     def _by_pairs(
         self, engine: Backend, request: Request, deterministic: bool, show_progress: bool | None
     ) -> _Scored:
-        """Each document by itself, or by its windows. A pair without a usable logit is tried once more, alone."""
+        """Score each document by itself, or by its windows. A pair without a usable logit is run again, alone."""
+        _warn_if_empty(request.query)
         if request.window:
             pairs = pairwise.windowed(
                 self._tokenizer,
@@ -178,10 +181,9 @@ class Reranker:
         return _Scored(scores, pairs.cut, pairs.query_cut, sum(pairs.lengths))
 
     def _by_blocks(self, engine: Backend, own: _Listwise, request: Request, show_progress: bool | None) -> _Scored:
-        """Documents together, block after block on all threads."""
+        """Score documents together, one block after another, each on all threads."""
         (query,) = listwise.shorten(self._tokenizer, [request.query], request.max_query_length)
-        if not query.text.strip():
-            raise UsageError("the query is empty without the model's own marks; there is nothing to rank by.")
+        _warn_if_empty(query.text)
         parts = listwise.shorten(self._tokenizer, request.documents, request.max_doc_length)
         self._check_room(own.prompter, query, request)
         blocks = listwise.blocks(
@@ -197,7 +199,7 @@ class Reranker:
         with passes.bar(sum(len(block.batch.ids) for block in blocks), show_progress) as advance:
             for block in blocks:
                 states = engine.forward(block.batch)
-                with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is looked for below
+                with np.errstate(invalid="ignore", over="ignore"):  # scoring.listwise looks for values not finite
                     projected.append(own.project(states))
                 advance(len(block.batch.ids))
         documents = [rows[:-1] for rows in projected]
@@ -210,7 +212,7 @@ class Reranker:
         )
 
     def _check_room(self, prompter: listwise.Prompter, query: listwise.Part, request: Request) -> None:
-        """Raise UsageError unless a block has room for the query, twice, and for the longest document."""
+        """Raise UsageError unless a block has room for the query, twice, and for a document of `max_doc_length`."""
         around = prompter.overhead()
         if request.instruction is not None:
             around += len(self._tokenizer.plain([request.instruction], request.max_length)[0])
@@ -224,12 +226,18 @@ class Reranker:
             )
 
     def _failure(self, failed: Sequence[int], total: int) -> NonFiniteError:
+        """The error if no document at all has a score."""
         company = "also when run alone. The other documents are not affected."
         if self._listwise is not None:
             company = (
                 "and it reads the documents of a block together: a smaller block_size may tell which is at fault."
             )
         return NonFiniteError(failed, total, what="score", of="documents", company=company)
+
+
+def _warn_if_empty(query: str) -> None:
+    if not query.strip():
+        _log.warning("the query is empty, so the order of the documents means little")
 
 
 def _warn(result: Reranking, total: int) -> None:

@@ -1,4 +1,4 @@
-"""After a reranker's model, in numpy: logits or projected states -> scores, and their order."""
+"""Logits or projected states of a reranker -> scores, and their order. Numpy only."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Scores = NDArray[np.float64]
 
 
 def sigmoid(logits: NDArray[np.float32] | Scores) -> Scores:
-    """Any shape -> float64 of that shape, 0 to 1; NaN stays NaN. No overflow for logits of any size."""
+    """Any shape -> float64 of that shape, 0 to 1. NaN stays NaN, and no logit overflows."""
     x = np.asarray(logits, np.float64)
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, small) / (1.0 + small))
 
 
 def cosines(query: NDArray[np.float32] | Scores, documents: NDArray[np.float32]) -> Scores:
-    """(dim,) and (n, dim) -> (n,) float64, -1 to 1. NaN where either is zero or not finite."""
+    """(dim,) and (n, dim) -> (n,) float64, -1 to 1. NaN if either vector is zero or not finite."""
     q, d = unit(query[None, :])[0], unit(documents)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.clip(d @ q, -1.0, 1.0))
 
 
 def unit(vectors: NDArray[np.float32] | Scores) -> Scores:
-    """(n, dim) -> (n, dim) float64 of length 1. A row that is zero or not finite is NaN."""
+    """(n, dim) -> (n, dim) float64 of length 1. A row comes out as NaN if it is zero or not finite."""
     x = np.asarray(vectors, np.float64)
-    # The largest component is taken out first, so that no square overflows or vanishes.
+    # A row is divided by its largest component first, so that no square overflows or vanishes.
     largest = np.abs(x).max(axis=1, keepdims=True)
     usable = np.isfinite(largest) & (largest > 0)
     x = np.divide(x, largest, out=np.full_like(x, np.nan), where=usable)
@@ -37,25 +37,25 @@ def unit(vectors: NDArray[np.float32] | Scores) -> Scores:
 def listwise(queries: NDArray[np.float32], documents: Sequence[NDArray[np.float32]]) -> Scores:
     """Blocks -> scores of all their documents, in order: (n_documents,) float64 cosines.
 
-    queries: (n_blocks, dim), the query as projected in each block. documents: of each block (n, dim), projected.
-    All documents are held against one query, the mean of the blocks' queries as they are, each weighted with the
-    best (1 + cosine) / 2 of its own block: the rule of the published code. One block thus keeps its own cosines. Of a
-    block whose query is zero or not finite all scores are NaN, and it has no weight; of such a document, its own is.
+    queries: (n_blocks, dim), the projected query of each block. documents: for each block (n, dim), projected.
+    As published, all documents are compared with one query: the mean of the blocks' queries, not normalised, each
+    weighted with the best (1 + cosine) / 2 of its own block. A single block thus keeps its own cosines. A block has
+    no weight and only NaN scores if its query is zero or not finite. A document's score is NaN if its vector is.
     """
     own = [cosines(query, block) for query, block in zip(queries, documents, strict=True)]
     weights = np.array([max(((1 + s) / 2 for s in scores if np.isfinite(s)), default=0.0) for scores in own])
     usable = np.array([bool(np.isfinite(unit(query[None, :])).all()) for query in queries])
     if weights[usable].sum() == 0:
-        weights = np.where(usable, 1.0, 0.0)  # every document is the query's opposite; no block is better
+        weights = np.where(usable, 1.0, 0.0)  # every document is the opposite of the query, so no block is better
     counted = np.asarray(queries, np.float64)[usable]
     if len(counted) == 0:
         return np.concatenate([np.full(len(block), np.nan) for block in documents])
     query = np.average(counted, axis=0, weights=weights[usable])
-    held = [
+    scores = [
         cosines(query, block) if fine else np.full(len(block), np.nan)
         for block, fine in zip(documents, usable, strict=True)
     ]
-    return np.concatenate(held)
+    return np.concatenate(scores)
 
 
 def best(scores: Scores, owner: NDArray[np.int32], n: int) -> Scores:
@@ -67,5 +67,5 @@ def best(scores: Scores, owner: NDArray[np.int32], n: int) -> Scores:
 
 
 def order(scores: Scores) -> list[int]:
-    """Places by falling score; equal scores keep their order. Places without a score (NaN) are left out."""
+    """Places by falling score. Equal scores keep their order, and places without a score (NaN) are left out."""
     return [int(i) for i in np.argsort(-scores, kind="stable") if not np.isnan(scores[i])]

@@ -405,7 +405,6 @@ def test_the_environment_names_the_reranker_apart_from_the_embedding_model(fake_
         (["q", "--input", "none.txt"], r"--input none\.txt: cannot be opened"),
         (["q", "a", "--format", "xml"], r"invalid choice: 'xml'.*See `jina-local rerank --help`"),
         (["q", "a", "--block-size", "126"], r"block_size"),
-        (["  ", "a"], r"the query is empty"),
         (["q\udcff", "a"], r"the query: "),
         (
             ["q", "a", "--truncate-dim", "32"],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jina_local.errors import ModelDamaged
 from jina_local.reranking import listwise
-from jina_local.reranking.listwise import Part, Prompter, blocks, clean, first_block, prompt, shorten
+from jina_local.reranking.listwise import Part, Prompter, blocks, first_block, prompt, remove_marks, shorten
 from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 
@@ -90,20 +90,20 @@ def test_a_block_is_one_text_whose_marks_are_read_in_order():
     ],
 )
 def test_no_mark_survives_cleaning(text, left):
-    assert clean(text) == left
+    assert remove_marks(text) == left
 
 
 @given(st.lists(st.sampled_from([E, R, "<|embed_", "token|>", "<|rerank_", "|>", "<|", "a", "é"]), max_size=30))
 def test_no_pieces_make_a_mark(pieces):
-    left = clean("".join(pieces))
+    left = remove_marks("".join(pieces))
     assert E not in left
     assert R not in left
-    assert clean(left) == left
+    assert remove_marks(left) == left
 
 
 def test_deep_nests_of_marks_take_no_longer_than_their_length():
     start = time.perf_counter()
-    assert clean("<|embed_" * 300_000 + "token|>" * 300_000) == ""
+    assert remove_marks("<|embed_" * 300_000 + "token|>" * 300_000) == ""
     assert time.perf_counter() - start < 5
 
 
@@ -131,15 +131,41 @@ def test_special_tokens_in_a_text_count_and_stay():
     assert shorten(OURS, [text], 1)[0] == Part("<|im_end|>", 1, True)
 
 
-def test_marks_do_not_count():
-    assert shorten(OURS, [f"{E}a{R}"], 1)[0] == Part("a", 1, False)
+@pytest.mark.parametrize(
+    ("text", "limit", "part"),
+    [
+        (f"{E}a{R}", 4, Part("a", 3, False)),
+        (f"{E}a{R}", 3, Part("a", 3, False)),
+        (f"{E}a{R}", 2, Part("a", 2, True)),
+        (f"{E}a{R}", 1, Part("", 1, True)),
+        (E * 3000 + "a", 2048, Part("", 2048, True)),
+        (E * 700 + "a", 2048, Part("a", 701, False)),
+        (f"{R}{E}", 9, Part("", 2, False)),
+    ],
+)
+def test_marks_are_counted_and_cut_and_then_removed(text, limit, part):
+    assert shorten(OURS, [text], limit) == [part]
 
 
-@given(st.text(max_size=60), st.integers(1, 12))
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("limit", [5, 9, 10, 11, 15, 20, 40])
+@pytest.mark.parametrize("inner", [E, R])
+@pytest.mark.parametrize("outer", ["embed", "rerank"])
+def test_no_cut_of_a_mark_within_a_mark_lets_a_mark_through(outer, inner, limit):
+    """Whole, the inner mark is a token, and what stands around it becomes a mark when it is taken out."""
+    (found,) = shorten(OURS, [f"x<|{outer}_{inner}token|>y"], limit)
+    assert E not in found.text
+    assert R not in found.text
+    assert len(PROMPTER.batch(found.text, [found.text, "z"]).rows) == 3
+
+
+PIECES = st.sampled_from([E, R, "<|embed_", "token|>", "<|rerank_", "|>", "<|im_end|>", "a", "é", " "])
+
+
+@given(st.text(max_size=60) | st.lists(PIECES, max_size=20).map("".join), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
 def test_any_cut_makes_a_sound_prompt(text, limit):
     (found,) = shorten(OURS, [text], limit)
-    ids = THEIRS.encode(clean(text)).ids
+    ids = THEIRS.encode(text).ids
     assert (found.tokens, found.cut) == (min(len(ids), limit), len(ids) > limit)
     assert len(PROMPTER.batch(found.text, [found.text, "x"]).rows) == 3
 
@@ -203,7 +229,7 @@ def counts(lengths, capacity, max_doc_length, block_size):
 
 @pytest.mark.parametrize(
     ("documents", "block_size", "sizes"),
-    [(1, 64, [1]), (64, 64, [64]), (65, 64, [64, 1]), (125, 64, [64, 61]), (125, 125, [125]), (3, 1, [1, 1, 1])],
+    [(1, 64, [1]), (64, 64, [64]), (65, 64, [64, 1]), (125, 125, [125]), (130, 125, [125, 5]), (3, 1, [1, 1, 1])],
 )
 def test_block_sizes(documents, block_size, sizes):
     assert counts([5] * documents, 131072, 2048, block_size) == sizes

@@ -132,10 +132,13 @@ def test_several_blocks_share_one_query(reranker, opened):
     assert [len(batch.starts) for batch in opened[0].batches] == [2, 2, 2]
 
 
-@pytest.mark.parametrize(("n", "block_size", "passes"), [(1, None, 1), (64, None, 1), (65, None, 2), (125, 125, 1)])
-def test_sixty_four_documents_are_read_together_unless_more_are_asked_for(reranker, opened, n, block_size, passes):
+@pytest.mark.parametrize(
+    ("n", "block_size", "sizes"),
+    [(1, None, [1]), (125, None, [125]), (130, None, [125, 5]), (125, 125, [125]), (130, 64, [64, 64, 2])],
+)
+def test_125_documents_are_read_together_unless_fewer_are_asked_for(reranker, opened, n, block_size, sizes):
     ranked = reranker("listwise").rerank(QUERY, ["x"] * n, block_size=block_size)
-    assert len(opened[0].batches) == passes
+    assert [len(batch.rows) - 1 for batch in opened[0].batches] == sizes
     assert sorted(one.index for one in ranked) == list(range(n))
 
 
@@ -221,6 +224,39 @@ def test_what_a_listwise_cut_leaves_is_what_is_read(reranker, opened, caplog):
     result = model.rerank("red planet or not", [long, "x"], max_doc_length=3, max_query_length=2)
     assert (result.cut, result.query_cut) == ((0,), True)
     assert result.tokens == len(opened[0].batches[0].ids)
+
+
+EMPTY = [("both", ""), ("both", " \n\t"), ("listwise", "<|embed_token|> <|rerank_token|>")]
+
+
+@pytest.mark.parametrize(("whose", "query"), EMPTY)
+def test_an_empty_query_is_scored_and_logged_as_empty(reranker, opened, caplog, whose, query):
+    for scoring in KINDS if whose == "both" else [whose]:
+        model = reranker(scoring)
+        caplog.clear()
+        ranked = model.rerank(query, DOCUMENTS)
+        assert caplog.messages == ["the query is empty, so the order of the documents means little"]
+        assert caplog.records[0].levelno == logging.WARNING
+        if scoring == "pairwise":
+            expected = [1 / (1 + np.exp(-logit(query, document))) for document in DOCUMENTS]
+        else:
+            rows = projected(DOCUMENTS, query.replace("<|embed_token|>", "").replace("<|rerank_token|>", ""))
+            expected = [cosine(row, rows[-1]) for row in rows[:-1]]
+        assert {one.index: one.score for one in ranked} == pytest.approx(dict(enumerate(expected)), abs=1e-6)
+    caplog.clear()
+    reranker("pairwise").rerank("<|embed_token|>", DOCUMENTS)
+    assert caplog.messages == [], "to the pairwise model a mark is a text like others"
+
+
+def test_a_text_is_cut_with_its_marks_and_read_without_them(reranker, opened, caplog):
+    mark, model, tok = "<|embed_token|>", reranker("listwise"), library("listwise")
+    documents = [mark * 50 + "Mars", mark * 20 + "Venus", mark]
+    with caplog.at_level(logging.WARNING, "jina_local"):
+        result = model.rerank(f"{mark}red", documents, max_doc_length=30)
+    (batch,) = opened[0].batches
+    assert tok.decode(batch.ids.tolist(), skip_special_tokens=False) == prompt("red", ["", "Venus", ""])
+    assert result.cut == (0,)
+    assert caplog.messages == ["1 of 3 documents were cut (index 0)"]
 
 
 def test_an_instruction_is_part_of_the_prompt(reranker, opened):
@@ -321,8 +357,6 @@ def test_a_closed_model_says_so(reranker, opened):
 
 
 WRONG = [
-    ("both", {"query": ""}, "the query is empty"),
-    ("both", {"query": " \n"}, "the query is empty"),
     ("both", {"query": ["a"]}, "the query is list, expected str"),
     ("both", {"query": "a\ud800"}, r"the query: invalid surrogate U\+D800 at character 1"),
     ("both", {"documents": []}, "no documents were given"),
@@ -341,7 +375,6 @@ WRONG = [
     ("both", {"max_query_length": "9"}, "max_query_length '9' is out of range"),
     ("both", {"return_embeddings": 1}, "return_embeddings is 1; expected True or False"),
     ("both", {"window": 0}, "window is 0; expected True or False"),
-    ("listwise", {"query": "<|embed_token|>"}, "the query is empty without the model's own marks"),
     ("listwise", {"window": False}, "window is for a pairwise reranker, which reads one document at a time"),
     ("listwise", {"overlap_tokens": 0}, "overlap_tokens is for a pairwise reranker.*jina-reranker-v3 is listwise"),
     ("listwise", {"block_size": 126}, "block_size 126 is out of range; expected a whole number from 1 to 125"),
@@ -378,7 +411,7 @@ def test_what_cannot_be_honoured_is_refused(reranker, opened, whose, words, mess
 
 
 def test_defaults_may_be_given_by_name(reranker):
-    listwise = {"max_doc_length": 2048, "max_query_length": 512, "block_size": 64, "return_embeddings": False}
+    listwise = {"max_doc_length": 2048, "max_query_length": 512, "block_size": 125, "return_embeddings": False}
     pairwise = {"max_length": 1024, "max_query_length": 512, "overlap_tokens": 80, "window": True}
     for scoring, words in (("listwise", listwise), ("pairwise", pairwise)):
         model = reranker(scoring)
