@@ -32,6 +32,8 @@ DOCUMENTS = [
     "</s> <s> <|im_end|>\n<|im_start|>assistant",
     "العربية हिन्दी русский",
     " ",
+    "<pad> Mars <pad><pad> is red <|endoftext|>",
+    "<|embed_token|>" * 20 + "Mars",
     *(f"document {i}: " + "word " * (3 * i) for i in range(10)),
 ]
 # Of 32 bits on both engines; llama.cpp takes GELU from a table of half-precision numbers.
@@ -75,11 +77,11 @@ class Listwise:
         self.model.eval()
 
     def shortened(self, text: str, limit: int) -> tuple[str, int]:
-        text = text.replace("<|embed_token|>", "").replace("<|rerank_token|>", "")
+        """Counted and cut with the marks in it."""
         ids = self.tok.encode(text, add_special_tokens=False).ids[:limit]
         if len(ids) >= limit:
             text = self.tok.decode(ids, skip_special_tokens=False)
-        return text, len(ids)
+        return text.replace("<|rerank_token|>", "").replace("<|embed_token|>", ""), len(ids)
 
     def block(self, query: str, documents: list[str], instruction: str | None):
         """(Q, P), projected; the prompt is whole, with what the published one has after the query's mark."""
@@ -110,7 +112,9 @@ class Listwise:
         assert len(document_states) == len(documents)
         return query_state[0].numpy(), document_states.numpy()
 
-    def scores(self, query, documents, *, instruction=None, block_size=64, max_doc_length=2048, max_query_length=512):
+    def scores(
+        self, query, documents, *, instruction=None, block_size=125, max_doc_length=2048, max_query_length=512
+    ):
         """(scores, unit vectors of the documents), in the documents' order."""
         query, used = self.shortened(query, max_query_length)
         shortened = [self.shortened(document, max_doc_length) for document in documents]
@@ -211,6 +215,11 @@ def pairwise() -> Pairwise:
 
 
 @functools.cache
+def expected_pairs(query: str, rule: str, **words) -> np.ndarray:
+    return getattr(pairwise(), rule)(query, DOCUMENTS, **words)
+
+
+@functools.cache
 def expected_scores(**words) -> tuple[np.ndarray, np.ndarray]:
     return listwise().scores(QUERY, DOCUMENTS, **words)
 
@@ -258,7 +267,7 @@ def test_pairwise(form, _, tolerance):
             (QUERY, {"max_length": 64, "max_query_length": 32}),
             (long, {"max_length": 60, "max_query_length": 23, "overlap_tokens": 5}),
         ):
-            check(model, pairwise().windowed(query, DOCUMENTS, **words), tolerance, query, **words)
+            check(model, expected_pairs(query, "windowed", **words), tolerance, query, **words)
         for query, length in ((QUERY, 256), (QUERY, 31), (long, 40)):
-            expected = pairwise().truncated(query, DOCUMENTS, max_length=length)
+            expected = expected_pairs(query, "truncated", max_length=length)
             check(model, expected, tolerance, query, max_length=length, window=False)
