@@ -192,7 +192,7 @@ def test_an_unknown_task_lists_the_tasks_of_this_model_alone():
         registry.tasks_for(v3, ["clustering", "seperation"])
     assert str(error.value).endswith(
         "jina-embeddings-v3 has: retrieval.query, retrieval.passage, separation, classification, text-matching, "
-        "none, and understands retrieval, clustering."
+        "none, and understands retrieval, retrieval.document, clustering."
     )
     with pytest.raises(UsageError) as error:
         registry.tasks_for(nano, ["separation"])
