@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jina_local.errors import JinaError, Locked, OutputError
-from jina_local.formats import manifest
+from jina_local.formats import gguf, manifest
 from jina_local.formats.files import sha256
 from jina_local.formats.manifest import Entry, Manifest, Source
+from jina_local.formats.safetensors import SafetensorsFile
 
 _SPARE = 1.1  # what is asked for beyond the estimate: file systems need room of their own
 
@@ -88,9 +89,21 @@ def write_manifest(
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / manifest.NAME):
         name = path.relative_to(folder).as_posix()
         task, label = weights.get(name, (None, None))
-        files[name] = Entry(path.stat().st_size, sha256(path), task, label)
+        header = _header_size(path) if task or label else None
+        digest = None if header is None else sha256(path, header)
+        files[name] = Entry(path.stat().st_size, sha256(path), task, label, header, digest)
     body = Manifest(form, model, source, tokenizer, files).dump()
     (folder / manifest.NAME).write_text(body, encoding="utf-8")
+
+
+def _header_size(path: Path) -> int | None:
+    """The bytes before the first tensor; None for a file of no format that has tensors."""
+    if path.suffix == ".gguf":
+        return min((tensor.start for tensor in gguf.read_header(path).tensors.values()), default=None)
+    if path.suffix == ".safetensors":
+        with SafetensorsFile(path) as file:
+            return min((tensor.start for tensor in file.tensors.values()), default=None)
+    return None
 
 
 @contextmanager

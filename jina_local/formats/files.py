@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -76,19 +77,26 @@ def parse_json(raw: bytes, where: str) -> dict[str, object]:
     return value
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    return _sha256(path)[0]
+def sha256(path: Path, size: int | None = None) -> str:
+    """Hex digest of a file, or of its first `size` bytes, read in pieces."""
+    return _sha256(path, size)[0]
 
 
-def unchanged(path: Path, digest: str) -> bool:
-    """Whether a file has this SHA-256. A file that has not changed is read once in a process. Raises ModelDamaged."""
+def unchanged(path: Path, digest: str, size: int | None = None) -> bool:
+    """Whether a file, or its first `size` bytes, have this SHA-256. Raises ModelDamaged.
+
+    A file that has not changed is read once in a process.
+    """
     with open_regular(path) as file:
-        known = _digests.get(identity(file))
+        known = _digests.get(_sized(identity(file), size))
     if known is None:
-        known, found = _sha256(path)
-        _digests.put(found, known)
+        known, found = _sha256(path, size)
+        _digests.put(_sized(found, size), known)
     return known == digest
+
+
+def _sized(found: Identity | None, size: int | None) -> Identity | None:
+    return None if found is None else (*found, -1 if size is None else size)
 
 
 def identity(file: BinaryIO) -> Identity | None:
@@ -130,12 +138,13 @@ class Remembered(Generic[T]):
 _digests = Remembered[str](256)
 
 
-def _sha256(path: Path) -> tuple[str, Identity | None]:
-    digest = hashlib.sha256()
+def _sha256(path: Path, size: int | None = None) -> tuple[str, Identity | None]:
+    digest, left = hashlib.sha256(), sys.maxsize if size is None else size
     with open_regular(path) as file:
         before = identity(file)
-        while piece := file.read(1 << 20):
+        while left and (piece := file.read(min(1 << 20, left))):
             digest.update(piece)
+            left -= len(piece)
         after = identity(file)
     return digest.hexdigest(), after if before == after else None
 

@@ -5,12 +5,14 @@
      "model": a registry name,
      "source": {"name": ..., "revision": ... or null, "files": {path: sha256}},
      "tokenizer": fingerprint of the token ids of fixed probe texts (text.tokenizer.Tokenizer.fingerprint),
-     "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null}}}
+     "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null,
+                      "header_bytes": n, "header_sha256": hex}}}
 
 Merged weights of a task have both `task` and `weights`. A base that all tasks share has `weights` alone, and each
 adapter beside it `task` alone; one folder is of either kind, not of both.
 Paths are relative, with `/`. No dates, no absolute paths: the same input gives the same bytes.
-Sizes are checked at every load, and so are the digests of files that hold no weights; all digests by `models verify`.
+The header of a weight file is what stands before its first tensor. Sizes are checked at every load, and so are the
+digests of headers and of files that hold no weights; all digests by `models verify`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Entry:
     sha256: str
     task: str | None = None
     weights: str | None = None
+    header_bytes: int | None = None  # of a file that holds tensors, from its start
+    header_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Manifest:
                 "files": dict(sorted(self.source.files.items())),
             },
             "tokenizer": self.tokenizer,
-            "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
+            "files": {name: _members(entry) for name, entry in sorted(self.files.items())},
         }
         return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
@@ -105,7 +109,8 @@ class Manifest:
 def load(folder: Path) -> Manifest:
     """Read a folder's manifest, and check that every file is there with its size, and small ones with their digest.
 
-    Small are the files that hold no weights: one changed letter of a config or a tokenizer gives other vectors.
+    Small are the files that hold no weights, and the headers of the others: one changed letter of a config, or two
+    tensors that exchanged their names, give other vectors.
     Raises ModelDamaged.
     """
     path = folder / NAME
@@ -119,7 +124,9 @@ def load(folder: Path) -> Manifest:
                 f"{file}: has {file.stat().st_size} bytes, the manifest says {entry.bytes}. "
                 "It is truncated or was changed; convert again with --force."
             )
-        if not entry.weights and entry.task is None and not unchanged(file, entry.sha256):
+        small = not entry.weights and entry.task is None
+        digest, size = (entry.sha256, None) if small else (entry.header_sha256, entry.header_bytes)
+        if digest is not None and not unchanged(file, digest, size):
             raise ModelDamaged(
                 f"{file}: its content has changed since it was written. Put the original back, or convert again with "
                 "--force."
@@ -163,12 +170,19 @@ def _read(path: Path) -> Manifest:
     return manifest
 
 
+def _members(entry: Entry) -> dict[str, object]:
+    """As they stand in the file; without those of a header if there is none."""
+    return {name: value for name, value in vars(entry).items() if value is not None or not name.startswith("header_")}
+
+
 def _entry(members: Members) -> Entry:
     entry = Entry(
         bytes=members.take("bytes", whole(0, 1 << 50)),
         sha256=members.take("sha256", _DIGEST),
         task=members.take("task", or_null(text), None),
         weights=members.take("weights", or_null(text), None),
+        header_bytes=members.take("header_bytes", whole(1, 1 << 40), None),
+        header_sha256=members.take("header_sha256", _DIGEST, None),
     )
     members.done()
     return entry
