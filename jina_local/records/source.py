@@ -132,6 +132,8 @@ class _Input:
         field = self._reading.field
         if self.descriptor == 0 and sys.stdin is None:
             raise UsageError("standard input is closed: give texts, or --input FILE.")
+        if os.path.isdir(self._path):
+            raise UsageError(f"--input {self._path}: is a folder. Give its files, each with --input.")
         if self._reading.input_format is not None:
             chosen = self._reading.input_format
         elif self.descriptor is not None:

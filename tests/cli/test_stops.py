@@ -76,7 +76,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, command in COMMANDS.items():
         with tempfile.TemporaryDirectory() as folder:
-            real = [*command, "--model", sys.argv[2]]
+            real = [*command, "--model", *sys.argv[2:]]
             # Before a tenth of a second Python itself is starting.
             found = interrupt(["-m", "jina_local"], real, Path(folder), int(sys.argv[1]), earliest=0.1, seed=2)
             print(f"{name}: {sys.argv[1]} interrupts, {found} of them in time, no fault")

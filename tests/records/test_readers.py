@@ -205,8 +205,9 @@ def test_the_suffix_decides_unless_the_format_is_given(tmp_path):
 def test_files_that_cannot_be_opened(tmp_path):
     with pytest.raises(UsageError, match=r"--input .*none\.txt: cannot be opened \(No such file"):
         read(tmp_path / "none.txt")
-    with pytest.raises(UsageError, match="Is a directory"):
-        read(tmp_path, input_format="txt")
+    for how in ({}, {"input_format": "txt"}):
+        with pytest.raises(UsageError, match="is a folder. Give its files, each with --input"):
+            read(tmp_path, **how)
 
 
 def test_standard_input(monkeypatch):
