@@ -188,7 +188,7 @@ def _ranking(
 
     words = {name: getattr(args, name) for name in ("top_n", "max_length", "deterministic")}
     words["show_progress"] = False if args.progress is None and args.texts[1:] else args.progress
-    with cast("Reranker | Embedder", loading.load(**settings)) as model, _without_log():
+    with cast("Reranker | Embedder", loading.load(**settings)) as model, _said_once():
         _check_options(model.spec, args)
         by_cosine = model.spec.scoring is None
         if by_cosine:
@@ -212,15 +212,18 @@ def _ranking(
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """The answer says what was cut and what failed; the library's log would say it again."""
+def _said_once() -> Iterator[None]:
+    """Leave warnings of cut and failed documents out of the log: `_report` says them, with lines of the input."""
     log = logging.getLogger("jina_local")
-    level = log.level
-    log.setLevel(logging.ERROR)
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.funcName != "_warn"  # of reranking/reranker.py
+
+    log.addFilter(is_news)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.removeFilter(is_news)
 
 
 def _table(ranking: _Ranking, source: Source, width: int | None) -> Iterator[str]:

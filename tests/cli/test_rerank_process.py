@@ -180,6 +180,7 @@ def test_real_scores_are_those_of_the_library(checkpoint, answer, tmp_path):
     ]
     assert [r["score"] for r in got] == pytest.approx([one.score for one in answer.results], abs=1e-6)
     assert (b"documents was cut (first: line 5)" in done.stderr) == (answer.cut == (4,))
+    assert b"(index 4)" not in done.stderr
     table = real("planet", "--input", str(source), "--field", "body", "--format", "table", checkpoint=checkpoint)
     rows = table.stdout.decode().splitlines()[1:]
     assert [row.split()[:3] for row in rows] == [
