@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ..errors import ModelDamaged
 from . import tensor_names
 from .architecture import Architecture
+from .tensor_names import PADDING_POSITION_KEY
 
 OWN = "jina_local."  # the prefix of our own keys
 MADE_HERE = "jina_local.loading"  # every file of our converter has it, and no other file
@@ -121,6 +122,7 @@ _FREE: Mapping[str, Rule] = {
     MADE_HERE: Rule(TEXT, written=True),
     **{f"{OWN}{name}": Rule(TEXT) for name in ("task", "base", "prompts", "default_prompt")},
     f"{OWN}matryoshka_dims": Rule(WHOLES),
+    PADDING_POSITION_KEY: Rule(NUMBERS),
     f"{OWN}tokenizer_fingerprint": Rule(TEXT, written=True),
     f"{OWN}tokenizer.added_token_flags": Rule(TEXT),
 }  # fmt: skip

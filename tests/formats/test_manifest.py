@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -105,3 +106,22 @@ def test_three_hundred_damaged_manifests_raise_nothing_else(folder):
         refused += told is not None
         assert len(told or "") < 600
     assert 200 < refused < 300
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "safetensors"])
+def test_a_change_in_the_header_of_a_weight_file_is_seen_at_load_and_one_in_its_tensors_by_verify(tmp_path, suffix):
+    from tests import made
+
+    folder = tmp_path / "copy"
+    shutil.copytree(made.gguf("nano") if suffix == "gguf" else made.mlx("nano", 8), folder)
+    path = next(folder.glob(f"*.{suffix}"))
+    entry = manifest.load(folder).files[path.name]
+    assert 0 < entry.header_bytes < entry.bytes
+    raw = path.read_bytes()
+    for place, seen in ((entry.header_bytes // 2, True), (entry.header_bytes, False)):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        if seen:
+            with pytest.raises(ModelDamaged, match="its content has changed"):
+                manifest.load(folder)
+        else:
+            assert manifest.verify(folder) == [f"{path}: its content has changed since it was written"]
