@@ -1,4 +1,4 @@
-"""What files are held against before anything is done with them: bounded JSON, the set of tensors, finite values."""
+"""Checks of the tensors in a file: their names and shapes, their types, finite values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_types(types: Mapping[str, str], allowed: Sequence[str], where: str) ->
 
 
 def finite(data: NDArray[np.float32], where: str) -> NDArray[np.float32]:
-    """`data`, or ModelDamaged where a value is NaN or infinite."""
+    """`data` itself. Raises ModelDamaged if a value is NaN or infinite."""
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise ModelDamaged(f"{where}: {bad} of {data.size} values are NaN or infinite.")

@@ -36,16 +36,17 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def within(path: Path, root: Path) -> Path:
-    """The file that a path leads to through all its links. Raises ModelDamaged if that lies outside `root`."""
+def within(path: Path, *roots: Path) -> Path:
+    """The file that a path leads to through all its links. Raises ModelDamaged unless it lies in one of `roots`."""
     try:
-        target, inside = path.resolve(strict=True), root.resolve(strict=True)
+        target = path.resolve(strict=True)
+        inside = [root.resolve(strict=True) for root in roots]
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise ModelDamaged(f"{path}: leads nowhere ({error}).") from error
-    if not target.is_relative_to(inside):
+    if not any(target.is_relative_to(root) for root in inside):
         raise ModelDamaged(
-            f"{path}: is a link to {target}, which lies outside {root}. It is not followed: remove the link and "
-            "fetch the file again."
+            f"{path}: is a link to {target}, which lies outside {' and '.join(map(str, roots))}. It is not followed: "
+            "remove the link and fetch the file again."
         )
     return target
 

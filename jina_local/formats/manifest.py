@@ -1,4 +1,4 @@
-"""manifest.json: what a converted folder holds, written last, so that its presence means "complete".
+"""manifest.json: the files of a converted folder, written last, so that its presence means "complete".
 
     {"format": "jina_local manifest 1",
      "form": "mlx" | "gguf" | "checkpoint",
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """What the folder was made from."""
+    """The model that the folder was made from."""
 
     name: str
     revision: str | None
@@ -80,7 +80,7 @@ class Manifest:
 
     @property
     def serves(self) -> dict[str, set[str]]:
-        """Weights label -> the tasks that can be had in it."""
+        """Weights label -> the tasks that are served in it."""
         found: dict[str, set[str]] = {}
         beside = {str(entry.task) for entry in self.adapters.values()}
         for entry in self.files.values():
@@ -135,7 +135,7 @@ def load(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> list[str]:
-    """Compare every file with its digest; the faults as sentences, empty when all is well."""
+    """Compare every file with its digest; the faults as sentences, none if all is well."""
     manifest = load(folder)
     return [
         f"{folder / name}: its content has changed since it was written"

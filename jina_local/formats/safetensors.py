@@ -113,7 +113,7 @@ def to_bf16(data: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def to_f16(data: NDArray[np.float32], where: str) -> NDArray[np.float16]:
-    """Round float32 to float16. Raises ModelDamaged where a value does not fit its range (65504)."""
+    """Round float32 to float16. Raises ModelDamaged if a value does not fit its range (65504)."""
     with np.errstate(over="ignore"):
         out = data.astype(np.float16)
     if not np.isfinite(out).all():

@@ -15,14 +15,14 @@ from ..errors import UsageError
 
 Span = tuple[int, int]
 
-# A sentence ends after its marks and what closes quotes and brackets, where white space follows; ideographic marks
-# need none; a line end ends it in any case. Abbreviations are taken for ends.
+# A sentence ends after its marks and closing quotes and brackets, if white space follows; ideographic marks need no
+# white space; a line end always ends a sentence. Abbreviations are taken for ends.
 _END = re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[」』”’）]*|\n)")
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a document's tokens that is run as one pass, and those of them whose rows are taken from it."""
+    """A part of a document's tokens that is run as one pass, and the tokens whose rows are taken from that pass."""
 
     start: int
     end: int
@@ -33,10 +33,10 @@ class Window:
 def sentences(document: str) -> list[Span]:
     """The sentences and lines of a document, without the white space around them.
 
-    By marks alone: "e.g. this" are two. What has nothing to be seen is no sentence.
+    By marks alone: "e.g. this" are two. A part without visible characters is no sentence.
     """
     ends = [match.end() for match in _END.finditer(document)]
-    found = [_trimmed(document, a, b) for a, b in zip([0, *ends], [*ends, len(document)], strict=True)]
+    found = [_without_spaces(document, a, b) for a, b in zip([0, *ends], [*ends, len(document)], strict=True)]
     return [(a, b) for a, b in found if any(c.isprintable() and not c.isspace() for c in document[a:b])]
 
 
@@ -57,14 +57,14 @@ def of_size(starts: Sequence[int], length: int, size: int) -> list[Span]:
 def checked(spans: object, length: int) -> list[Span]:
     """The spans of a text of `length` characters, ascending by their starts; they may overlap and leave gaps.
 
-    Raises UsageError for what is no list of spans, is empty, lies outside the text, or is out of order.
+    Raises UsageError if `spans` is no list of spans or empty, or if a span lies outside the text or out of order.
     """
     if not isinstance(spans, Iterable):
         raise UsageError(f"chunks are {type(spans).__name__}; expected (start, end) in characters for each.")
     found: list[Span] = []
     for n, span in enumerate(spans):
         try:
-            start, end = (_whole(x) for x in span)
+            start, end = (_integer(x) for x in span)
         except (TypeError, ValueError):
             raise UsageError(f"chunk {n} is {span!r}; expected (start, end), two numbers of characters.") from None
         if not 0 <= start < end <= length:
@@ -92,24 +92,24 @@ def of_tokens(spans: Sequence[Span], starts: Sequence[int]) -> list[Span]:
 def windows(tokens: int, room: int, overlap: int) -> list[Window]:
     """Cut `tokens` into passes of at most `room` that share `overlap` with the next, or more at the end.
 
-    One pass where all fit. The last one ends with the text and is as long as the others. Where two overlap, each
-    token's row is taken from the one in which it lies farther from the edge. `overlap` is cut to half of `room`.
+    One pass if all fit. The last pass ends with the text and is as long as the others. If two passes overlap, each
+    token's row is taken from the pass in which it lies farther from the edge. `overlap` is cut to half of `room`.
     """
     if tokens <= room:
         return [Window(0, tokens, 0, tokens)]
     step = room - min(overlap, room // 2)
     starts = [*range(0, tokens - room, step), tokens - room]
-    # The middle of what two neighbours share.
+    # The middle of the tokens that two neighbours share.
     cuts = [0, *((start + room + after) // 2 for start, after in pairwise(starts)), tokens]
     return [Window(start, start + room, cuts[n], cuts[n + 1]) for n, start in enumerate(starts)]
 
 
-def _trimmed(document: str, start: int, end: int) -> Span:
+def _without_spaces(document: str, start: int, end: int) -> Span:
     piece = document[start:end]
     return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
 
 
-def _whole(number: object) -> int:
+def _integer(number: object) -> int:
     if isinstance(number, bool) or not hasattr(number, "__index__"):
         raise TypeError
     return int(number.__index__())

@@ -31,7 +31,7 @@ def check_fingerprint(tokenizer: Tokenizer, expected: str, where: str) -> None:
         raise ModelDamaged(
             f"{tokenizer.where}: gives other ids than the tokenizer that these weights were converted with: its "
             f"fingerprint is {found[:12]}, and {where} has {shown(expected[:12])}. Put the model's own "
-            "tokenizer.json there, or convert again. If it is the model's own, the installed tokenizers "
+            "tokenizer.json beside the weights, or convert again. If it is the model's own, the installed tokenizers "
             f"{tokenizers.__version__} reads it in another way than the version that converted it."
         )
 
@@ -67,7 +67,7 @@ def _probe(tokenizer: Tokenizer, header: Header, difference: str) -> None:
             raise ModelDamaged(
                 f"{tokenizer.where}: is not the tokenizer in {header.path} ({difference}): it reads {shown(text)} as "
                 f"{tokenizer.ids(text)[:8]}, and the file's own vocabulary gives {own.ids(text)[:8]}. Put the "
-                "model's own tokenizer.json there, or remove this one to use the file's vocabulary."
+                "model's own tokenizer.json beside the weights, or remove this one to use the file's vocabulary."
             )
 
 
@@ -93,7 +93,7 @@ def _header_difference(one: Header, other: Header) -> str:
 
 
 def _model_difference(path: Path | None, header: Header) -> str:
-    """The same for what decides which tokens are taken."""
+    """The same for the merges or scores, which decide how a text is cut into tokens."""
     if path is None:
         return "it was not read from a file"
     raw, _ = gate.read(path)

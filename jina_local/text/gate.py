@@ -79,7 +79,7 @@ def require(passed: Passed, spec: TokenizerSpec, where: str) -> None:
     if passed.form != spec.form:
         raise ModelDamaged(
             f"{where}: splits and normalises text as {passed.form!r} does, and this model's tokenizer as "
-            f"{spec.form!r}: it is another model's. Put the model's own tokenizer.json there."
+            f"{spec.form!r}: it is another model's. Put the model's own tokenizer.json beside the weights."
         )
 
 
@@ -92,7 +92,7 @@ def _split_of(body: Mapping[str, object], where: str) -> str:
     raise ModelDamaged(
         f"{where}: is neither a Unigram model nor a byte-level BPE behind the split pattern of "
         f"{', '.join(PRE_TOKENIZERS)}: it has the model {shown(_inside(body, 'model', 'type'))} and the pattern "
-        f"{shown(found)}. Put the model's own tokenizer.json there."
+        f"{shown(found)}. Put the model's own tokenizer.json beside the weights."
     )
 
 

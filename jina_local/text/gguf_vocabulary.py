@@ -1,8 +1,8 @@
 """A GGUF's own vocabulary -> the tokenizer.json that it was made from, as far as the ids are concerned.
 
-Used where a .gguf file has no tokenizer.json beside it. Byte-level BPE (tokenizer.ggml.model "gpt2"), whose split
-pattern and normaliser are not in the file and follow from the name in tokenizer.ggml.pre; and XLM-R's Unigram ("t5"),
-whose normaliser is in the file, and which always splits at white space.
+It is used if no tokenizer.json lies beside a .gguf file. Two kinds are read. Byte-level BPE (tokenizer.ggml.model
+"gpt2"): its split pattern and normaliser are not in the file and follow from the name in tokenizer.ggml.pre. XLM-R's
+Unigram ("t5"): its normaliser is in the file, and it always splits at white space.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from ..errors import ModelDamaged
 from ..formats.files import parse_json
 from ..formats.gguf import Header
-from ..formats.schema import check, dict_of, flag, one_of
+from ..formats.schema import check, dict_of, flag, one_of, shown
 
 # tokenizer.ggml.token_type (llama.h, enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
-# JSON object, id -> what an added token has beyond its text; absent where no token has anything.
+# JSON object, id -> the flags of an added token that are not the plain ones; absent if all are plain.
 FLAGS_KEY = "jina_local.tokenizer.added_token_flags"
 PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
@@ -35,12 +35,12 @@ _SPLIT = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """What a name in tokenizer.ggml.pre stands for."""
+    """The steps that a name in tokenizer.ggml.pre stands for."""
 
     split: str  # the regex of the words
     nfc: bool  # the tokenizer normalises to NFC first; llama.cpp does not
     ignore_merges: bool  # a whole word that is in the vocabulary is taken as it is
-    adds_bos: bool  # llama.cpp's default where the file has no add_bos_token
+    adds_bos: bool  # llama.cpp's default if the file has no add_bos_token
 
 
 _LLAMA3 = PreTokenizer(_SPLIT.format("{1,3}"), nfc=False, ignore_merges=True, adds_bos=True)
@@ -68,8 +68,8 @@ def rebuild(header: Header) -> dict[str, object]:
         body = _byte_level_bpe(header, pre)
     else:
         raise ModelDamaged(
-            f"{header.path}: has the tokenizer {model!r} with the pre-tokenizer {name!r}; read here is 'gpt2' with "
-            f"{', '.join(PRE_TOKENIZERS)}, and 't5'. {_BESIDE}"
+            f"{header.path}: has the tokenizer {shown(model)} with the pre-tokenizer {shown(name)}; read here is "
+            f"'gpt2' with {', '.join(PRE_TOKENIZERS)}, and 't5'. {_BESIDE}"
         )
     return {"version": "1.0", "truncation": None, "padding": None, **body}
 
@@ -106,8 +106,8 @@ def _byte_level_bpe(header: Header, pre: PreTokenizer) -> dict[str, object]:
 def _unigram(header: Header) -> dict[str, object]:
     """XLM-R's: pieces with scores, after the normaliser's table and a split at white space.
 
-    Its marks stand around every text. A file that does not say so was made without a tokenizer.json, and its own
-    vocabulary gives other ids than the model was trained with.
+    Special tokens stand around every text. A file that does not say so was made without a tokenizer.json, and its
+    own vocabulary gives other ids than the model was trained with.
     """
     tokens, types = _tokens(header)
     scores = header.keys.get("tokenizer.ggml.scores")
@@ -122,7 +122,7 @@ def _unigram(header: Header) -> dict[str, object]:
     used = 1 + max((number for number, kind in enumerate(types) if kind != UNUSED), default=-1)
     if odd := [n for n in range(used) if types[n] not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED)]:
         raise ModelDamaged(
-            f"{header.path}: token {odd[0]} has the type {types[odd[0]]!r}; not one of this tokenizer's."
+            f"{header.path}: token {odd[0]} has the type {shown(types[odd[0]])}; not one of this tokenizer's."
         )
     marks = [n for n in range(used) if types[n] != NORMAL]
     space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
@@ -142,7 +142,7 @@ def _unigram(header: Header) -> dict[str, object]:
 
 
 def _charsmap(header: Header) -> dict[str, object] | None:
-    """The normaliser, whose table is an array of bytes in the file."""
+    """The normaliser; its table is an array of bytes in the file."""
     values = header.keys.get(CHARSMAP_KEY)
     if values is None:
         return None
@@ -154,7 +154,7 @@ def _charsmap(header: Header) -> dict[str, object] | None:
 
 
 def _around_pairs(header: Header) -> dict[str, object]:
-    """<s> A </s>, and <s> A </s></s> B </s>, or with one mark between where the file says no add_sep_token."""
+    """<s> A </s>, and <s> A </s></s> B </s>, or with one mark between if the file says no add_sep_token."""
     marks = _special(header, "bos"), _special(header, "eos")
     (_, opening), (_, closing) = marks
     between = 2 if _switch(header, "add_sep_token", False) else 1
@@ -194,7 +194,9 @@ def _tokens(header: Header) -> tuple[list[str], list[int]]:
 def _only(header: Header, types: list[int], known: tuple[int, ...]) -> None:
     for number, kind in enumerate(types):
         if kind not in known:
-            raise ModelDamaged(f"{header.path}: token {number} has the type {kind!r}; not one of this tokenizer's.")
+            raise ModelDamaged(
+                f"{header.path}: token {number} has the type {shown(kind)}; not one of this tokenizer's."
+            )
 
 
 def _added(header: Header, tokens: list[str], types: list[int], marks: list[int]) -> list[dict[str, object]]:
@@ -216,7 +218,7 @@ def _flags(header: Header) -> dict[str, dict[str, bool]]:
 
 
 def _template(header: Header, pre: PreTokenizer) -> dict[str, object]:
-    """The post-processor: what stands around every text."""
+    """The post-processor: the tokens around every text."""
     opening = _special(header, "bos") if _switch(header, "add_bos_token", pre.adds_bos) else None
     closing = _special(header, "eos") if _switch(header, "add_eos_token", False) else None
     if opening is None and closing is None:
@@ -240,7 +242,7 @@ def _template(header: Header, pre: PreTokenizer) -> dict[str, object]:
 def _switch(header: Header, key: str, default: bool) -> bool:
     value = header.keys.get(f"tokenizer.ggml.{key}", default)
     if not isinstance(value, bool):
-        raise ModelDamaged(f"{header.path}: tokenizer.ggml.{key} is {value!r}; expected true or false.")
+        raise ModelDamaged(f"{header.path}: tokenizer.ggml.{key} is {shown(value)}; expected true or false.")
     return value
 
 
@@ -250,7 +252,7 @@ def _special(header: Header, which: str) -> tuple[int, str]:
     tokens = header.keys["tokenizer.ggml.tokens"]
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(tokens):  # type: ignore[arg-type]
         raise ModelDamaged(
-            f"{header.path}: needs a token {which!r}, and tokenizer.ggml.{which}_token_id is {number!r}."
+            f"{header.path}: needs a token {which!r}, and tokenizer.ggml.{which}_token_id is {shown(number)}."
         )
     return number, tokens[number].decode()  # type: ignore[index]
 

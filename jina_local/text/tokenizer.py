@@ -1,6 +1,6 @@
 """text -> ids: prompt, special tokens, truncation that keeps the closing token, counts.
 
-What is put before and after a text is read off the model's own tokenizer.json, never written here.
+The tokens before and after a text are those of the model's own tokenizer.json; none is named here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PairTemplate:
 
     @property
     def tokens(self) -> int:
-        """How many of them there are."""
+        """The number of special tokens."""
         return len(self.opening) + len(self.between) + len(self.closing)
 
 
@@ -84,7 +84,7 @@ class Tokenizer:
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.rows = self._rows(passed)
         plain, whole = (self._encode("a", special).ids for special in (False, True))
-        at = _find(whole, plain, 0)
+        at = _first_place(whole, plain, 0)
         if at < 0 or not plain:
             raise ModelDamaged(f"{where}: its template does not put special tokens around the text.")
         self.opening: list[int] = whole[:at]
@@ -135,9 +135,9 @@ class Tokenizer:
         return Encoded(ids, truncated)
 
     def plain(self, texts: Sequence[str], room: int | None = None) -> list[list[int]]:
-        """The ids of each text with nothing put around it; special tokens that are spelled out in it are recognised.
+        """The ids of each text without the template. Special tokens that a text spells out are recognised.
 
-        room: of a very long text only the front is tokenised: its result is cut, with at least room + 1 ids.
+        room: only the front of a very long text is tokenised, so that its result has at least room + 1 ids.
         """
         out: list[list[int]] = []
         for start in range(0, len(texts), _AT_ONCE):
@@ -149,9 +149,9 @@ class Tokenizer:
         return out
 
     def located(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(n,) the ids of a text with nothing put around it, and (n,) the character that each begins at, ascending.
+        """(n,) the ids of a text without the template, and (n,) the character that each begins at, ascending.
 
-        A token that brings the space before a word along begins where the word does.
+        A token that includes the space before a word begins at the word.
         """
         encoding = self._encode(text)
         starts = np.empty(len(encoding), np.int64)
@@ -166,7 +166,7 @@ class Tokenizer:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its exact name; None where there is none."""
+        """The id of a token by its exact name; None if there is no such token."""
         with self._library("cannot look up a token"):
             found: int | None = self._tokenizer.token_to_id(token)
         return found
@@ -177,20 +177,20 @@ class Tokenizer:
             return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def pair(self) -> PairTemplate:
-        """What the template puts around two texts that are read together. Raises ModelDamaged."""
+        """The tokens that the template puts around two texts that are read together. Raises ModelDamaged."""
         first, second = (self._encode(text).ids for text in ("a", "b"))
         with self._library("cannot put two texts together"):
             whole = self._tokenizer.encode("a", "b", add_special_tokens=True).ids
         # Special tokens are in neither text, so the first place that fits is the place.
-        starts = [_find(whole, first, 0)]
-        starts.append(_find(whole, second, starts[0] + len(first)) if starts[0] >= 0 else -1)
+        starts = [_first_place(whole, first, 0)]
+        starts.append(_first_place(whole, second, starts[0] + len(first)) if starts[0] >= 0 else -1)
         if min(starts) < 0:
             raise ModelDamaged(f"{self.where}: its template does not put special tokens around a pair of texts.")
         ends = [starts[0] + len(first), starts[1] + len(second)]
         return PairTemplate(whole[: starts[0]], whole[ends[0] : starts[1]], whole[ends[1] :])
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text as it stands, special tokens included, uncut."""
+        """The ids of a text with the template, uncut."""
         return [*self.opening, *self._encode(text).ids, *self.closing]
 
     def fingerprint(self) -> str:
@@ -204,9 +204,9 @@ class Tokenizer:
         """The ids of each text without special tokens; of a very long text at least room + 1 of them."""
         limit = room * _CHARS_PER_TOKEN
         short = iter(self._batch([t for t in prompted if len(t) <= limit]))
-        return [next(short) if len(t) <= limit else self._head(t, room) for t in prompted]
+        return [next(short) if len(t) <= limit else self._front(t, room) for t in prompted]
 
-    def _head(self, text: str, room: int) -> list[int]:
+    def _front(self, text: str, room: int) -> list[int]:
         """At least room + 1 ids from the front of a very long text, or all of its ids."""
         chars = room * _CHARS_PER_TOKEN
         while True:
@@ -271,19 +271,19 @@ class Tokenizer:
                 named = ", ".join(f"{token} ({n})" for token, n in zip(tokens, expected, strict=True))
                 raise ModelDamaged(
                     f"{self.where}: puts the tokens {found} {place}, and this model was trained with "
-                    f"{named or 'none'} there. Put the model's own tokenizer.json there."
+                    f"{named or 'none'} there. Put the model's own tokenizer.json beside the weights."
                 )
         return self
 
 
-def _find(whole: list[int], part: list[int], start: int) -> int:
-    """Where `part` first lies in `whole` at or after `start`; -1 where it does not."""
+def _first_place(whole: list[int], part: list[int], start: int) -> int:
+    """The first place of `part` in `whole` at or after `start`; -1 if there is none."""
     places = range(start, len(whole) - len(part) + 1)
     return next((i for i in places if whole[i : i + len(part)] == part), -1)
 
 
 def checked(index: int, text: object) -> str:
-    """The text, if it is one; TextError that names its place in the call if not."""
+    """The text. Raises TextError, naming its place in the call, if it is not a str of valid Unicode."""
     if not isinstance(text, str):
         raise TextError(index, f"is {type(text).__name__}, expected str.")
     try:

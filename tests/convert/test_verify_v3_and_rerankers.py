@@ -16,6 +16,7 @@ from convert.verify.verify import FLOORS, floor_of, verify
 from jina_local import registry
 from jina_local.errors import ModelDamaged
 from jina_local.formats import manifest, safetensors
+from jina_local.formats.files import sha256
 from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.store import find
 from jina_local.text.tokenizer import Tokenizer
@@ -94,6 +95,9 @@ def test_a_small_part_of_v3_that_is_missing(part, tmp_path):
 def test_another_projector_is_found_by_the_vectors_alone(tmp_path):
     wrong = shutil.copytree(made.reranker("reranker-v3", 32), tmp_path / "wrong")
     rewrite(wrong / "projector.safetensors", lambda name, data: data[::-1] if "0" in name else data)
+    body = json.loads((wrong / manifest.NAME).read_text())
+    body["files"]["projector.safetensors"]["sha256"] = sha256(wrong / "projector.safetensors")
+    (wrong / manifest.NAME).write_text(json.dumps(body))
     steps = judged(wrong, made.checkpoint("reranker-v3"))["rerank"]
     # Any random projector keeps the order of these states; the vectors tell.
     assert (steps["ids"], steps["rows"], steps["vectors"]) == (True, True, False)
@@ -111,7 +115,7 @@ def test_another_classifier_is_found(tmp_path):
 def test_a_prompt_that_is_tokenised_otherwise_stops_at_the_ids(tmp_path):
     wrong = shutil.copytree(made.checkpoint("reranker-v3"), tmp_path / "wrong")
     body = json.loads((wrong / "tokenizer.json").read_text())
-    body["added_tokens"] = [t for t in body["added_tokens"] if t["content"] != "<|im_start|>"]
+    next(t for t in body["added_tokens"] if t["content"] == "<|im_start|>")["content"] = "<|another|>"
     (wrong / "tokenizer.json").write_text(json.dumps(body))
     assert judged(made.reranker("reranker-v3", 32), wrong) == {"rerank": {"ids": False}}
 

@@ -66,15 +66,17 @@ def _change(value: Any, rng: random.Random) -> None:
     if kind < 0.15:
         del parent[key]
     elif kind < 0.25 and isinstance(parent, dict):
-        parent[rng.choice(("extra", "type", "dropout", key + " ", "\ud800", "prepend_scheme"))] = rng.choice(ODD)
+        parent[rng.choice(("extra", "type", "dropout", key + " ", "\ud800", "prepend_scheme"))] = copy.deepcopy(
+            rng.choice(ODD)
+        )
     elif kind < 0.35 and isinstance(parent, list):
-        parent.extend([parent[key]] * rng.randint(1, 40))
+        parent.extend(copy.deepcopy([parent[key]] * rng.randint(1, 40)))
     elif kind < 0.45:
         parent[key] = [parent[key]]
     elif kind < 0.55 and isinstance(parent[key], int):
         parent[key] += rng.choice((1, -1, 1 << 31, 1 << 32, 0.5))
     else:
-        parent[key] = rng.choice(ODD)
+        parent[key] = copy.deepcopy(rng.choice(ODD))
 
 
 def _places(value: Any, rng: random.Random) -> Iterator[tuple[Any, Any]]:

@@ -63,6 +63,10 @@ def test_links_are_followed_inside_the_folder_alone(tmp_path):
             within(cache / name, cache)
     (tmp_path / "alias").symlink_to("cache")
     assert within(tmp_path / "alias" / "good", tmp_path / "alias").name == "ab", "the folder may be a link itself"
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "x").write_text("x")
+    (cache / "moved").symlink_to(tmp_path / "disk")
+    assert within(cache / "moved" / "x", cache / "moved", cache).name == "x", "or a folder of it that is a link"
     (tmp_path / "cache-of-another").mkdir()
     (tmp_path / "cache-of-another" / "x").write_text("x")
     with pytest.raises(ModelDamaged, match="which lies outside"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from jina_local.formats import files
 from jina_local.formats.gguf import Header
 from jina_local.text import fingerprint
 from jina_local.text.fingerprint import KEY, check_fingerprint, check_own_vocabulary
-from jina_local.text.gguf_vocabulary import NORMAL, UNUSED
+from jina_local.text.gguf_vocabulary import FLAGS_KEY, NORMAL, UNUSED
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights import architecture
 from tests import tiny
+
+from ..formats.damage import refusal
 
 KINDS = ("small", "nano", "v3")
 BODIES = {kind: json.loads(tiny.tokenizer(kind).to_str()) for kind in KINDS}
@@ -84,8 +87,8 @@ def test_the_right_fingerprint_passes_and_another_is_refused(tmp_path):
     with pytest.raises(
         ModelDamaged,
         match=r"tokenizer.json: gives other ids than the tokenizer that these weights were converted with: its "
-        r"fingerprint is [0-9a-f]{12}, and the manifest has '0{12}'\. Put the model's own tokenizer.json there, or "
-        r"convert again\. If it is the model's own, the installed tokenizers \d",
+        r"fingerprint is [0-9a-f]{12}, and the manifest has '0{12}'\. Put the model's own tokenizer.json beside the "
+        r"weights, or convert again\. If it is the model's own, the installed tokenizers \d",
     ):
         check_fingerprint(tokenizer, "0" * 64, "the manifest")
 
@@ -207,3 +210,23 @@ def test_a_rebuilt_tokenizer_goes_through_the_gate(tmp_path):
         ModelDamaged, match=r"the vocabulary in .*: model.vocab is 'x+\.\.\.; expected tokens of at most 512"
     ):
         Tokenizer.from_gguf(header(tmp_path, "nano", tokens=tokens))
+
+
+def test_three_hundred_damaged_vocabularies_raise_nothing_else(tmp_path):
+    odd = [0, -1, 2**40, 0.5, float("nan"), True, "", "t5", b"", b"\xff", b"x" * 600, [], [1], [b"a"] * 640,
+           [0.5] * 640, '{"1": []}', '{"505": {"lstrip": 1}}', '{"505": "lstrip"}', "[1]"]  # fmt: skip
+    made, refused = {kind: header(tmp_path, kind) for kind in KINDS}, 0
+    for seed in range(300):
+        rng = random.Random(seed)
+        whole = made[rng.choice(KINDS)]
+        keys = dict(whole.keys)
+        key = rng.choice([*keys, FLAGS_KEY, "tokenizer.ggml.unknown_token_id"])
+        value = keys.get(key)
+        if isinstance(value, list) and rng.random() < 0.5:
+            keys[key] = [*value[:7], rng.choice(odd), *value[8:]]
+        else:
+            keys[key] = rng.choice(odd)
+        told = refusal(Tokenizer.from_gguf, Header(whole.path, keys, {}, 0))
+        refused += told is not None
+        assert len(told or "") < 600
+    assert 200 < refused < 300
