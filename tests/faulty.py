@@ -11,7 +11,7 @@ from tests.fakes import FakeBackend
 from tests.faulty_worker import FAULTS
 
 QUICK = Limits(
-    open_seconds=20, pass_seconds=1, token_seconds=0.0, silent_seconds=20, beat_seconds=0.2, within_seconds=60
+    open_seconds=60, pass_seconds=60, token_seconds=0.0, silent_seconds=60, beat_seconds=0.2, within_seconds=60
 )
 
 

@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[int, Callable[[], None]]] = {
     "hold": (912, _hold),
     "damaged": (913, _damaged),
 }
-SLOW = 950  # an id that takes a second
+SLOW, SLOWER = 950, 952  # ids that take one second, and two more
 ONCE = 951  # an id that kills the process if no file `once` lies beside the settings, and writes one
 
 
@@ -129,6 +129,8 @@ class FaultyBackend(FakeBackend):
                 fault()
         if SLOW in ids:
             time.sleep(1)
+        if SLOWER in ids:
+            time.sleep(2)
         if ONCE in ids and not (once := self._settings.with_name("once")).exists():
             once.touch()
             _abort()

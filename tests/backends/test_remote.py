@@ -17,7 +17,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -26,7 +28,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from jina_local import load
-from jina_local.backends import frames, open_backend
+from jina_local.backends import frames, jobs, open_backend
 from jina_local.backends.jobs import Limits
 from jina_local.backends.process import identity
 from jina_local.backends.remote import REASON, RemoteBackend
@@ -36,7 +38,7 @@ from jina_local.inference import passes
 from tests import made
 from tests.fakes import FakeBackend
 from tests.faulty import QUICK, batch, expected, fault
-from tests.faulty_worker import ONCE, SLOW
+from tests.faulty_worker import ONCE, SLOW, SLOWER
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["", "x", "Which planet is red?", "日本語のテキスト", " ".join(["word"] * 40)]
@@ -248,7 +250,7 @@ DEADLY = [
 
 @pytest.mark.parametrize(("name", "cause"), DEADLY)
 def test_a_text_that_ends_the_process_is_found_and_set_aside(faulty, caplog, name, cause):
-    engine = faulty()
+    engine = faulty(replace(QUICK, pass_seconds=1.5) if name == "spin" else QUICK)
     one = batch([1, 2], [3, fault(name), 4], [5])
     rows = engine.forward(one)
     assert np.isnan(rows[1]).all()
@@ -329,12 +331,13 @@ def test_a_process_without_a_sign_of_life_is_ended(faulty, name):
 
 
 def test_a_slow_pass_gives_signs_of_life(faulty):
-    engine = faulty(Limits(pass_seconds=50, silent_seconds=0.6, beat_seconds=0.1))
-    assert np.array_equal(engine.forward(batch([SLOW])), expected(batch([SLOW])))
+    engine = faulty(Limits(silent_seconds=1.5, beat_seconds=0.1))
+    slow = batch([SLOW, SLOWER])
+    assert np.array_equal(engine.forward(slow), expected(slow))
 
 
 def test_a_longer_pass_has_more_time(faulty):
-    engine = faulty(Limits(pass_seconds=0.1, token_seconds=0.02, beat_seconds=0.1))
+    engine = faulty(Limits(pass_seconds=0.1, token_seconds=0.05, beat_seconds=0.1))
     long = batch([SLOW] * 100)
     assert np.array_equal(engine.forward(long), expected(long))
     with pytest.raises(EngineCrashed, match="did not answer a pass of 1 tokens"):
@@ -379,27 +382,30 @@ def test_an_engine_that_dies_of_everything_is_not_blamed_on_a_text(faulty):
     assert "GGML_ASSERT(n_tokens > 0)" in error.value.cause
 
 
-def test_after_many_deaths_no_other_process_is_started_for_a_while(faulty, tmp_path):
-    engine = faulty(Limits(deaths_in_a_row=4, within_seconds=2), always="abort")
+def test_after_many_deaths_no_other_process_is_started_for_a_while(faulty, tmp_path, monkeypatch):
+    engine = faulty(replace(QUICK, within_seconds=300), always="abort")
     with pytest.raises(EngineCrashed, match="dies of every text"):
         engine.forward(batch([1]))
     for _ in range(3):
-        with pytest.raises(EngineCrashed, match="died 4 times within 2 seconds, the last time of SIGABRT") as error:
+        with pytest.raises(EngineCrashed, match="died 4 times within 300 seconds, the last time of SIGABRT") as error:
             engine.forward(batch([1]))
         assert not error.value.by_text
         assert "GGML_ASSERT(n_tokens > 0)" in error.value.cause
         assert engine.pid is None
     (tmp_path / "cured").touch()
-    time.sleep(2.1)
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 200))
+    with pytest.raises(EngineCrashed, match="died 4 times"):
+        engine.forward(batch([1]))
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 600))
     assert np.array_equal(engine.forward(batch([1])), expected(batch([1])))
 
 
 def test_deadly_texts_among_others_are_many_before_it_is_refused(faulty):
-    engine = faulty(Limits(deaths_in_a_row=3, deaths=8, within_seconds=60))
+    engine = faulty(replace(QUICK, deaths_in_a_row=3, deaths=8, within_seconds=300))
     for n in range(3):
         with pytest.raises(EngineCrashed, match="died twice of this text"):
             engine.forward(batch([fault("abort"), n]))
-    with pytest.raises(EngineCrashed, match="died 8 times within 60 seconds"):
+    with pytest.raises(EngineCrashed, match="died 8 times within 300 seconds"):
         engine.forward(batch([fault("abort"), 3]))
 
 
