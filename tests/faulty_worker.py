@@ -28,7 +28,7 @@ _connection: socket.socket
 
 
 def _abort() -> None:
-    print("/src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed", file=sys.stderr, flush=True)
+    print("/home/builder/src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed", file=sys.stderr, flush=True)
     os.abort()
 
 

@@ -28,6 +28,7 @@ _TELLING = re.compile(
     r"GGML_ASSERT|GGML_ABORT|[Aa]ssert|terminat|what\(\):|uncaught|libc\+\+abi|METAL|[Ff]atal|abort|stack smashing"
     r"|free\(\)|malloc|corrupt|bad_alloc|^\w*Error\b"
 )
+_FOLDERS = re.compile(r"(?:/[^\s/:]+)+/(?=[^\s/:]+:\d+)")  # of a source file, where somebody built the library
 _HINTS = {
     "SIGKILL": "the system may have been short of memory",
     "SIGBUS": "a file may have been cut or replaced while it was in use",
@@ -199,7 +200,7 @@ def _death(code: int, written: bytes, why: str | None) -> Death:
     lines = [line.strip() for line in text.splitlines() if line.strip()][-_LINES:]
     name = _signal_name(-code) if code < 0 else ""
     cause = why or name or (f"it ended with code {code}" if code else "it ended by itself")
-    told = [line for line in lines if _TELLING.search(line)][-3:] or lines[-2:]
+    told = [_FOLDERS.sub("", line) for line in [line for line in lines if _TELLING.search(line)][-3:] or lines[-2:]]
     if told:
         cause += f": {' '.join(told)}"
     elif why is None and name in _HINTS:

@@ -44,7 +44,7 @@ class Supervisor:
         self._files = identity([opening.path, *opening.adapters.values()])
         self._process: EngineProcess | None = None
         self._opened = False  # whether the process has answered that it is open
-        self._open_deaths = 0  # in a row, from outside
+        self._open_deaths = 0  # before it was open for the first time
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._sequences = itertools.count(1)
@@ -298,7 +298,7 @@ class Supervisor:
             self._end_process()
             self._fail_all(lambda: self._changed("another one found a different model there"))
             return
-        self.facts, self._opened, self._open_deaths = facts, True, 0
+        self.facts, self._opened = facts, True
 
     def _look_at(self, process: EngineProcess) -> None:
         """End a process that takes too long, and notice a death that its connection does not tell of."""
@@ -329,10 +329,11 @@ class Supervisor:
             if not running:
                 _log.warning("the engine's process died while it was idle (%s)", death.cause)
             return
+        if self.facts is not None:
+            return  # these files have been opened before: another try, until `Deaths` refuses
         self._open_deaths += 1
         if death.from_outside and self._open_deaths < 2:
             return
-        self._open_deaths = 0
         what = f"{self._opening.path}: the engine's process died while it loaded the model: {death.cause}."
         self._fail_all(lambda: EngineCrashed(f"{what} {ADVICE}", death.cause, death.words))
 

@@ -237,7 +237,7 @@ def test_the_caller_imports_no_engine():
 # Deaths.
 
 DEADLY = [
-    ("abort", "SIGABRT: /src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed"),
+    ("abort", "SIGABRT: ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed"),
     ("segfault", "SIGSEGV"),
     ("bus error", "SIGBUS: a file may have been cut or replaced"),
     ("exit", "it ended with code 3"),
@@ -274,8 +274,8 @@ def test_the_error_has_the_last_words_of_the_process(faulty):
     engine = faulty()
     with pytest.raises(EngineCrashed) as error:
         engine.forward(batch([fault("abort")]))
-    assert error.value.words == "/src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed"
-    assert error.value.cause == f"SIGABRT: {error.value.words}"
+    assert error.value.words == "/home/builder/src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed"
+    assert error.value.cause == "SIGABRT: ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed"
     assert isinstance(error.value, EngineError)
     assert np.array_equal(engine.forward(batch([1])), expected(batch([1])))
 
@@ -295,7 +295,7 @@ def test_a_pass_is_run_again_once(faulty, caplog):
     assert np.array_equal(engine.forward(one), expected(one))
     assert engine.pid != first
     assert len(caplog.records) == 1
-    assert "SIGABRT: /src/ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed" in caplog.text
+    assert "SIGABRT: ggml.c:3093: GGML_ASSERT(n_tokens > 0) failed" in caplog.text
     assert "is run again in a new one" in caplog.text
 
 
