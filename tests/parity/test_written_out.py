@@ -294,7 +294,7 @@ def test_what_is_written_out_is_what_transformers_computes(folder):
         theirs = OracleV3(folder("v3"), task).states(ids)
         np.testing.assert_allclose(RotaryEncoder(folder("v3"), task).states(ids), theirs, atol=1e-5)
     pair = [0, *rng.integers(3, 600, 1022).tolist(), 2]
+    mine, theirs = CrossEncoder(folder("reranker-v2")), Pairwise(folder("reranker-v2"))
     for places in ((), (5,), range(1, 1000, 3), (1023,)):
         padded = [1 if n in places else token for n, token in enumerate(pair)]
-        theirs = Pairwise(folder("reranker-v2")).score(padded)
-        assert CrossEncoder(folder("reranker-v2")).score(padded) == pytest.approx(theirs, abs=1e-7)
+        assert mine.score(padded) == pytest.approx(theirs.score(padded), abs=1e-7)
