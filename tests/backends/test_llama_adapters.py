@@ -256,7 +256,7 @@ def test_one_model_serves_all_tasks_without_loading_again(kind):
         for task, mine in answers.items():
             with load(made.gguf_file(kind, "F32", task), threads=1) as merged:
                 assert cosines(mine, merged.encode(["one text", "and another"])).min() > 0.999999
-        assert len(shared._resident._backends) == 1
+        assert len(shared._model._backends) == 1
     with load(folder / f"v5-{kind}-base-F32.gguf", task="clustering", threads=1) as by_path:
         np.testing.assert_array_equal(
             by_path.encode(["one text", "and another"], task="retrieval"), answers["retrieval"]

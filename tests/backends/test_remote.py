@@ -228,7 +228,7 @@ def test_the_caller_imports_no_engine():
         from jina_local import load
         with load({str(made.gguf_file("nano", "F32"))!r}, isolate="process") as model:
             assert model.encode("x").shape == (256,)
-        assert not [name for name in sys.modules if name.split(".")[0] in ("llama_cpp", "mlx")]
+        assert not {{"llama_cpp", "mlx.core"}} & set(sys.modules)  # asking for mlx.core imports mlx, an empty package
     """
     done = run(script)
     assert (done.returncode, done.stderr) == (0, "")
