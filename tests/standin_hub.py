@@ -39,6 +39,7 @@ class Hub:
     piece: int = 1 << 16  # bytes
     silent: threading.Event | None = None  # every request waits for it before it is answered
     on_file: Callable[[str], object] = lambda name: None  # called before a file's bytes are sent
+    on_listing: Callable[[Any], Any] = lambda body: body  # gives what is sent in the place of a listing
     url: str = ""
 
     def add(self, repo: str, commit: str, files: Mapping[str, bytes | Path]) -> None:
@@ -132,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(one)
         body = {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "private": False,
                 "tags": [], "downloads": 0, "likes": 0}  # fmt: skip
+        body = self.hub.on_listing(body)
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo: str, revision: str, name: str) -> None:

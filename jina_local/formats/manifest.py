@@ -113,17 +113,9 @@ def load(folder: Path) -> Manifest:
     tensors that exchanged their names, give other vectors.
     Raises ModelDamaged.
     """
-    path = folder / NAME
-    manifest = _read(path)
+    manifest = read(folder)
     for name, entry in manifest.files.items():
         file = folder.joinpath(*PurePosixPath(name).parts)
-        if not file.is_file():
-            raise ModelDamaged(f"{folder}: {name} is missing. Convert again with --force.")
-        if file.stat().st_size != entry.bytes:
-            raise ModelDamaged(
-                f"{file}: has {file.stat().st_size} bytes, the manifest says {entry.bytes}. "
-                "It is truncated or was changed; convert again with --force."
-            )
         small = not entry.weights and entry.task is None
         digest, size = (entry.sha256, None) if small else (entry.header_sha256, entry.header_bytes)
         if digest is not None and not unchanged(file, digest, size):
@@ -136,12 +128,27 @@ def load(folder: Path) -> Manifest:
 
 def verify(folder: Path) -> list[str]:
     """Compare every file with its digest; the faults as sentences, none if all is well."""
-    manifest = load(folder)
+    manifest = read(folder)
     return [
         f"{folder / name}: its content has changed since it was written"
         for name, entry in manifest.files.items()
         if sha256(folder / name) != entry.sha256
     ]
+
+
+def read(folder: Path) -> Manifest:
+    """A folder's manifest, every file there with its size; digests are not compared. Raises ModelDamaged."""
+    manifest = _read(folder / NAME)
+    for name, entry in manifest.files.items():
+        file = folder.joinpath(*PurePosixPath(name).parts)
+        if not file.is_file():
+            raise ModelDamaged(f"{folder}: {name} is missing. Convert again with --force.")
+        if file.stat().st_size != entry.bytes:
+            raise ModelDamaged(
+                f"{file}: has {file.stat().st_size} bytes, the manifest says {entry.bytes}. "
+                "It is truncated or was changed; convert again with --force."
+            )
+    return manifest
 
 
 def _read(path: Path) -> Manifest:

@@ -42,7 +42,7 @@ def read(folder: Path, request: Request) -> ModelFiles:
         files = ggufs.read(entries, folder, request, named(record))
         if files.model.name != record.model:
             raise ModelDamaged(f"{folder}: its manifest says {record.model}, its files are {files.model.name}.")
-        return replace(files, revision=record.source.revision)
+        return replace(files, revision=record.source.revision, fingerprint=record.tokenizer)
     types = sorted({str(entry.weights) for entry in weights.values()})
     if len(types) > 1:
         raise ModelDamaged(f"{folder}: mixes weights of {' and '.join(types)}; each needs a folder of its own.")
@@ -85,6 +85,7 @@ def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str
         reasons=(*request.reasons, f"mlx, because {folder} has {record.form} weights"),
         adapters=adapters,
         projector=beside.projector_of(row, home),
+        fingerprint=record.tokenizer,
     )
 
 

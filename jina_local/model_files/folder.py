@@ -73,7 +73,8 @@ def read(path: Path, request: Request) -> ModelFiles:
         return ggufs.read({path: None, **ggufs.adapters_beside(path, {})}, path, request)
     record = manifest.load(path.parent)
     entries = {path: record.files.get(path.name), **ggufs.adapters_beside(path, record.files)}
-    return replace(ggufs.read(entries, path, request, converted.named(record)), revision=record.source.revision)
+    files = ggufs.read(entries, path, request, converted.named(record))
+    return replace(files, revision=record.source.revision, fingerprint=record.tokenizer)
 
 
 def _read_folder(path: Path, request: Request) -> ModelFiles:

@@ -61,6 +61,7 @@ def read(
         reasons=(*request.reasons, f"llama, because {where} is GGUF", *choice.reasons, *told),
         adapters=choice.adapters,
         projector=beside.projector_of(first.row, folder),
+        vocabularies=tuple(dict.fromkeys(one.path for one in choice.files.values())),
     )
 
 

@@ -213,7 +213,7 @@ def _completed(files: ModelFiles) -> ModelFiles:
         return files
     row = registry.lookup(files.model.name)
     cached = (folder / "tokenizer.json" for folder in hub_cache.snapshots(row.repo, None, row.revision))
-    tokenizer = next((path for path in cached if path.exists()), None)
+    tokenizer = next((path for path in cached if path.exists() and not hub_cache.link_outside(path.parent)), None)
     why = "tokenizer rebuilt from the file's own vocabulary, because there is no tokenizer.json"
     if tokenizer:
         why = f"tokenizer.json of {row.repo} from the hub cache"

@@ -17,14 +17,18 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import registry
 from ..errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
+from ..formats.schema import check, matching, or_null, shown, text, whole
 from ..registry import Published
 from . import local_store
 from .hub_cache import ADAPTER, INDEX, NEEDED, SHARD, cache_folder, checked, discard, fault_of, root_of
 from .places import size_text
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 GGUF_DEFAULT = "Q8_0"
 # Small files that converters carry over; not every repository has them.
@@ -39,6 +43,7 @@ _SECONDS = 10.0  # for the answer to a question
 
 _log = logging.getLogger("jina_local")
 _Answer = TypeVar("_Answer")
+_COMMIT = matching("[0-9a-f]{40}", "a commit of 40 hex digits")  # becomes a folder's name
 
 
 @dataclass(frozen=True)
@@ -228,10 +233,14 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
 
     _log.warning("%s: asking %s for %s", row.spec.name, endpoint(), repo)
     api = HfApi(endpoint=endpoint())
-    info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS))
-    named = [(s.rfilename, s.size, s.lfs.sha256 if s.lfs else str(s.blob_id)) for s in info.siblings or []]
-    # A digest becomes a file's name.
-    remote = {one[0]: _Remote(*one) for one in named if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", one[2])}
+    where = f"{endpoint()}: its list of the files of {repo}"
+    try:
+        info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The library takes the members of the answer as if they were there and of the right type.
+        raise ModelDamaged(f"{where} cannot be read ({error!r}). HF_ENDPOINT may be no hub.") from error
+    commit = check(info.sha, _COMMIT, where, "sha")
+    remote = {file.name: file for listed in info.siblings or [] if (file := _remote(listed, where))}
     if label:
         serves = {task: row.gguf_file.format(task=task, type=label) for task in tasks}
         wanted = [*serves.values(), *row.beside_gguf]
@@ -245,10 +254,19 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
         suffixes = {Path(name).suffix for name in missing}
         alike = [name for name in sorted(remote) if Path(name).suffix in suffixes] or sorted(remote)
         raise ModelNotFound(
-            f"{repo} at commit {info.sha} has no {', '.join(missing)}. It has: {', '.join(alike[:40]) or 'no files'}"
+            f"{repo} at commit {commit} has no {', '.join(missing)}. It has: {', '.join(alike[:40]) or 'no files'}"
             f"{', ...' if len(alike) > 40 else ''}."
         )
-    return _Fetch(repo, str(info.sha), [remote[name] for name in wanted], serves)
+    return _Fetch(repo, commit, [remote[name] for name in wanted], serves)
+
+
+def _remote(listed: RepoSibling, where: str) -> _Remote | None:
+    """A file of the hub's list; None if it has no digest, which becomes a file's name. Raises ModelDamaged."""
+    name = check(listed.rfilename, text, where, "rfilename")
+    size = check(listed.size, or_null(whole(0, 1 << 50)), where, f"size of {shown(name)}")
+    digest = listed.lfs.sha256 if listed.lfs else listed.blob_id
+    known = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest)
+    return _Remote(name, size, digest) if known else None
 
 
 def _announce(row: Published, label: str | None, fetches: Sequence[_Fetch]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ..errors import ModelDamaged, UsageError
-from ..formats.files import open_regular, read_json
+from ..formats.files import open_regular, read_json, within
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -118,6 +118,18 @@ def fault_of(path: Path, size: int | None, digest: str) -> str | None:
         return None
     kind = "SHA-256" if len(digest) == 64 else "git blob id"
     return f"{path}: has the {kind} {hasher.hexdigest()}, expected {digest}"
+
+
+def link_outside(folder: Path) -> str | None:
+    """What is wrong with a snapshot folder that has a link out of the cache; None if it has none."""
+    root = folder.parent.parent
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() and path.exists():
+                within(path, root, root.parent)
+    except ModelDamaged as error:
+        return str(error)
+    return None
 
 
 def discard(path: Path) -> None:

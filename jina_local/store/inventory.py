@@ -63,7 +63,7 @@ def _compare(folder: Path) -> Verified:
     if (folder / package.DIGESTS).exists():
         return Verified(folder, *package.verify(folder))
     if (folder / manifest.NAME).exists():
-        return Verified(folder, len(manifest.load(folder).files), tuple(manifest.verify(folder)))
+        return Verified(folder, len(manifest.read(folder).files), tuple(manifest.verify(folder)))
     if commit_of(folder):
         return verify_snapshot(folder)
     raise ModelNotFound(f"{folder}: no digests are known for it, because it has no {manifest.NAME}.")

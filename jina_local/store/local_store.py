@@ -31,7 +31,7 @@ def converted() -> tuple[dict[Path, Manifest], list[str]]:
         if folder.name.startswith(".") or any(parent in found or parent in faults for parent in folder.parents):
             continue
         try:
-            found[folder] = manifest.load(folder)
+            found[folder] = manifest.read(folder)
         except ModelDamaged as error:
             faults[folder] = str(error)
     return dict(sorted(found.items())), list(faults.values())

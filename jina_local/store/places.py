@@ -131,6 +131,9 @@ def _in_hub_cache(row: Published, revision: str | None) -> Iterator[Place]:
         counted: set[Path] = set()
         form, read = ("checkpoint", _checkpoint) if repo == row.repo else ("gguf", _ggufs)
         for path in hub_cache.snapshots(repo, revision, row.pinned(repo)):
+            if fault := hub_cache.link_outside(path):
+                yield Place(CACHE, path, form, (f"damaged: {fault}",), 0, {})
+                continue
             blobs = {file.resolve() for file in path.rglob("*") if file.is_file()} - counted
             counted |= blobs
             holds, files = read(row, path)

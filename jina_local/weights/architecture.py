@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import ModelDamaged
+from ..formats.schema import check, number
 
 # All of these models are far inside these bounds. A value outside them is damage or an attack.
 _LIMITS = {
@@ -19,6 +19,7 @@ _LIMITS = {
     "vocab_size": (2, 1 << 20),
     "max_position_embeddings": (1, 1 << 20),
 }
+_THETA = number(1, 1e12)
 
 
 POSITION_OFFSET = 2  # XLM-R's learned positions start after the row 1, which is the padding token's own
@@ -291,7 +292,7 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
             raise ModelDamaged(f"{where}: rope_type {nested['rope_type']!r} is not one this runtime computes.")
     if config.get("rope_scaling") is not None:
         raise ModelDamaged(f"{where}: rope_scaling is set; this runtime computes unscaled RoPE only.")
-    given = {place: value for place, value in places.items() if value is not None}
+    given = {place: check(value, _THETA, where, place) for place, value in places.items() if value is not None}
     if not given:
         raise ModelDamaged(
             f"{where}: no rope_theta, neither at the top nor under rope_parameters (nor rotary_emb_base, v3's own "
@@ -300,7 +301,4 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
         )
     if len(set(given.values())) != 1:
         raise ModelDamaged(f"{where}: two different RoPE bases: {given}.")
-    theta = next(iter(given.values()))
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not math.isfinite(theta) or theta <= 0:
-        raise ModelDamaged(f"{where}: rope_theta is {theta!r}; expected a positive number.")
-    return float(theta)
+    return next(iter(given.values()))

@@ -97,8 +97,14 @@ def test_a_config_without_theta_is_refused(converted):
     [
         ({"bits": 4, "group_size": 64}, "of another shape: embed_tokens.weight"),
         ({"bits": 8, "group_size": 32}, "of another shape: embed_tokens.biases"),
-        ({"bits": 8, "group_size": 64, "mode": "mxfp8"}, "mode 'mxfp8'; this engine reads affine codes"),
-        ({"bits": 7, "group_size": 64}, "bits 7"),
+        (
+            {"bits": 8, "group_size": 64, "mode": "mxfp8"},
+            "quantization of embed_tokens: mode is 'mxfp8'; expected 'affine'",
+        ),
+        ({"bits": 7, "group_size": 64}, "bits is 7; expected one of 2, 3, 4, 5, 6, 8"),
+        ({"bits": 8.0, "group_size": 64}, "bits is 8.0; expected one of"),
+        ({"bits": [8], "group_size": 64}, r"bits is \[8\]; expected one of"),
+        ({"bits": 8}, "group_size is missing"),
         ({"bits": 8, "group_size": 64, "embed_tokens": False}, "its entry under quantization is False"),
         ({"group_size": 64}, "this engine reads MLX's affine codes"),
     ],

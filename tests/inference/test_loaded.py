@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from jina_local import registry
 from jina_local.errors import ModelDamaged
 from jina_local.formats import gguf, manifest
+from jina_local.formats.files import sha256
 from jina_local.inference.loaded import open_tokenizer
 from jina_local.spec import ModelFiles
+from jina_local.store import find
 from tests import made, tiny
 
 
@@ -84,3 +88,29 @@ def test_a_tokenizer_of_another_form_is_refused(files, tmp_path):
     tiny.tokenizer("small").save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelDamaged, match="splits and normalises text as 'qwen2' does, and this model's tokenizer"):
         open_tokenizer(replace(files, tokenizer=tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("form", ["gguf", "mlx"])
+def test_a_converted_folder_hands_over_its_fingerprint_and_vocabularies(form):
+    folder = made.gguf("nano") if form == "gguf" else made.mlx("nano", 8)
+    files = find.find(folder, offline=True)
+    assert files.fingerprint == manifest.load(folder).tokenizer
+    assert files.vocabularies == (tuple(files.files.values()) if form == "gguf" else ())
+    alone = find.find(made.gguf_file("nano", "F32"), offline=True)
+    assert alone.fingerprint == manifest.load(made.gguf("nano")).tokenizer
+    assert alone.vocabularies == (made.gguf_file("nano", "F32"),)
+    open_tokenizer(files)
+
+
+def test_a_tokenizer_with_a_manifest_to_match_is_refused_by_its_fingerprint(tmp_path):
+    folder = shutil.copytree(made.gguf("nano"), tmp_path / "copy")
+    other_tokenizer(folder)
+    body = json.loads((folder / manifest.NAME).read_text())
+    body["files"]["tokenizer.json"]["sha256"] = sha256(folder / "tokenizer.json")
+    body["files"]["tokenizer.json"]["bytes"] = (folder / "tokenizer.json").stat().st_size
+    (folder / manifest.NAME).write_text(json.dumps(body))
+    with pytest.raises(ModelDamaged, match="gives other ids than the tokenizer .* and the manifest has"):
+        open_tokenizer(find.find(folder, offline=True))
+    (folder / manifest.NAME).unlink()
+    with pytest.raises(ModelDamaged, match="gives other ids than the tokenizer .* and the header of .*gguf has"):
+        open_tokenizer(find.find(folder, offline=True))

@@ -66,6 +66,58 @@ def names(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+# --- a list of files that is none
+
+
+def replaced(**members):
+    return lambda body: {**body, **members}
+
+
+def first_file(**members):
+    return lambda body: {**body, "siblings": [{**body["siblings"][0], **members}, *body["siblings"][1:]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda body: [], "cannot be read"),
+        (lambda body: {k: v for k, v in body.items() if k != "id"}, r"cannot be read \(KeyError\('id'\)\)"),
+        (replaced(siblings=5), "cannot be read"),
+        (replaced(siblings=[5]), "cannot be read"),
+        (replaced(siblings=[{}]), r"cannot be read \(KeyError\('rfilename'\)\)"),
+        (first_file(lfs={"size": 1}), "cannot be read"),
+        (first_file(rfilename=["x"]), r"rfilename is \['x'\]; expected a text"),
+        (first_file(size="big"), "size of '.*' is 'big'; expected a whole number"),
+        (replaced(sha=None), "sha is None; expected a text"),
+        (replaced(sha="../../../x"), r"sha is '\.\./\.\./\.\./x'; expected a commit of 40 hex digits"),
+        (replaced(siblings=None), "has no v5-nano-retrieval-Q8_0.gguf. It has: no files"),
+        (lambda body: {**body, "siblings": [{**s, "blobId": 5, "lfs": None} for s in body["siblings"]]}, "no files"),
+    ],
+)  # fmt: skip
+def test_a_listing_without_its_members_is_named(site, change, told):
+    site.on_listing = change
+    with pytest.raises((ModelDamaged, ModelNotFound), match=told):
+        hub.pull(ROW)
+    assert not (cache() / "models--jinaai--x").exists()
+
+
+# --- links that lead out of the cache
+
+
+def test_a_snapshot_with_a_link_out_of_the_cache_is_not_opened(site, tmp_path):
+    path = hub.pull(ROW)["retrieval"]
+    outside = shutil.copy(path, tmp_path / "outside.gguf")
+    path.unlink()
+    path.symlink_to(outside)
+    with pytest.raises(
+        ModelNotFound, match="hub cache, .* \\(damaged: .*Q8_0.gguf: is a link to .*outside.gguf, which lies outside"
+    ):
+        find.find("v5-nano", offline=True, backend="llama")
+    path.unlink()
+    hub.pull(ROW)
+    assert find.find("v5-nano", offline=True, backend="llama").files["retrieval"] == path
+
+
 # --- what is fetched
 
 

@@ -55,7 +55,10 @@ def test_rope_theta_is_read_from_either_place():
     [
         ({"rope_theta": None}, "no rope_theta, neither at the top nor under rope_parameters"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "two different RoPE bases"),
-        ({"rope_theta": float("nan")}, "expected a positive number"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan; expected a number from 1 to 1e"),
+        ({"rope_theta": [1e6]}, "rope_theta is .1000000.0.; expected a number from 1 to 1e"),
+        ({"rope_theta": -1}, "rope_theta is -1; expected a number from 1 to 1e"),
+        ({"rope_parameters": {"rope_theta": {}}}, "rope_parameters.rope_theta is an object of 0 members; expected"),
         ({"rope_scaling": {"type": "yarn"}}, "unscaled RoPE only"),
         ({"rope_parameters": {"rope_theta": 3.5e6, "rope_type": "yarn"}}, "rope_type 'yarn'"),
         ({"hidden_size": -1}, "hidden_size is -1; expected a whole number from 8 to 16384"),

@@ -19,6 +19,7 @@ from ...errors import ModelDamaged, UsageError
 from ...formats.checks import FLOATS, check_shapes, check_types
 from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile, to_f16
+from ...formats.schema import Members, one_of
 from ...weights import architecture
 from ...weights.adapters.mlx_file import BASE
 from ...weights.architecture import Architecture
@@ -183,14 +184,9 @@ def _code(entries: Mapping[str, object], module: str, prefix: str, where: Path) 
     entry = entries.get(f"{prefix}{module}", entries.get(module, entries))
     if not isinstance(entry, Mapping):
         raise ModelDamaged(f"{where}: {module} is quantised, its entry under quantization is {entry!r}.")
-    bits, group_size, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
-    if bits not in _BITS or group_size not in _GROUP_SIZES or mode != "affine":
-        raise ModelDamaged(
-            f"{where}: {module} is quantised with bits {bits!r}, group_size {group_size!r}, mode {mode!r}; this "
-            f"engine reads affine codes of {', '.join(map(str, _BITS))} bits in groups of "
-            f"{', '.join(map(str, _GROUP_SIZES))}."
-        )
-    return _Code(bits, group_size)
+    members = Members(entry, f"{where}: quantization of {module}")
+    members.take("mode", one_of("affine"), "affine")
+    return _Code(members.take("bits", one_of(*_BITS)), members.take("group_size", one_of(*_GROUP_SIZES)))
 
 
 def evaluated(data: NDArray[np.float32], dtype: mx.Dtype, name: str) -> mx.array:
