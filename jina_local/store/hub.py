@@ -39,7 +39,7 @@ _WELCOME = (
 _TRUE = ("1", "on", "yes", "true")
 _SPARE = 64 << 20  # bytes that stay free on the disk
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
-_SECONDS = 10.0  # for the answer to a question
+_SECONDS = 10.0  # for the answer to a question; the library's own limit is longer, so that this one is what ends it
 
 _log = logging.getLogger("jina_local")
 _Answer = TypeVar("_Answer")
@@ -223,7 +223,7 @@ def _main_of(repo: str) -> str:
 
     api = HfApi(endpoint=endpoint())
     with suppress(errors.HTTPError, OSError):
-        return f" Its main is at {_answered(lambda: api.model_info(repo, timeout=_SECONDS)).sha}."
+        return f" Its main is at {_answered(lambda: api.model_info(repo, timeout=2 * _SECONDS)).sha}."
     return ""
 
 
@@ -235,7 +235,7 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
     api = HfApi(endpoint=endpoint())
     where = f"{endpoint()}: its list of the files of {repo}"
     try:
-        info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS))
+        info = _answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=2 * _SECONDS))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # The library takes the members of the answer as if they were there and of the right type.
         raise ModelDamaged(f"{where} cannot be read ({error!r}). HF_ENDPOINT may be no hub.") from error
