@@ -45,6 +45,11 @@ def _spin() -> None:
         time.sleep(0.05)
 
 
+def _shout() -> None:
+    while True:
+        os.write(2, b"again and again\n" * 1000)
+
+
 def _hold() -> None:
     """Keep every other thread of Python from running."""
     import ctypes
@@ -96,6 +101,7 @@ FAULTS: dict[str, tuple[int, Callable[[], None]]] = {
     "other rows": (911, _other_rows),
     "hold": (912, _hold),
     "damaged": (913, _damaged),
+    "shout": (914, _shout),
 }
 SLOW, SLOWER = 950, 952  # ids that take one second, and two more
 ONCE = 951  # an id that kills the process if no file `once` lies beside the settings, and writes one

@@ -19,6 +19,7 @@ from .frames import Frame, Reader
 
 WORKER = "jina_local.backends.worker"
 _WORDS = 64 << 10  # bytes of standard error that are kept
+_PIECES = 16  # reads at a time
 _LINES = 20  # of them in an error's `words`
 _BUFFER = 1 << 20  # bytes that a socket may hold; systems may grant less
 _GRACE = 2.0  # seconds for an idle process to end by itself
@@ -133,15 +134,17 @@ class EngineProcess:
                 return frame
 
     def listen(self) -> None:
-        """Keep what it wrote to standard error."""
-        while self.speaks:
+        """Keep the last of what it wrote to standard error. One that writes without end is not heard out."""
+        for _ in range(_PIECES):
             try:
                 piece = os.read(self.standard_error, _WORDS)
             except BlockingIOError:
                 return
-            self.speaks = bool(piece)
             self._words += piece
             del self._words[:-_WORDS]
+            self.speaks = bool(piece)
+            if not piece:
+                return
 
     def has_ended(self) -> bool:
         """Whether the process is gone, whoever still holds its end of the connection."""

@@ -30,6 +30,7 @@ from .process import WORKER, EngineProcess, identity
 
 _log = logging.getLogger("jina_local")
 _TICK = 0.25  # seconds between looks at a process that works
+_FRAMES = 64  # taken at a time; one that sends without end is watched all the same
 _RATE_MARGIN = 20  # a pass may take so many times as long for each token as the slowest one before it
 _TELLING_TOKENS = 64  # shorter passes say nothing of the pace
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
@@ -50,6 +51,7 @@ class Supervisor:
         self._sequences = itertools.count(1)
         self._deaths = Deaths(limits)
         self._clock = 0.0  # seconds in which this thread could look; a stopped parent makes no process late
+        self._looked = time.monotonic()
         self._started = 0.0
         self._heard = math.inf  # when the process last gave a sign of life; infinity before its first one
         self._slowest = 0.0  # seconds a token, of the passes so far
@@ -172,9 +174,10 @@ class Supervisor:
             if process.speaks:
                 poll.register(process.standard_error, select.POLLIN)
         works = process is not None and (self._running or not self._opened)
-        before = time.monotonic()
         events = dict(poll.poll(1000 * _TICK if works else None))
-        self._clock += min(time.monotonic() - before, 2 * _TICK)
+        now = time.monotonic()
+        self._clock += min(now - self._looked, 2 * _TICK)
+        self._looked = now
         if self._bell.fileno() in events:
             self._bell.recv(4096)
         if process is None:
@@ -256,7 +259,10 @@ class Supervisor:
 
     def _read(self, process: EngineProcess) -> None:
         try:
-            while frame := process.receive():
+            for _ in range(_FRAMES):
+                frame = process.receive()
+                if frame is None:
+                    return
                 self._heard = self._clock
                 self._take(frame)
                 if self._process is not process:

@@ -245,12 +245,13 @@ DEADLY = [
     ("garbage", "it sent b'what is this"),
     ("other rows", "an answer of kind 17 to question 1000000, which was not asked"),
     ("spin", "it did not answer a pass of 3 tokens in"),
+    ("shout", "seconds and was ended: again and again"),
 ]
 
 
 @pytest.mark.parametrize(("name", "cause"), DEADLY)
 def test_a_text_that_ends_the_process_is_found_and_set_aside(faulty, caplog, name, cause):
-    engine = faulty(replace(QUICK, pass_seconds=1.5) if name == "spin" else QUICK)
+    engine = faulty(replace(QUICK, pass_seconds=1.5) if name in ("spin", "shout") else QUICK)
     one = batch([1, 2], [3, fault(name), 4], [5])
     rows = engine.forward(one)
     assert np.isnan(rows[1]).all()
