@@ -31,10 +31,11 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),
-    "loading": ("store embedding reranking registry formats", ""),
+    "self_check": ("store backends embedding reranking formats", "numpy"),
+    "loading": ("store embedding reranking registry formats self_check", ""),
     "bulk": ("embedding records", "numpy"),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
-    "cli": ("console records bulk backends registry store embedding reranking loading doctor", "numpy"),
+    "cli": ("console records bulk backends registry store embedding reranking self_check loading doctor", "numpy"),
     "__init__": ("text embedding reranking loading", ""),
     "__main__": ("cli", ""),
 }
@@ -42,7 +43,7 @@ OPEN_TO_ALL = {"errors", "spec"}
 MOST_FLOORS = 10
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
-CONVERT_MORE = {"verify": {"backends", "inference", "reranking"}}  # by folder
+CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}}  # by folder
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 

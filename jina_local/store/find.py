@@ -18,7 +18,7 @@ from ..model_files import folder, ggufs, labels, published
 from ..model_files.request import Request, how_to_convert, is_bits, require_engine
 from ..registry import Published
 from ..spec import ModelFiles
-from . import hub, hub_cache, local_store, places
+from . import hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
@@ -185,7 +185,9 @@ def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> M
     if fit.place.where == STORE and fit.rivals:
         why = f"{fit.label} in {path}: the first choice of {fit.rivals + 1} in the local store"
     request = replace(request, engines=(fit.place.engine,), label=fit.label, reasons=(why,))
-    return _completed(folder.read(path, request))
+    files = _completed(folder.read(path, request))
+    known = package.probes(row, fit.place.engine) if fit.place.where == PACKAGE else {}
+    return replace(files, probes=known) if known else files
 
 
 def _commit(files: Mapping[str, Path]) -> str | None:

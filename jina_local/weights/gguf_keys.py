@@ -18,7 +18,7 @@ from .architecture import Architecture
 from .tensor_names import PADDING_POSITION_KEY
 
 OWN = "jina_local."  # the prefix of our own keys
-MADE_HERE = "jina_local.loading"  # every file of our converter has it, and no other file
+MADE_HERE = "jina_local.model"  # every file of our converter has it, and no other file
 
 WHOLE, NUMBER, SWITCH, TEXT = "a whole number", "a number", "true or false", "a text"
 WHOLES, NUMBERS, TEXTS = "a list of whole numbers", "a list of numbers", "a list of texts"

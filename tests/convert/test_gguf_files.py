@@ -138,7 +138,7 @@ def test_the_keys_are_complete(converted):
         "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.bos_token_id": config["bos_token_id"],
         "tokenizer.ggml.eos_token_id": config["eos_token_id"],
         "tokenizer.ggml.padding_token_id": config["pad_token_id"],
-        "jina_local.loading": f"jina-embeddings-v5-text-{kind}", "jina_local.task": "retrieval",
+        "jina_local.model": f"jina-embeddings-v5-text-{kind}", "jina_local.task": "retrieval",
         "jina_local.prompts": '{"query": "Query: ", "document": "Document: "}',
         "jina_local.default_prompt": "document", "jina_local.matryoshka_dims": [32, 64, 128, 256],
         "jina_local.tokenizer_fingerprint": manifest.load(out).tokenizer,

@@ -274,7 +274,7 @@ def test_what_other_programs_write_is_taken(tmp_path):
         "tokenizer.chat_template": "{{ messages }}", "tokenizer.ggml.eot_token_id": 3, "general.sampling.temp": 0.6,
         "tokenizer.ggml.fim_pre_token_id": 4, "qwen3.rope.dimension_count": 128, "general.languages": [b"en"],
         "quantize.imatrix.file": "x.dat", "mradermacher.convert_type": "hf", "general.license.link": "https://x",
-        "tokenizer.ggml.add_eos_token": False, "general.alignment": 32, "jina_local.loading": None,
+        "tokenizer.ggml.add_eos_token": False, "general.alignment": 32, "jina_local.model": None,
     }  # fmt: skip
     assert identify(changed(whole("small"), tmp_path / whole("small").name, keys)).task == "retrieval"
 
