@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import farm
+from . import farm, gateless
 from .bases import Base, bases
 
 # Outcomes that only a file past every check can have.
@@ -25,48 +25,68 @@ PAST = (
 
 
 def run(
-    kind: str, numbers: Iterator[int] | range, seed: int, root: Path, until: float | None = None
+    kind: str, numbers: range, seed: int, root: Path, until: float | None = None, *, gate: bool = True
 ) -> Iterator[tuple[str, str, str]]:
-    """(case, what became of it, what was done) for each number."""
-    found, answers = ([], []) if kind == "hub" else _prepared(kind, root)
+    """(case, what became of it, what was done) for each number. gate: see `gateless` for False."""
+    found = [] if kind == "hub" else _made(kind, root)
+    farm.preload()
     with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-fuzz-") as room:
+        if not gate:
+            for one in gateless.run(found, kind, numbers, seed, Path(room)):
+                yield one
+                if until is not None and time.monotonic() > until:
+                    return
+            return
+        answers = [farm.expected(base) for base in found]
         for number in numbers:
             if until is not None and time.monotonic() > until:
                 return
             name = f"{kind}:{seed}:{number}"
             if kind == "hub":
-                yield (name, *farm.hub_case(name))
+                yield (name, *farm.hub_case(name, Path(room)))
             else:
                 at = number % len(found)
                 yield (name, *farm.case(found[at], answers[at], name, Path(room)))
 
 
-def _prepared(kind: str, root: Path) -> tuple[list[Base], list[str]]:
+def _made(kind: str, root: Path) -> list[Base]:
     # Models are made in a process of their own: an engine that has run here would be forked with its threads.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(bases, (kind, root))
-    farm.preload()
-    return found, [farm.expected(base) for base in found]
+        return pool.apply(bases, (kind, root))
 
 
 def _memory_disk() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def _job(kind: str, numbers: range, seed: int, seconds: float | None, lines: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _job(
+    kind: str,
+    numbers: range,
+    seed: int,
+    seconds: float | None,
+    gate: bool,
+    lines: multiprocessing.Queue[tuple[str, str, str] | None],
+) -> None:
     with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-models-") as root:
         until = None if seconds is None else time.monotonic() + seconds
-        for one in run(kind, numbers, seed, Path(root), until):
+        for one in run(kind, numbers, seed, Path(root), until, gate=gate):
             lines.put(one)
     lines.put(None)
 
 
-def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) -> tuple[Counter[str], list[str]]:
-    """(how many had each outcome, the faults) of the cases of one kind."""
+def count(
+    kind: str, cases: int, seed: int, jobs: int, seconds: float | None, *, gate: bool = True, show: str | None = None
+) -> tuple[Counter[str], list[str]]:
+    """(how many had each outcome, the faults) of the cases of one kind.
+
+    gate: see `gateless` for False. show: outcomes that begin so are printed, though they are no faults.
+    """
+    right = farm.RIGHT if gate else gateless.RIGHT
     context = multiprocessing.get_context("spawn")
     lines = context.Queue()
     children = [
-        context.Process(target=_job, args=(kind, range(n, cases, jobs), seed, seconds, lines)) for n in range(jobs)
+        context.Process(target=_job, args=(kind, range(n, cases, jobs), seed, seconds, gate, lines))
+        for n in range(jobs)
     ]
     for child in children:
         child.start()
@@ -84,12 +104,13 @@ def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) ->
             left -= 1
             continue
         name, became, what = one
-        outcome = next((o for o in (*farm.RIGHT, farm.OTHER, farm.DEATH, farm.HANG, farm.UNTYPED, farm.ODD,
+        outcome = next((o for o in (*right, farm.OTHER, farm.DEATH, farm.HANG, farm.UNTYPED, farm.ODD,
                                     farm.MEMORY) if became.startswith(o)), became)  # fmt: skip
-        outcomes[outcome] += 1
-        if outcome not in farm.RIGHT:
+        outcomes[became.split(":")[0] if outcome == gateless.DIED else outcome] += 1
+        if outcome not in right:
             faults.append(f"{name}  {became}\n    {what}")
-            print(faults[-1], file=sys.stderr)
+        if outcome not in right or (show is not None and became.startswith(show)):
+            print(f"{name}  {became}\n    {what}", file=sys.stderr)
         if sys.stderr.isatty() and sum(outcomes.values()) % 50 == 0:
             print(f"\r{kind} {sum(outcomes.values())}", end="\r", file=sys.stderr)
     for child in children:
