@@ -77,7 +77,7 @@ def bases(kind: str, root: Path) -> list[Base]:
     """The models whose files of a kind are damaged, made under `root`."""
     return {
         "gguf": _ggufs, "safetensors": _safetensors, "tokenizer": _tokenizers, "config": _configs,
-        "adapter": _adapters, "manifest": _manifests,
+        "adapter": _adapters, "manifest": _manifests, "hub": lambda root: [],
     }[kind](root)  # fmt: skip
 
 

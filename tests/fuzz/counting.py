@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import farm, gateless
@@ -25,17 +25,13 @@ PAST = (
 
 
 def run(
-    kind: str, numbers: range, seed: int, root: Path, until: float | None = None, *, gate: bool = True
+    kind: str, found: list[Base], numbers: range, seed: int, until: float | None = None, *, gate_off: str | None = None
 ) -> Iterator[tuple[str, str, str]]:
-    """(case, what became of it, what was done) for each number. gate: see `gateless` for False."""
-    found = [] if kind == "hub" else _made(kind, root)
+    """(case, what became of it, what was done) for each number. found: see `made`. gate_off: see `gateless.run`."""
     farm.preload()
     with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-fuzz-") as room:
-        if not gate:
-            for one in gateless.run(found, kind, numbers, seed, Path(room)):
-                yield one
-                if until is not None and time.monotonic() > until:
-                    return
+        if gate_off:
+            yield from gateless.run(found, kind, numbers, seed, Path(room), gate_off)
             return
         answers = [farm.expected(base) for base in found]
         for number in numbers:
@@ -49,10 +45,10 @@ def run(
                 yield (name, *farm.case(found[at], answers[at], name, Path(room)))
 
 
-def _made(kind: str, root: Path) -> list[Base]:
-    # Models are made in a process of their own: an engine that has run here would be forked with its threads.
+def made(kinds: Sequence[str], root: Path) -> dict[str, list[Base]]:
+    """The models to damage, by kind. An engine that has run here would be forked with its threads: a child makes them."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(bases, (kind, root))
+        return {kind: pool.apply(bases, (kind, root)) for kind in kinds}
 
 
 def _memory_disk() -> str | None:
@@ -60,32 +56,41 @@ def _memory_disk() -> str | None:
 
 
 def _job(
-    kind: str,
+    kinds: Sequence[str],
     numbers: range,
     seed: int,
     seconds: float | None,
-    gate: bool,
+    gate_off: str | None,
     lines: multiprocessing.Queue[tuple[str, str, str] | None],
 ) -> None:
     with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-models-") as root:
-        until = None if seconds is None else time.monotonic() + seconds
-        for one in run(kind, numbers, seed, Path(root), until, gate=gate):
-            lines.put(one)
+        models = made(kinds, Path(root))
+        for kind in kinds:
+            until = None if seconds is None else time.monotonic() + seconds
+            for one in run(kind, models[kind], numbers, seed, until, gate_off=gate_off):
+                lines.put(one)
     lines.put(None)
 
 
 def count(
-    kind: str, cases: int, seed: int, jobs: int, seconds: float | None, *, gate: bool = True, show: str | None = None
+    kinds: Sequence[str],
+    cases: int,
+    seed: int,
+    jobs: int,
+    seconds: float | None = None,
+    *,
+    gate_off: str | None = None,
+    show: str | None = None,
 ) -> tuple[Counter[str], list[str]]:
-    """(how many had each outcome, the faults) of the cases of one kind.
+    """(how many had each outcome, the faults) of the cases of some kinds, so many of each.
 
-    gate: see `gateless` for False. show: outcomes that begin so are printed, though they are no faults.
+    gate_off: "spawn" or "fork", see `gateless`. show: outcomes that begin so are printed, though they are no faults.
     """
-    right = farm.RIGHT if gate else gateless.RIGHT
+    right = gateless.RIGHT if gate_off else farm.RIGHT
     context = multiprocessing.get_context("spawn")
     lines = context.Queue()
     children = [
-        context.Process(target=_job, args=(kind, range(n, cases, jobs), seed, seconds, gate, lines))
+        context.Process(target=_job, args=(kinds, range(n, cases, jobs), seed, seconds, gate_off, lines))
         for n in range(jobs)
     ]
     for child in children:
@@ -95,7 +100,7 @@ def count(
     left = jobs
     while left:
         if any(child.exitcode not in (None, 0) for child in children):
-            raise RuntimeError(f"{kind}: the farm itself broke; see above")
+            raise RuntimeError(f"{', '.join(kinds)}: the farm itself broke; see above")
         try:
             one = lines.get(timeout=5)
         except queue.Empty:
@@ -112,7 +117,7 @@ def count(
         if outcome not in right or (show is not None and became.startswith(show)):
             print(f"{name}  {became}\n    {what}", file=sys.stderr)
         if sys.stderr.isatty() and sum(outcomes.values()) % 50 == 0:
-            print(f"\r{kind} {sum(outcomes.values())}", end="\r", file=sys.stderr)
+            print(f"\r{kinds[0]} {sum(outcomes.values())}", end="\r", file=sys.stderr)
     for child in children:
         child.join()
     return outcomes, faults

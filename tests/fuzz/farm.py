@@ -5,6 +5,7 @@ The parent never starts an engine, so that a fork is as good as a new process.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ def in_child(work: Callable[[], str], limit: float = LIMIT) -> str:
 
 
 def _become_child(work: Callable[[], str], writing: int) -> None:
+    faulthandler.disable()  # pytest's would tell of an abort that is looked for
     quiet = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(quiet, descriptor)
