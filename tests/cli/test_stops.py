@@ -112,6 +112,25 @@ def test_ctrl_c_at_any_moment(name, tmp_path):
     assert interrupt(["-c", FAKE], COMMANDS[name], tmp_path, 6, earliest=0.0, seed=1) > 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("module", ["jina_local.cli.main", "jina_local.console", "argparse"])
+def test_ctrl_c_while_modules_are_imported(module):
+    """By the console script's door, which is also that of `python -m jina_local`."""
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from jina_local.__main__ import run
+sys.argv[1:] = ["--version"]
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_while_converting(tmp_path):
