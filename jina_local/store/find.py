@@ -56,6 +56,8 @@ def find(
             raise UsageError(
                 f"revision {revision!r} was given with a path, {wanted}; it belongs to a name on the hub."
             )
+        if (snapshot := hub_cache.snapshot_of(path)) and (fault := hub_cache.link_outside(snapshot)):
+            raise ModelDamaged(fault)
         label = labels.ALL.get(weights.casefold(), weights) if weights else None
         return _completed(folder.read(path, Request(engines_for(backend, label), label, tuple(tasks or ()))))
     if isinstance(name_or_path, Path):

@@ -185,7 +185,7 @@ def test_llama_cpp_reads_our_vocabulary_as_we_do(converted):
 @pytest.mark.skipif(not tiny.SHARED.exists(), reason="needs ../shared/data, which is not beside this checkout")
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_reads_the_real_vocabularies_as_we_do(tmp_path, kind):
-    thin = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 8}
+    thin = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 64}
     source = tiny.write(tmp_path / "source", kind, real=True, dtype="F16", tasks=("retrieval",), config=thin)
     to_gguf(source, tmp_path / "out", tasks=["retrieval"], types=["F32"])
     path = path_of(kind, tmp_path / "out", "F32")

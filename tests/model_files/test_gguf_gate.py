@@ -242,6 +242,12 @@ def test_a_file_type_that_its_tensors_do_not_have_is_refused(number, label, tmp_
     assert "general.file_type says Q8_0, and its tensors are F16" in refused(path)
 
 
+def test_32_bits_are_not_called_16_whoever_wrote_the_file(tmp_path):
+    path = changed(made.gguf_file("nano", "F32"), tmp_path / "v5-nano-retrieval-F16.gguf",
+                   {"general.file_type": 1, gguf_keys.MADE_HERE: None})  # fmt: skip
+    assert "general.file_type says F16, and its tensors are F32" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "keys", "expected"),
     [
