@@ -1,7 +1,7 @@
 """The words of a text as FTS5 gets them, and the words of a question: identifiers split, unspaced scripts in pairs.
 
-FTS5 folds case and accents and stems English (`TOKENIZER`). It knows no words in scripts without spaces, and no parts
-of an identifier, so `words_of` writes both out before a text is indexed. A contentless table forgets a text only if it
+FTS5 folds case and accents and stems English (`TOKENIZER`). It knows no words in unspaced scripts, and no parts of
+an identifier, so `words_of` writes both out before a text is indexed. A contentless table forgets a text only if it
 is given the same words again, so the header of an index holds the `VERSION` of its words.
 """
 
