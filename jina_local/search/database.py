@@ -45,7 +45,7 @@ CREATE TABLE header(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER 
 CREATE TABLE documents(
     id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, digest BLOB NOT NULL, language TEXT,
-    checksum INTEGER NOT NULL);
+    unit TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE skipped(
     path BLOB PRIMARY KEY, root BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, reason TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
@@ -77,6 +77,7 @@ class DocumentRow:
     seen_ns: int
     digest: bytes  # SHA-256 of the file
     language: str | None
+    unit: str  # what the lines of its chunks count: "line", "page" of a PDF, ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ChunkRow:
     end_char: int
     start_byte: int | None  # of the file; None if the text had to be extracted from another format
     end_byte: int | None
-    start_line: int  # of the file, from 1; of a PDF the page
+    start_line: int  # of the file, from 1, in the document's unit
     end_line: int  # the last line, included
     context: str  # "Guide > Install", or a qualified name
     defines: str  # the names that the passage defines, a line each
@@ -306,7 +307,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         memory.executescript(SCHEMA)
         expected = _objects(memory)
     if _objects(connection) != expected:
-        raise IndexDamaged(damaged(path, "the schema"))
+        raise IndexDamaged(damaged(path, "the list of tables"))
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,7 +102,7 @@ def take_in_words(
     gone = {path: row for path, row in documents.items() if not _out_of_reach(path)}
     if not (fresh or refused or gone or skipped):
         return
-    intake = _Intake(writer, tokenizer, gone, done)
+    intake = _Intake(writer, tokenizer() if fresh else None, gone, done)
     work = iter([*refused, *fresh])
     total, taken, more = len(refused) + len(fresh), 0, True
     while more:
@@ -145,7 +146,7 @@ def add_vectors(
 
 def fed(chunk: ChunkRow) -> str:
     """What the model reads of a chunk."""
-    return splitter.with_context(chunk.context, chunk.text)
+    return splitter.fed(chunk.text, splitter.Piece(0, len(chunk.text), chunk.context))
 
 
 def _add_batch(
@@ -188,7 +189,7 @@ class _Intake:
     """Takes files in, one by one, in the transaction of the caller. `gone` are documents without a file so far."""
 
     def __init__(
-        self, writer: Writer, tokenizer: Callable[[], Tokenizer], gone: dict[bytes, DocumentRow], done: Updated
+        self, writer: Writer, tokenizer: Tokenizer | None, gone: dict[bytes, DocumentRow], done: Updated
     ) -> None:
         self._writer, self._tokenizer, self._done = writer, tokenizer, done
         self.gone = gone
@@ -208,17 +209,17 @@ class _Intake:
             )  # fmt: skip
             same = before if before is not None and before.digest == row.digest else self._moved(row)
             if same is not None:
+                self._done.unchanged += same is before
                 self._writer.update(same, replace(row, language=same.language, unit=same.unit))
                 return
             document = extract(file.path, data)
         except (Unreadable, NotText) as error:
             self._done.skipped += 1
-            self._writer.skip(
-                SkippedRow(file.path, file.root, file.size, file.mtime_ns, file.inode, now, str(error))
-            )
+            self._writer.skip(SkippedRow(file.path, file.root, file.size, file.mtime_ns, file.inode, now, str(error)))
             return
         row = replace(row, language=document.language, unit=document.unit)
-        self._writer.add(row, chunks_of(document, self._tokenizer()))
+        assert self._tokenizer is not None
+        self._writer.add(row, chunks_of(document, self._tokenizer))
         if before is None:
             self._done.added += 1
         else:
@@ -235,7 +236,7 @@ def chunks_of(document: Document, tokenizer: Tokenizer) -> list[ChunkRow]:
     """The chunks of a document, ready to be stored."""
     text = document.text
     pieces = splitter.split(text, document.language, tokenizer, CHUNK_TOKENS)
-    line_starts = [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
+    line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
     bytes_at = _byte_offsets(text, document.encoding, pieces)
     rows = []
     for n, piece in enumerate(pieces):
@@ -244,8 +245,18 @@ def chunks_of(document: Document, tokenizer: Tokenizer) -> list[ChunkRow]:
             first, last = document.lines[first - 1], document.lines[last - 1]
         rows.append(
             ChunkRow(
-                0, 0, n, piece.start, piece.end, *next(bytes_at), first, last, piece.context,
-                "\n".join(piece.defines), text[piece.start : piece.end], digest_of(splitter.fed(text, piece)),
+                0,
+                0,
+                n,
+                piece.start,
+                piece.end,
+                *next(bytes_at),
+                first,
+                last,
+                piece.context,
+                "\n".join(piece.defines),
+                text[piece.start : piece.end],
+                digest_of(splitter.fed(text, piece)),
             )  # fmt: skip
         )
     return rows

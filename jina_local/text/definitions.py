@@ -178,7 +178,11 @@ def passages(text: str, language: str, size: int) -> list[Passage]:
 
 def _safe(text: str, place: int) -> int:
     """This place, or the next start of a line if a grapheme might be cut here."""
-    if text[place - 1 : place] == "\n" or text[place - 1 : place + 1] != "\r\n" and text[place - 1 : place + 1].isascii():
+    if (
+        text[place - 1 : place] == "\n"
+        or text[place - 1 : place + 1] != "\r\n"
+        and text[place - 1 : place + 1].isascii()
+    ):
         return place
     return text.find("\n", place) + 1 or len(text)
 
@@ -221,9 +225,7 @@ def _captured(data: bytes, language: str) -> list[tuple[int, int, tuple[str, ...
             names = tuple(f"{_name(captures['owner'][0].text)}.{name}" for name in names)
         known, _ = found.get((node.start_byte, node.end_byte), ((), True))
         found[node.start_byte, node.end_byte] = tuple(dict.fromkeys(known + names)), "name" in captures
-    return [
-        (start, end, *found[start, end]) for start, end in sorted(found, key=lambda span: (span[0], -span[1]))
-    ]
+    return [(start, end, *found[start, end]) for start, end in sorted(found, key=lambda span: (span[0], -span[1]))]
 
 
 def _name(raw: bytes) -> str:

@@ -1,0 +1,344 @@
+"""Index: folders that are searched. Made and brought up to date by `update`, read by everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from .. import registry
+from ..bulk.cache import VectorCache
+from ..embedding.embedder import Embedder
+from ..embedding.request import Words
+from ..errors import IndexMismatch, IndexNotFound, UsageError
+from ..spec import Embedded
+from ..store import local_store
+from ..text import splitter
+from . import places, words
+from .database import Counts, Database, SkippedRow
+from .folder import walk
+from .lock import held
+from .update import CHUNK_TOKENS, Progress, Updated, add_vectors, take_in_words
+from .verify import faults
+from .writer import Writer, delete, writing
+
+
+class Loading(TypedDict, total=False):
+    """How the model is opened, as `load` has it."""
+
+    backend: str
+    weights: str | None
+    device: str | None
+    threads: int | None
+    offline: bool | None
+    show_progress: bool | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an index holds."""
+
+    path: Path
+    name: str
+    folders: tuple[str, ...]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    model: str | None  # None: no chunk has been given a vector yet
+    dim: int | None
+    counts: Counts
+    bytes: int
+    skipped: tuple[SkippedRow, ...]
+
+    @property
+    def without_vector(self) -> int:
+        """Chunks that only their words find."""
+        return self.counts.chunks - self.counts.vectors
+
+
+class Index:
+    """An index of folders, in one file. Reads are safe from several threads. Close it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        model: str | os.PathLike[str] | Embedder | None = None,
+        task: str | None = None,
+        truncate_dim: int | None = None,
+        loading: Loading | None = None,
+    ) -> None:
+        """See `open`."""
+        self.path = path
+        self._model, self._task, self._dim, self._loading = model, task, truncate_dim, loading or {}
+        self._database: Database | None = None
+        self._embedder: Embedder | None = model if isinstance(model, Embedder) else None
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        model: str | os.PathLike[str] | Embedder | None = None,
+        task: str | None = None,
+        truncate_dim: int | None = None,
+        **loading: Any,
+    ) -> Index:
+        """Open an index by its name or its path. If it is not there, `update` makes it.
+
+        model: a name or path as `load` takes it, or an Embedder, which stays open; None takes the index's own, for a
+            new index the default. It is opened when it is first needed.
+        task: of the vectors; the document's side of it. truncate_dim: their width. Both default to the model's.
+        loading: `backend`, `weights`, `device`, `threads`, `offline`, `show_progress`, as `load` has them.
+        Raises IndexDamaged, IndexMismatch.
+        """
+        unknown = loading.keys() - Loading.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"Index.open() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        index = cls(
+            places.named(name_or_path),
+            model=model,
+            task=task,
+            truncate_dim=truncate_dim,
+            loading=cast(Loading, loading),
+        )
+        if index.path.exists():
+            index.database()
+        return index
+
+    def update(
+        self,
+        *folders: str | os.PathLike[str],
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        rebuild: bool = False,
+        wait: float = 0,
+        command: str = "Index.update",
+        progress: Callable[[Progress], object] | None = None,
+    ) -> Updated:
+        """Bring the index in line with its folders: words first, then vectors, newest files first.
+
+        folders: join those that the index has. include, exclude: patterns of file names, which replace those of
+        earlier runs. rebuild: everything is made again; vectors of unchanged text come from the cache.
+        wait: seconds to wait for another writer. command: what the lock says of this one.
+        A run that is interrupted keeps all but the batch at hand, and the next run goes on.
+        Raises UsageError, Locked, IndexDamaged, IndexMismatch, OutputError, and what `load` raises.
+        """
+        done, tell = Updated(), progress or (lambda _: None)
+        with self._writing(command, wait, rebuild) as writer:
+            header = writer.header()
+            roots = _roots(header, folders)
+            asked = {"folders": json.dumps([os.fsdecode(root) for root in roots])}
+            for key, patterns in (("include", include), ("exclude", exclude)):
+                if patterns is not None:
+                    asked[key] = json.dumps(list(patterns))
+            _check_versions(self.path, header)
+            asked |= _VERSIONS | {"request": json.dumps(self._request(header))}
+            other_model = "space" in header and asked["request"] != header["request"]
+            if other_model:
+                self._open(header)  # which refuses another space
+            if any(header.get(key) != value for key, value in asked.items()):
+                with writer.transaction():
+                    writer.set_header(asked)
+            header |= asked
+            found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
+            take_in_words(writer, found, lambda: self._open(header).tokenizer, tell, done)
+            counts = writer.counts()
+            if counts.vectors < counts.chunks:
+                self._add_vectors(writer, header, tell, done)
+        return done
+
+    def database(self) -> Database:
+        """The file of the index, open for reading. Raises IndexNotFound, IndexDamaged, IndexMismatch."""
+        with self._lock:
+            if self._closed:
+                raise IndexNotFound(f"{self.path}: this index is closed.")
+            if self._database is None:
+                self._database = Database(self.path)
+            return self._database
+
+    def embedder(self) -> Embedder:
+        """The model of the index, open and checked. Raises IndexMismatch if it gives vectors of another space."""
+        with self._lock:
+            with self.database().reader() as reader:
+                header = reader.header()
+            return self._open(header)
+
+    def status(self) -> Status:
+        """What the index holds."""
+        with self.database().reader() as reader:
+            header, counts, skipped = reader.header(), reader.counts(), tuple(reader.skipped())
+        space = json.loads(header.get("space", "{}"))
+        files = (self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal"))
+        return Status(
+            path=self.path,
+            name=places.name_of(self.path),
+            folders=tuple(os.fsdecode(root) for root in places.folders_of(header)),
+            include=_patterns(header, "include"),
+            exclude=_patterns(header, "exclude"),
+            model=space.get("model"),
+            dim=int(space["dim"]) if space else None,
+            counts=counts,
+            bytes=sum(file.stat().st_size for file in files if file.exists()),
+            skipped=tuple(sorted(skipped, key=lambda row: row.path)),
+        )
+
+    def verify(self, *, wait: float = 0) -> list[str]:
+        """Read all of the index and compare every checksum; the faults as sentences, none if all is well."""
+        if not self.path.exists():
+            raise IndexNotFound(f"{self.path}: there is no index here.")
+        with writing(self.path, "Index.verify", wait) as writer:
+            return list(faults(writer))
+
+    def remove(self, *, wait: float = 0) -> None:
+        """Delete the index; the folders stay as they are. It can be made again with `update`."""
+        if not self.path.exists():
+            raise IndexNotFound(f"{self.path}: there is no index here.")
+        with held(self.path, "Index.remove", wait):
+            self._close_database()
+            delete(self.path)
+            self.path.with_name(self.path.name + ".lock").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file, and the model if the index opened it."""
+        with self._lock:
+            self._close_database()
+            self._closed = True
+            if self._embedder is not None and self._embedder is not self._model:
+                self._embedder.close()
+            self._embedder = None
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Index {places.name_of(self.path)}>"
+
+    @contextmanager
+    def _writing(self, command: str, wait: float, rebuild: bool) -> Iterator[Writer]:
+        if rebuild:
+            with self._lock:
+                self._close_database()
+        with writing(self.path, command, wait, rebuild=rebuild) as writer:
+            yield writer
+
+    def _close_database(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _request(self, header: Mapping[str, str]) -> dict[str, Any]:
+        """What was asked for when the index was made, and now: the latter counts."""
+        before = json.loads(header.get("request", "{}"))
+        asked: dict[str, Any] = {"task": self._task, "truncate_dim": self._dim}
+        asked |= {key: self._loading.get(key) for key in ("backend", "weights")}
+        if isinstance(self._model, str | os.PathLike):
+            asked["model"] = os.fspath(self._model)
+        elif self._model is not None:
+            asked |= _names(self._model)
+        if asked.get("model", before.get("model")) != before.get("model"):
+            before = {}
+        given = {key: value for key, value in asked.items() if value is not None and value != "auto"}
+        return {"model": registry.DEFAULT_MODEL} | before | given
+
+    def _open(self, header: Mapping[str, str]) -> Embedder:
+        """The model, open. Raises IndexMismatch if its space is not that of the index."""
+        with self._lock:
+            request = self._request(header)
+            if self._embedder is None:
+                self._embedder = self._load(request)
+            if "space" in header:
+                _check_space(self.path, json.loads(header["space"]), self._embedder.space(**_words(request)))
+            return self._embedder
+
+    def _load(self, request: Mapping[str, Any]) -> Embedder:
+        from ..loading import load
+
+        own: dict[str, Any] = {key: request.get(key) for key in ("weights", "task")}
+        settings = {**self._loading, **own, "backend": request.get("backend", "auto"), "isolate": "auto"}
+        opened = load(request["model"], **settings)
+        if opened.spec.scoring is not None:
+            opened.close()
+            raise UsageError(f"{opened.spec.name} ranks documents; an index needs a model for vectors.")
+        return cast(Embedder, opened)
+
+    def _add_vectors(
+        self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
+    ) -> None:
+        embedder, request = self._open(header), self._request(header)
+        asked = _words(request)
+        space = json.dumps(embedder.space(**asked), sort_keys=True)
+        if "space" not in header:
+            with writer.transaction():
+                writer.set_header({"space": space, "request": json.dumps(request | _names(embedder))})
+
+        def embed(texts: list[str]) -> Embedded:
+            return embedder.embed(texts, show_progress=False, **asked)
+
+        with VectorCache(local_store.vector_cache()) as cache:
+            add_vectors(writer, space, embed, cache, tell, done)
+
+
+_VERSIONS = {"words": words.VERSION, "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens"}
+
+
+def _names(embedder: Embedder) -> dict[str, Any]:
+    """By which names the model of an Embedder is opened again."""
+    origin = embedder.spec.origin
+    assert origin is not None
+    return {"backend": origin.backend, "weights": origin.weights}
+
+
+def _words(request: Mapping[str, Any]) -> Words:
+    return {"prompt_name": "document", "task": request.get("task"), "truncate_dim": request.get("truncate_dim")}
+
+
+def _roots(header: Mapping[str, str], folders: Sequence[str | os.PathLike[str]]) -> list[bytes]:
+    """The folders of the index, with those given now. Raises UsageError for a folder that is not there."""
+    roots = list(dict.fromkeys([*places.folders_of(header), *map(places.absolute, folders)]))
+    if not roots:
+        raise UsageError("the index has no folder yet: give at least one.")
+    for root in roots:
+        if not os.path.isdir(root):
+            raise UsageError(
+                f"{os.fsdecode(root)}: is no folder. If it is gone for good, remove the index and make it without it."
+            )
+    inner = [(a, b) for a in roots for b in roots if a != b and a.startswith(b.rstrip(b"/") + b"/")]
+    if inner:
+        raise UsageError(f"{os.fsdecode(inner[0][0])} lies in {os.fsdecode(inner[0][1])}: give the outer one alone.")
+    return roots
+
+
+def _patterns(header: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(json.loads(header.get(key, "[]")))
+
+
+def _check_versions(path: Path, header: Mapping[str, str]) -> None:
+    for key, value in _VERSIONS.items():
+        if header.get(key, value) != value:
+            raise IndexMismatch(
+                f"{path}: its {key} are of version {header[key]!r}, and those of this jina_local are {value!r}. Make the "
+                "index again with `index --rebuild`; vectors of unchanged text are kept."
+            )
+
+
+def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    differences = [
+        f"{key}: {stored.get(key)} in the index, {asked.get(key)} asked for"
+        for key in sorted(stored.keys() | asked.keys())
+        if stored.get(key) != asked.get(key)
+    ]
+    if differences:
+        raise IndexMismatch(
+            f"{path}: was made with other vectors ({'; '.join(differences)}). Leave the model out, or make the index "
+            "again with `index --rebuild`."
+        )

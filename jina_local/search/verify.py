@@ -1,0 +1,122 @@
+"""Every fault of an index: pages, checksums, what belongs together, vectors that are not finite, words."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+
+from ..embedding import vectors
+from ..errors import IndexDamaged
+from .database import COLUMNS, SCHEMA, ChunkRow, checksum_of, shown
+from .words import words_of
+from .writer import LEARN, Writer
+
+_BATCH = 20_000  # chunks whose words are indexed again at once
+# Rows that have no row where they belong.
+_ORPHANS = {
+    "chunks without their document": "SELECT count(*) FROM chunks WHERE document NOT IN (SELECT id FROM documents)",
+    "vectors without their chunk": "SELECT count(*) FROM halves WHERE chunk NOT IN (SELECT id FROM chunks)",
+    "chunks without their words": "SELECT count(*) FROM chunks WHERE id NOT IN (SELECT id FROM words_docsize)",
+    "words without their chunk": "SELECT count(*) FROM words_docsize WHERE id NOT IN (SELECT id FROM chunks)",
+}
+
+
+def faults(writer: Writer) -> Iterator[str]:
+    """The faults, as sentences that name what is at fault, and for a passage its file."""
+    try:
+        pages = [row[0] for row in writer.connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        yield from (f"SQLite: {fault}" for fault in pages)
+        if pages:
+            return  # what is read from such pages means nothing
+        rows = list(_rows(writer))
+        yield from rows
+        for what, sql in _ORPHANS.items():
+            if count := writer.connection.execute(sql).fetchone()[0]:
+                yield f"{count} {what}"
+        if rows:
+            return  # the rest reads them
+        yield from _vectors(writer)
+        yield from _words(writer)
+    except (sqlite3.DatabaseError, IndexDamaged) as error:
+        yield f"cannot be read further: {error}"
+
+
+def _rows(writer: Writer) -> Iterator[str]:
+    """Rows whose checksum is another."""
+    for table, columns in COLUMNS.items():
+        for *row, checksum in writer.connection.execute(f"SELECT {columns}, checksum FROM {table}"):
+            if checksum != checksum_of(row):
+                yield f"{table}: row {row[0]!r} was changed{_source(writer, table, row[0])}"
+
+
+def _source(writer: Writer, table: str, key: object) -> str:
+    """Of which file the row of a chunk or vector is, as far as it can be told."""
+    if table not in ("chunks", "halves"):
+        return ""
+    sql = "SELECT d.path FROM documents d JOIN chunks c ON c.document = d.id WHERE c.id = ?"
+    found = writer.connection.execute(sql, (key,)).fetchone()
+    return f" ({found[0].decode('utf-8', 'backslashreplace')})" if found else ""
+
+
+def _vectors(writer: Writer) -> Iterator[str]:
+    """Slots and float16 rows that do not agree, and values that are not those of a unit vector."""
+    placed: list[int] = []
+    for block in writer.blocks():
+        used = np.flatnonzero(block.chunks)
+        ids = block.chunks[used].tolist()
+        placed += ids
+        halves = writer.halves(ids)
+        if len(halves) < len(ids):
+            yield f"vectors: {len(ids) - len(halves)} of block {block.number} have no float16"
+            continue
+        if not ids:
+            continue
+        wide = np.stack([halves[chunk] for chunk in ids]).astype(np.float32)
+        norms = np.linalg.norm(wide, axis=1)
+        for at in np.flatnonzero(~(np.abs(norms - 1) < 0.01)):
+            yield f"halves: the vector of chunk {ids[at]} is none of length 1{_source(writer, 'halves', ids[at])}"
+        codes = np.asarray(vectors.quantise(wide, "int8"), np.int16)
+        for at in np.flatnonzero(np.abs(codes - block.int8[used]).max(axis=1) > 1):
+            yield f"vectors: the two vectors of chunk {ids[at]} differ{_source(writer, 'halves', ids[at])}"
+    twice = [chunk for chunk, count in Counter(placed).items() if count > 1]
+    if twice:
+        yield f"vectors: {len(twice)} chunks have two of them, for example {twice[0]}"
+    if len(set(placed)) != writer.counts().vectors:
+        yield f"vectors: {len(set(placed))} as int8, {writer.counts().vectors} as float16"
+
+
+def _words(writer: Writer) -> Iterator[str]:
+    """Whether the terms of full-text search are those that the chunks have: they are indexed once more, in memory."""
+    try:
+        writer.connection.execute("INSERT INTO words(words) VALUES ('integrity-check')")
+    except sqlite3.DatabaseError as error:
+        yield f"words: {error}"
+        return
+    rows: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    paths = {row.id: words_of(shown(row.path, row.root)) for row in writer.documents()}
+    batch: list[ChunkRow] = []
+    for chunk in writer.chunks():
+        batch.append(chunk)
+        if len(batch) == _BATCH:
+            _count_terms(batch, paths, rows, hits)
+            batch = []
+    _count_terms(batch, paths, rows, hits)
+    for term, count, total in writer.connection.execute("SELECT term, doc, cnt FROM vocabulary"):
+        if (rows.pop(term, 0), hits.pop(term, 0)) != (count, total):
+            yield f"words: {term!r} is not where it should be"
+    if rows:
+        yield f"words: {len(rows)} words cannot be found, for example {next(iter(rows))!r}"
+
+
+def _count_terms(chunks: list[ChunkRow], paths: dict[int, str], rows: Counter[str], hits: Counter[str]) -> None:
+    with closing(sqlite3.connect(":memory:")) as memory:
+        memory.executescript(SCHEMA)
+        memory.executemany(LEARN, ((c.id, words_of(c.text), words_of(c.context), paths[c.document]) for c in chunks))
+        for term, count, total in memory.execute("SELECT term, doc, cnt FROM vocabulary"):
+            rows[term] += count
+            hits[term] += total
