@@ -11,18 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import registry
 from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
 from ..embedding.request import Words
-from ..errors import IndexMismatch, IndexNotFound, UsageError
+from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
+from ..reranking.reranker import Reranker
 from ..spec import Embedded
 from ..store import local_store
 from ..text import splitter
 from . import places, words
-from .database import Counts, Database, SkippedRow
+from .database import Counts, Database, DocumentRow, SkippedRow
+from .excerpt import Passage, passage
 from .folder import walk
 from .lock import held
+from .nearest import NONE
+from .query import Answer, Embed, Question, related, search
 from .update import CHUNK_TOKENS, Progress, Updated, add_vectors, take_in_words
 from .verify import faults
 from .writer import Writer, delete, writing
@@ -77,6 +84,7 @@ class Index:
         self._model, self._task, self._dim, self._loading = model, task, truncate_dim, loading or {}
         self._database: Database | None = None
         self._embedder: Embedder | None = model if isinstance(model, Embedder) else None
+        self._vectors = NONE  # as they were at the last question
         self._lock = threading.RLock()
         self._closed = False
 
@@ -154,6 +162,69 @@ class Index:
                 self._add_vectors(writer, header, tell, done)
         return done
 
+    def search(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        mode: str = "hybrid",
+        languages: Sequence[str] = (),
+        paths: Sequence[str] = (),
+        since_ns: int | None = None,
+        min_score: float | None = None,
+        reranker: Reranker | None = None,
+    ) -> Answer:
+        """The passages that answer a question, best first; `.missing` of the answer says what had no part in it.
+
+        mode: "hybrid", "vector" or "lexical". Words alone answer if there are no vectors yet, or if the model of the
+            index cannot be opened; with "vector" the latter is an error. The other words are those of `Question`.
+        Raises UsageError, IndexNotFound, IndexDamaged, IndexMismatch, EngineError.
+        """
+        asked = Question(question, k, mode, tuple(languages), tuple(paths), since_ns, min_score)
+        embed, missing = (None, ()) if mode == "lexical" else self._query_side(mode)
+        answer = search(
+            self.database(),
+            asked,
+            embed,
+            None if reranker is None else _scores_of(reranker),
+            vectors=self._vectors,
+            missing=missing,
+        )
+        self._vectors = answer.vectors
+        return answer
+
+    def related(self, path: str | os.PathLike[str], line: int = 1, k: int = 10) -> Answer:
+        """The passages nearest to the passage at a line of a file of the index."""
+        document = self.document(path)
+        with self.database().reader() as reader:
+            chunks = reader.chunks_of(document.id)
+        if not chunks:
+            raise UsageError(f"{os.fspath(path)}: has no text.")
+        nearest = min(chunks, key=lambda chunk: max(chunk.start_line - line, line - chunk.end_line, 0))
+        answer = related(self.database(), nearest.id, Question("", k), vectors=self._vectors)
+        self._vectors = answer.vectors
+        return answer
+
+    def get(self, path: str | os.PathLike[str], line: int = 1, count: int | None = None) -> Passage:
+        """Lines of a file of the index, as the file is now. No other file can be read.
+
+        count: lines, or what `Passage.unit` says; None takes all to the end.
+        """
+        if line < 1 or (count is not None and count < 1):
+            raise UsageError(f"line {line} and count {count}: both count from 1.")
+        return passage(self.document(path), line, count)
+
+    def document(self, path: str | os.PathLike[str]) -> DocumentRow:
+        """A file of the index: by its path, or by the path below the folder that was given. Raises UsageError."""
+        given = os.fsencode(path)
+        with self.database().reader() as reader:
+            roots = places.folders_of(reader.header())
+            for candidate in (os.path.abspath(given), *(os.path.join(root, given) for root in roots)):
+                for spelled in dict.fromkeys((candidate, os.path.realpath(candidate))):
+                    if (found := reader.document(spelled)) is not None:
+                        return found
+        raise UsageError(f"{os.fspath(path)}: is not in the index {places.name_of(self.path)}.")
+
     def database(self) -> Database:
         """The file of the index, open for reading. Raises IndexNotFound, IndexDamaged, IndexMismatch."""
         with self._lock:
@@ -223,6 +294,28 @@ class Index:
     def __repr__(self) -> str:
         return f"<Index {places.name_of(self.path)}>"
 
+    def _query_side(self, mode: str) -> tuple[Embed | None, tuple[str, ...]]:
+        """What turns a question into a vector; or None, and why there is nothing."""
+        with self.database().reader() as reader:
+            header = reader.header()
+        if "space" not in header:
+            return None, ("No passage has a vector yet: run `index` to go on.",)
+        try:
+            embedder = self._open(header)
+        except (ModelNotFound, EngineMissing) as error:
+            if mode == "vector":
+                raise
+            return None, (f"The model cannot be opened, so words alone answered: {error}",)
+        asked: Words = {**_words(self._request(header)), "prompt_name": "query"}
+
+        def embed(question: str) -> NDArray[np.float32]:
+            answer = embedder.embed([question], show_progress=False, **asked)
+            if answer.failed:
+                raise NonFiniteError(answer.failed, 1, of="questions")
+            return np.asarray(answer.vectors[0], np.float32)
+
+        return embed, ()
+
     @contextmanager
     def _writing(self, command: str, wait: float, rebuild: bool) -> Iterator[Writer]:
         if rebuild:
@@ -286,6 +379,16 @@ class Index:
 
         with VectorCache(local_store.vector_cache()) as cache:
             add_vectors(writer, space, embed, cache, tell, done)
+
+
+def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:
+    def scores(question: str, passages: Sequence[str]) -> list[float]:
+        ranked = reranker.rerank(question, list(passages), show_progress=False)
+        if ranked.failed:
+            raise NonFiniteError(ranked.failed, len(passages), what="score", of="passages")
+        return [one.score for one in sorted(ranked, key=lambda one: one.index)]
+
+    return scores
 
 
 _VERSIONS = {"words": words.VERSION, "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens"}
