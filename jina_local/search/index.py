@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import registry
 from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
-from ..embedding.request import Words
 from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
 from ..reranking.reranker import Reranker
 from ..spec import Embedded
@@ -28,22 +26,12 @@ from .database import Counts, Database, DocumentRow, SkippedRow
 from .excerpt import Passage, passage
 from .folder import walk
 from .lock import held
+from .model import IndexModel, Loading, names_of
 from .nearest import NONE
 from .query import Answer, Embed, Question, related, search
 from .update import CHUNK_TOKENS, Progress, Updated, add_vectors, take_in_words
 from .verify import faults
 from .writer import Writer, delete, writing
-
-
-class Loading(TypedDict, total=False):
-    """How the model is opened, as `load` has it."""
-
-    backend: str
-    weights: str | None
-    device: str | None
-    threads: int | None
-    offline: bool | None
-    show_progress: bool | None
 
 
 @dataclass(frozen=True)
@@ -81,9 +69,8 @@ class Index:
     ) -> None:
         """See `open`."""
         self.path = path
-        self._model, self._task, self._dim, self._loading = model, task, truncate_dim, loading or {}
+        self._model = IndexModel(path, model, task, truncate_dim, loading or {})
         self._database: Database | None = None
-        self._embedder: Embedder | None = model if isinstance(model, Embedder) else None
         self._vectors = NONE  # as they were at the last question
         self._lock = threading.RLock()
         self._closed = False
@@ -147,16 +134,16 @@ class Index:
                 if patterns is not None:
                     asked[key] = json.dumps(list(patterns))
             _check_versions(self.path, header)
-            asked |= _VERSIONS | {"request": json.dumps(self._request(header))}
+            asked |= _VERSIONS | {"request": json.dumps(self._model.request(header))}
             other_model = "space" in header and asked["request"] != header["request"]
             if other_model:
-                self._open(header)  # which refuses another space
+                self._model.open(header)  # which refuses another space
             if any(header.get(key) != value for key, value in asked.items()):
                 with writer.transaction():
                     writer.set_header(asked)
             header |= asked
             found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
-            take_in_words(writer, found, lambda: self._open(header).tokenizer, tell, done)
+            take_in_words(writer, found, lambda: self._model.open(header).tokenizer, tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
                 self._add_vectors(writer, header, tell, done)
@@ -239,7 +226,7 @@ class Index:
         with self._lock:
             with self.database().reader() as reader:
                 header = reader.header()
-            return self._open(header)
+            return self._model.open(header)
 
     def status(self) -> Status:
         """What the index holds."""
@@ -281,9 +268,7 @@ class Index:
         with self._lock:
             self._close_database()
             self._closed = True
-            if self._embedder is not None and self._embedder is not self._model:
-                self._embedder.close()
-            self._embedder = None
+            self._model.close()
 
     def __enter__(self) -> Index:
         return self
@@ -301,12 +286,12 @@ class Index:
         if "space" not in header:
             return None, ("No passage has a vector yet: run `index` to go on.",)
         try:
-            embedder = self._open(header)
+            embedder = self._model.open(header)
         except (ModelNotFound, EngineMissing) as error:
             if mode == "vector":
                 raise
             return None, (f"The model cannot be opened, so words alone answered: {error}",)
-        asked: Words = {**_words(self._request(header)), "prompt_name": "query"}
+        asked = self._model.words(header, "query")
 
         def embed(question: str) -> NDArray[np.float32]:
             answer = embedder.embed([question], show_progress=False, **asked)
@@ -329,50 +314,16 @@ class Index:
             self._database.close()
             self._database = None
 
-    def _request(self, header: Mapping[str, str]) -> dict[str, Any]:
-        """What was asked for when the index was made, and now: the latter counts."""
-        before = json.loads(header.get("request", "{}"))
-        asked: dict[str, Any] = {"task": self._task, "truncate_dim": self._dim}
-        asked |= {key: self._loading.get(key) for key in ("backend", "weights")}
-        if isinstance(self._model, str | os.PathLike):
-            asked["model"] = os.fspath(self._model)
-        elif self._model is not None:
-            asked |= _names(self._model)
-        if asked.get("model", before.get("model")) != before.get("model"):
-            before = {}
-        given = {key: value for key, value in asked.items() if value is not None and value != "auto"}
-        return {"model": registry.DEFAULT_MODEL} | before | given
-
-    def _open(self, header: Mapping[str, str]) -> Embedder:
-        """The model, open. Raises IndexMismatch if its space is not that of the index."""
-        with self._lock:
-            request = self._request(header)
-            if self._embedder is None:
-                self._embedder = self._load(request)
-            if "space" in header:
-                _check_space(self.path, json.loads(header["space"]), self._embedder.space(**_words(request)))
-            return self._embedder
-
-    def _load(self, request: Mapping[str, Any]) -> Embedder:
-        from ..loading import load
-
-        own: dict[str, Any] = {key: request.get(key) for key in ("weights", "task")}
-        settings = {**self._loading, **own, "backend": request.get("backend", "auto"), "isolate": "auto"}
-        opened = load(request["model"], **settings)
-        if opened.spec.scoring is not None:
-            opened.close()
-            raise UsageError(f"{opened.spec.name} ranks documents; an index needs a model for vectors.")
-        return cast(Embedder, opened)
-
     def _add_vectors(
         self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
     ) -> None:
-        embedder, request = self._open(header), self._request(header)
-        asked = _words(request)
+        embedder, asked = self._model.open(header), self._model.words(header, "document")
         space = json.dumps(embedder.space(**asked), sort_keys=True)
         if "space" not in header:
             with writer.transaction():
-                writer.set_header({"space": space, "request": json.dumps(request | _names(embedder))})
+                writer.set_header(
+                    {"space": space, "request": json.dumps(self._model.request(header) | names_of(embedder))}
+                )
 
         def embed(texts: list[str]) -> Embedded:
             return embedder.embed(texts, show_progress=False, **asked)
@@ -392,17 +343,6 @@ def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]
 
 
 _VERSIONS = {"words": words.VERSION, "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens"}
-
-
-def _names(embedder: Embedder) -> dict[str, Any]:
-    """By which names the model of an Embedder is opened again."""
-    origin = embedder.spec.origin
-    assert origin is not None
-    return {"backend": origin.backend, "weights": origin.weights}
-
-
-def _words(request: Mapping[str, Any]) -> Words:
-    return {"prompt_name": "document", "task": request.get("task"), "truncate_dim": request.get("truncate_dim")}
 
 
 def _roots(header: Mapping[str, str], folders: Sequence[str | os.PathLike[str]]) -> list[bytes]:
@@ -429,19 +369,6 @@ def _check_versions(path: Path, header: Mapping[str, str]) -> None:
     for key, value in _VERSIONS.items():
         if header.get(key, value) != value:
             raise IndexMismatch(
-                f"{path}: its {key} are of version {header[key]!r}, and those of this jina_local are {value!r}. Make the "
+                f"{path}: its {key} is of version {header[key]!r}, and that of this jina_local is {value!r}. Make the "
                 "index again with `index --rebuild`; vectors of unchanged text are kept."
             )
-
-
-def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    differences = [
-        f"{key}: {stored.get(key)} in the index, {asked.get(key)} asked for"
-        for key in sorted(stored.keys() | asked.keys())
-        if stored.get(key) != asked.get(key)
-    ]
-    if differences:
-        raise IndexMismatch(
-            f"{path}: was made with other vectors ({'; '.join(differences)}). Leave the model out, or make the index "
-            "again with `index --rebuild`."
-        )

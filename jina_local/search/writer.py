@@ -94,7 +94,7 @@ class Writer(Reader):
         self._put("skipped", [astuple(row)])
 
     def remove(self, path: bytes) -> None:
-        """Take away what is stored of a file: the document with its chunks, words and vectors, or why it was skipped."""
+        """Take away what is stored of a file: its document, chunks, words and vectors, or why it was skipped."""
         self.connection.execute("DELETE FROM skipped WHERE path = ?", (path,))
         document = self.document(path)
         if document is None:
