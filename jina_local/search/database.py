@@ -296,10 +296,8 @@ def checksum_of(row: Iterable[object]) -> int:
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise IndexDamaged for a file that is not such an index, IndexMismatch for one of another version."""
     application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
-    if not application and is_empty(connection):
-        raise IndexNotFound(f"{path}: holds no index yet. Make one: `index FOLDER`.")
     if application != APPLICATION:
-        raise IndexDamaged(f"{path}: is a SQLite file, but no index of jina_local.")
+        raise IndexDamaged(f"{path}: is no index of jina_local, or its start is damaged.")
     if version != VERSION:
         way = "Update jina_local" if version > VERSION else "Make it again with `index --rebuild`"
         raise IndexMismatch(f"{path}: is an index of version {version}; this jina_local reads {VERSION}. {way}.")
@@ -308,11 +306,6 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         expected = _objects(memory)
     if _objects(connection) != expected:
         raise IndexDamaged(damaged(path, "the list of tables"))
-
-
-def is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether the file has no tables: its maker was killed before the first commit."""
-    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:

@@ -26,7 +26,6 @@ from .database import (
     check_schema,
     checksum_of,
     connect,
-    is_empty,
     shown,
     translate_errors,
 )
@@ -206,21 +205,19 @@ def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False)
 
 def delete(path: Path) -> None:
     """Delete an index, with the files beside it but the lock's. The caller holds the lock."""
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _open(path: Path) -> sqlite3.Connection:
     if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        _create(path)
     with translate_errors(path):
         connection = connect(path, read_only=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA checkpoint_fullfsync = ON")  # of macOS
             connection.execute("PRAGMA cache_size = -65536")  # KiB
-            if is_empty(connection):
-                _create(connection, path)
             check_schema(connection, path)
         except BaseException:
             connection.close()
@@ -237,13 +234,20 @@ def _clear(writer: Writer) -> None:
         raise
 
 
-def _create(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute(f"PRAGMA page_size = {_PAGE}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in SCHEMA.split(";\n")[:-1]:
-        connection.execute(statement)
-    Writer(connection, path).set_header({"generation": "0"})
-    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
+def _create(path: Path) -> None:
+    """Make an empty index. It takes its name when it is whole: readers could not repair one that is not."""
+    new = path.with_name(f"{path.name}.new")
+    delete(new)
+    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "rb"), translate_errors(path):
+        with closing(connect(new, read_only=False)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # it is synced once, below
+            connection.execute(f"PRAGMA page_size = {_PAGE}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT")
+            connection.execute("PRAGMA journal_mode = WAL")
+            writer = Writer(connection, new)
+            writer.set_header({"generation": "0"})
+        os.fsync(descriptor)
+        os.replace(new, path)
