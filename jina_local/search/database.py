@@ -295,7 +295,10 @@ def checksum_of(row: Iterable[object]) -> int:
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise IndexDamaged for a file that is not such an index, IndexMismatch for one of another version."""
-    application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
+    try:
+        application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
+    except UnicodeDecodeError as error:  # SQLite's message quotes what it has read
+        raise IndexDamaged(damaged(path, "the list of tables")) from error
     if application != APPLICATION:
         raise IndexDamaged(f"{path}: is no index of jina_local, or its start is damaged.")
     if version != VERSION:
