@@ -45,11 +45,15 @@ def watch(folders: Sequence[bytes], stop: threading.Event) -> Iterator[set[bytes
                 yield_on_timeout=True,
             ):
                 if changes:
-                    yield {_expressible(path) for _, path in changes}
+                    yield {os.fsencode(path) for _, path in changes}
                 if _present(folders) != present:
                     break
         except FileNotFoundError:
             continue  # a folder has just gone
+        except RuntimeError as error:
+            if type(error).__name__ != "WatchfilesRustInternalError":
+                raise
+            yield set(present)  # the library cannot express names that are not UTF-8
 
 
 def _present(folders: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
@@ -76,9 +80,3 @@ def _seen(folders: Sequence[bytes]) -> Callable[[object, str], bool]:
         )
 
     return visible
-
-
-def _expressible(path: str) -> bytes:
-    """The path; the library writes U+FFFD for bytes that are not UTF-8, so for such a name the folder it lies in."""
-    whole, mark, _ = path.partition("\ufffd")
-    return os.fsencode(os.path.dirname(whole) if mark else whole)
