@@ -238,7 +238,7 @@ def _hits(reader: Reader, question: Question, scores: _Scores, asked: Floats | N
     pool = _exact(reader, pool, asked)
     rows = {chunk.id: chunk for chunk in reader.chunks(pool.ids.tolist())}
     documents = {one.id: one for one in reader.documents({chunk.document for chunk in rows.values()})}
-    best = max(float(pool.total.max(initial=0)), 0)
+    best = float(scores.total.max(initial=0))  # of all, so that a filter changes no score
     facts = ranking.Asked.of(question.text)
     hits = []
     for number, total, bm25, cosine in zip(pool.ids.tolist(), pool.total, pool.bm25, pool.cosine, strict=True):
