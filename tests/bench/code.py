@@ -2,8 +2,8 @@
 
 data/code_questions.tsv is what the ranking was tuned on, data/code_questions_held_out.tsv decides how good it is. A
 line has a repository, a kind (a symbol's name, a behaviour, or both), a question as a person would ask it, and the
-definitions that answer it: FILE::Class.method. The lines of a definition are read from the source, so that they hold in
-every version; one that a version does not have is an error.
+definitions that answer it: FILE::Class.method. The lines of a definition are read from the source, so that they hold
+in every version. A definition that a version does not have is an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ QUESTIONS = {
 }
 KINDS = ("symbol", "behaviour", "mixed")
 _OURS = "jina_local"
+_OF_CLASS = 60  # lines of a long class that answer a question for it
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,17 @@ def files(repository: str) -> Iterator[Path]:
 
 @lru_cache(maxsize=512)
 def definitions(file: Path) -> dict[str, tuple[int, int]]:
-    """Qualified name -> its lines, decorators included; of several with a name the last, which overloads stand before."""
+    """Qualified name -> its lines, decorators included. Of several with a name it is the last: overloads are before it."""
     found: dict[str, tuple[int, int]] = {}
 
     def visit(node: ast.AST, prefix: str) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = min([child.lineno, *(one.lineno for one in child.decorator_list)])
-                found[prefix + child.name] = (first, child.end_lineno or first)
+                last = child.end_lineno or first
+                if isinstance(child, ast.ClassDef):
+                    last = min(last, first + _OF_CLASS - 1)
+                found[prefix + child.name] = (first, last)
                 visit(child, f"{prefix}{child.name}.")
             elif isinstance(child, ast.If | ast.Try):
                 visit(child, prefix)

@@ -1,7 +1,7 @@
 """How good search is: words, vectors and both, on prose and on code; and what each factor of the ranking brings.
 
-Each set is an index of its own, written and asked by the library itself. On code a hit answers if its lines meet those
-of a definition that the question is labelled with; each definition counts once, at the first hit that meets it.
+Each set is an index of its own, written and asked by the library itself. On code a hit answers if its lines meet
+those of a definition that the question is labelled with; each definition counts once, at the first hit that meets it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from jina_local.search import nearest, query, ranking
 from jina_local.search.database import Database, shown
 from jina_local.search.query import MODES, Hit, Question
 from jina_local.text import splitter
-
 from tests.search import made_index
 from tests.search.made_index import Made, Passage
 
 from . import code, datasets, metrics
-
 from .metrics import Score
 
 PROSE = ("xquad-en", "xquad-de", "xquad-zh", "xquad-ar", "xquad-en-de", "xquad-de-en", "cranfield")
@@ -116,9 +114,11 @@ def on_code(
 
 @contextmanager
 def _index(documents: list[Made], model: Model) -> Iterator[Database]:
-    with tempfile.TemporaryDirectory() as folder:
-        with made_index.opened(Path(folder) / "index.sqlite", documents, model.documents) as database:
-            yield database
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        made_index.opened(Path(folder) / "index.sqlite", documents, model.documents) as database,
+    ):
+        yield database
 
 
 def _answers(

@@ -31,7 +31,7 @@ def test_the_labelled_lines_hold_the_named_thing(question):
         own = name.rpartition("::")[2].rpartition(".")[2]
         assert any(line.lstrip().startswith((f"def {own}", f"class {own}", f"async def {own}")) for line in lines)
         # A label of hundreds of lines would be met by any hit.
-        assert 1 <= place.last - place.first + 1 <= 700
+        assert 1 <= place.last - place.first + 1 <= 160
 
 
 def test_a_label_that_is_gone_is_an_error():

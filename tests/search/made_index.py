@@ -1,4 +1,4 @@
-"""An index made of given documents, for benches and tests: real files of the real writer, without a walk over folders."""
+"""An index made of given documents, for benches and tests: a real file of the real writer, without a walk."""
 
 from __future__ import annotations
 

@@ -107,21 +107,24 @@ def test_vectors_follow_the_index(tmp_path):
     write(path, [document("a", 3), document("b", SLOTS)], rows_of)
     with Database(path) as database:
         first = as_read(database)
-        assert first.count == SLOTS + 3 and first.codes.shape == (2 * SLOTS, DIM)
+        assert first.count == SLOTS + 3
+        assert first.codes.shape == (2 * SLOTS, DIM)
         assert as_read(database, first) is first
         with writing(path, "test") as writer, writer.transaction():
             writer.remove(b"/made/a.txt")
         second = as_read(database, first)
         again = as_read(database)
         assert second.count == SLOTS
-        assert (second.chunks == again.chunks).all() and (second.places == again.places).all()
+        assert (second.chunks == again.chunks).all()
+        assert (second.places == again.places).all()
         assert (second.codes[second.chunks > 0] == again.codes[again.chunks > 0]).all()
         # The state before is as it was: searches under way go on with it.
         assert first.count == SLOTS + 3
         with writing(path, "test") as writer, writer.transaction():
             writer.clear()
         empty = as_read(database, second)
-        assert empty.count == 0 and empty.places_of(np.array([1, 5], np.int32)).tolist() == [-1, -1]
+        assert empty.count == 0
+        assert empty.places_of(np.array([1, 5], np.int32)).tolist() == [-1, -1]
 
 
 def test_places_of_chunks(tmp_path):
