@@ -30,8 +30,8 @@ _VENDORED = frozenset(("vendor", "vendored", "vendors", "third_party", "thirdpar
 _STOP = frozenset(  # of questions, and the words for code itself
     re.findall(
         r"\w+",
-        "a an and are as at be by can class code do does for from function get how i if in is it its me method module "
-        "of on or that the this to was what when where which who why will with",
+        "a an and are as at be by can class code do does for from function get how i if in is it its me method "
+        "module of on or that the this to was what when where which who why will with",
     )
 )
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "ies", "ied", "er", "ed", "es", "s", "e", "y")

@@ -7,6 +7,7 @@ is given the same words again, so the header of an index holds the `VERSION` of 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -66,10 +67,15 @@ def _in_word(character: str) -> bool:
 
 @dataclass(frozen=True)
 class Match:
-    """A question for FTS5. `most`: how many rows to score, the newest first; None for all."""
+    """A question for FTS5.
+
+    most: how many rows to score, the newest first; None for all.
+    weight: of all its words in BM25. A row that has each of them once scores about as much.
+    """
 
     expression: str
-    most: int | None = None
+    most: int | None
+    weight: float
 
 
 def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Match | None:
@@ -83,6 +89,8 @@ def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Matc
     """
     counted = sorted((count(term, ADDED + 1), n, term) for n, term in enumerate(terms_of(question)))
     found = [(number, term) for number, _, term in counted if number]
+    # Most pairs of an unspaced script that stand nowhere reach over the end of a word.
+    absent = sum(not number and not _RUN.search(term) for number, _, term in counted)
     if not found:
         return None
     deciding, total = [], 0
@@ -92,16 +100,25 @@ def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Matc
         deciding.append(term)
         total += number
     # A word in half of the rows has no weight in FTS5's BM25.
-    adding = [term for number, term in found[len(deciding) :] if number <= min(ADDED, rows // 2)]
+    adding = [(number, term) for number, term in found[len(deciding) :] if number <= min(ADDED, rows // 2)]
+    weight = absent * _weight(0, rows) + sum(_weight(number, rows) for number, _ in found[: len(deciding)])
     rare = " OR ".join(deciding)
-    # Each branch is in every row found, so that BM25 counts the rare words twice in all of them.
-    expression = f"({rare}) AND ({' OR '.join([rare, *adding])})" if adding else rare
-    return Match(expression, SCORED if total > SCORED and rows > SCORED else None)
+    most = SCORED if total > SCORED and rows > SCORED else None
+    if not adding:
+        return Match(rare, most, weight)
+    # Both branches are in every row that is found, so that BM25 counts the rare words twice.
+    expression = f"({rare}) AND ({rare} OR {' OR '.join(term for _, term in adding)})"
+    return Match(expression, most, 2 * weight + sum(_weight(number, rows) for number, _ in adding))
 
 
 def parts_of(identifier: str) -> list[str]:
     """The words of a name, lower-case: `readFile` and `read_file` have two."""
     return [part.lower() for part in _PART.findall(identifier)]
+
+
+def _weight(count: int, rows: int) -> float:
+    """A word's weight in FTS5's BM25."""
+    return max(math.log((rows - count + 0.5) / (count + 0.5)), 1e-6)
 
 
 def _spread(identifier: re.Match[str]) -> str:
