@@ -77,7 +77,7 @@ class DocumentRow:
     seen_ns: int
     digest: bytes  # SHA-256 of the file
     language: str | None
-    unit: str  # what the lines of its chunks count: "line", "page" of a PDF, ...
+    unit: str = "line"  # what the lines of its chunks count: "line", "page" of a PDF, ...
 
 
 @dataclass(frozen=True)
@@ -295,10 +295,7 @@ def checksum_of(row: Iterable[object]) -> int:
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise IndexDamaged for a file that is not such an index, IndexMismatch for one of another version."""
-    try:
-        application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
-    except UnicodeDecodeError as error:  # SQLite's message quotes what it has read
-        raise IndexDamaged(damaged(path, "the list of tables")) from error
+    application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
     if application != APPLICATION:
         raise IndexDamaged(f"{path}: is no index of jina_local, or its start is damaged.")
     if version != VERSION:
@@ -362,6 +359,10 @@ def translate_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise  # a bug of ours
+    except UnicodeDecodeError as error:
+        if not bytes(error.object).startswith(b"malformed"):
+            raise
+        raise IndexDamaged(damaged(path, "the list of tables")) from error  # which SQLite's message quotes
     except sqlite3.DatabaseError as error:
         kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in str(error))
         raise kind(f"{path}: {error}. {way}.") from error

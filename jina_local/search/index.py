@@ -21,7 +21,7 @@ from ..reranking.reranker import Reranker
 from ..spec import Embedded
 from ..store import local_store
 from ..text import splitter
-from . import places, words
+from . import extract, places, words
 from .database import Counts, Database, DocumentRow, SkippedRow
 from .excerpt import Passage, passage
 from .folder import walk
@@ -342,7 +342,11 @@ def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]
     return scores
 
 
-_VERSIONS = {"words": words.VERSION, "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens"}
+_VERSIONS = {
+    "words": words.VERSION,
+    "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens",
+    "extractor": str(extract.VERSION),
+}
 
 
 def _roots(header: Mapping[str, str], folders: Sequence[str | os.PathLike[str]]) -> list[bytes]:
@@ -369,6 +373,6 @@ def _check_versions(path: Path, header: Mapping[str, str]) -> None:
     for key, value in _VERSIONS.items():
         if header.get(key, value) != value:
             raise IndexMismatch(
-                f"{path}: its {key} is of version {header[key]!r}, and that of this jina_local is {value!r}. Make the "
+                f"{path}: its {key} is of version {header[key]!r}, and this jina_local has {value!r}. Make the "
                 "index again with `index --rebuild`; vectors of unchanged text are kept."
             )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +20,8 @@ from ..bulk.cache import VectorCache, digest_of
 from ..embedding import vectors
 from ..text import splitter
 from .database import ChunkRow, DocumentRow, SkippedRow
-from .extract import MOST_DOCUMENT, Document, NotText, extract
+from .documents import Document, NotText, places
+from .extract import extract, most_bytes
 from .folder import FileSeen, Skipped, Unreadable, read_stable
 from .writer import Writer
 
@@ -202,7 +201,7 @@ class _Intake:
     def take(self, file: FileSeen, before: DocumentRow | None) -> None:
         now = time.time_ns()
         try:
-            data, stat = read_stable(file.path, MOST_DOCUMENT)
+            data, stat = read_stable(file.path, most_bytes(file.path))
             row = DocumentRow(
                 0, file.path, file.root, stat.st_size, stat.st_mtime_ns, stat.st_ino, now,
                 hashlib.sha256(data).digest(), None, "line",
@@ -236,52 +235,21 @@ def chunks_of(document: Document, tokenizer: Tokenizer) -> list[ChunkRow]:
     """The chunks of a document, ready to be stored."""
     text = document.text
     pieces = splitter.split(text, document.language, tokenizer, CHUNK_TOKENS)
-    line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-    bytes_at = _byte_offsets(text, document.encoding, pieces)
-    rows = []
-    for n, piece in enumerate(pieces):
-        first, last = (bisect_right(line_starts, at) for at in (piece.start, max(piece.start, piece.end - 1)))
-        if document.lines is not None:
-            first, last = document.lines[first - 1], document.lines[last - 1]
-        rows.append(
-            ChunkRow(
-                0,
-                0,
-                n,
-                piece.start,
-                piece.end,
-                *next(bytes_at),
-                first,
-                last,
-                piece.context,
-                "\n".join(piece.defines),
-                text[piece.start : piece.end],
-                digest_of(splitter.fed(text, piece)),
-            )  # fmt: skip
+    where = places(document, [(piece.start, piece.end) for piece in pieces])
+    return [
+        ChunkRow(
+            0, 0, n, piece.start, piece.end, place.start_byte, place.end_byte, place.start_line, place.end_line,
+            piece.context, "\n".join(piece.defines), text[piece.start : piece.end],
+            digest_of(splitter.fed(text, piece)),
         )
-    return rows
-
-
-def _byte_offsets(
-    text: str, encoding: str | None, pieces: Sequence[splitter.Piece]
-) -> Iterator[tuple[int, int] | tuple[None, None]]:
-    """(start, end) of each piece in the bytes of the file."""
-    char, byte = 0, 0
-    for piece in pieces:
-        if encoding is None:
-            yield None, None
-            continue
-        if piece.start < char:
-            char, byte = 0, 0
-        start = byte + len(text[char : piece.start].encode(encoding))
-        char, byte = piece.end, start + len(text[piece.start : piece.end].encode(encoding))
-        yield start, byte
+        for n, (piece, place) in enumerate(zip(pieces, where, strict=True))
+    ]  # fmt: skip
 
 
 def _unchanged(seen: FileSeen, before: DocumentRow | SkippedRow | None) -> bool:
     if before is None or (seen.size, seen.mtime_ns, seen.inode) != (before.size, before.mtime_ns, before.inode):
         return False
-    if seen.root != before.root:
+    if seen.root != before.root or (isinstance(before, SkippedRow) and "pip install" in before.reason):
         return False
     tick = _TICK if seen.mtime_ns % 1_000_000_000 else _COARSE_TICK
     return before.mtime_ns + tick < before.seen_ns

@@ -153,7 +153,7 @@ class _Words:
 
 
 def _numbers(record: object) -> list[int]:
-    """The variable-length integers of SQLite in a record: seven bits a byte, the highest bit says that more follow."""
+    """The variable-length integers in a record: seven bits a byte, the highest bit says that more follow."""
     found, value = [], 0
     for byte in record if isinstance(record, bytes) else b"":
         value = value << 7 | byte & 0x7F
