@@ -39,14 +39,11 @@ def faults(writer: Writer) -> Iterator[str]:
         yield from (f"SQLite: {fault}" for fault in pages)
         if pages:
             return  # what is read from such pages means nothing
-        writer.generation()
-        rows = list(_rows(writer))
+        rows = list(_rows(writer)) or list(_orphans(writer))
         yield from rows
-        for what, sql in _ORPHANS.items():
-            if count := writer.connection.execute(sql).fetchone()[0]:
-                yield f"{count} {what}"
         if rows:
             return  # the rest reads them
+        writer.generation()
         yield from _vectors(writer)
         yield from _words(writer)
     except (sqlite3.DatabaseError, IndexDamaged) as error:
@@ -59,6 +56,12 @@ def _rows(writer: Writer) -> Iterator[str]:
         for *row, checksum in writer.connection.execute(f"SELECT {columns}, checksum FROM {table}"):
             if checksum != checksum_of(row):
                 yield f"{table}: row {row[0]!r} was changed{_source(writer, table, row[0])}"
+
+
+def _orphans(writer: Writer) -> Iterator[str]:
+    for what, sql in _ORPHANS.items():
+        if count := writer.connection.execute(sql).fetchone()[0]:
+            yield f"{count} {what}"
 
 
 def _source(writer: Writer, table: str, key: object) -> str:
@@ -87,7 +90,7 @@ def _vectors(writer: Writer) -> Iterator[str]:
         norms = np.linalg.norm(wide, axis=1)
         for at in np.flatnonzero(~(np.abs(norms - 1) < 0.01)):
             yield f"halves: the vector of chunk {ids[at]} is none of length 1{_source(writer, 'halves', ids[at])}"
-        codes = np.asarray(vectors.quantise(wide, "int8"), np.int16)
+        codes = np.asarray(vectors.quantise(np.nan_to_num(wide), "int8"), np.int16)
         for at in np.flatnonzero(np.abs(codes - block.int8[used]).max(axis=1) > 1):
             yield f"vectors: the two vectors of chunk {ids[at]} differ{_source(writer, 'halves', ids[at])}"
     twice = [chunk for chunk, count in Counter(placed).items() if count > 1]

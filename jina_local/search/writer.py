@@ -200,6 +200,7 @@ def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False)
             connection = _open(path)
         with closing(connection):
             yield Writer(connection, path)
+            connection.execute("PRAGMA busy_timeout = 0")  # a reader at work is not waited for
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -29,7 +29,22 @@ from jina_local.search.verify import faults
 from jina_local.search.writer import Writer, writing
 from tests.fakes import noise
 
-WORDS = "router button press reset cable light window garden music letter paper water stone bread".split()
+WORDS = [
+    "router",
+    "button",
+    "press",
+    "reset",
+    "cable",
+    "light",
+    "window",
+    "garden",
+    "music",
+    "letter",
+    "paper",
+    "water",
+    "stone",
+    "bread",
+]
 FILES = 30
 DIM = 16
 RENEWED = 10  # kills until the index is made anew
