@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .loading import load
     from .reranking.reranker import Reranker
+    from .search.index import Index
     from .spec import Embedded, Ranked, Reranking
     from .text import chunks
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Embedded",
     "Embedder",
+    "Index",
     "JinaError",
     "Ranked",
     "Reranker",
@@ -29,6 +31,7 @@ __all__ = [
 _HOMES = {
     "Embedded": "spec",
     "Embedder": "embedding.embedder",
+    "Index": "search.index",
     "Ranked": "spec",
     "Reranker": "reranking.reranker",
     "Reranking": "spec",

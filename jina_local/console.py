@@ -18,6 +18,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     OutputError,
+    SearchIndexError,
     UsageError,
 )
 
@@ -36,6 +37,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     NonFiniteError: SOME_FAILED,
     UsageError: 2,
     ModelError: DAMAGED,
+    SearchIndexError: DAMAGED,
     EngineMissing: 69,
     EngineError: INTERNAL,
     OutputError: 73,
@@ -61,6 +63,10 @@ class Progress(Protocol):
         """Add `n` units."""
         ...
 
+    def set_postfix_str(self, text: str, refresh: bool) -> object:
+        """Show `text` behind the bar, from the next time on that it is drawn if not at once."""
+        ...
+
     def close(self) -> object:
         """Take the bar down; what is printed next starts on a line of its own."""
         ...
@@ -68,6 +74,9 @@ class Progress(Protocol):
 
 class _Silent:
     def update(self, n: int) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
         pass
 
     def close(self) -> None:
