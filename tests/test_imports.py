@@ -23,7 +23,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "console": ("", "tqdm"),
     "formats": ("", "numpy"),
     "weights": ("formats", "numpy"),
-    "text": ("formats", "numpy tokenizers"),
+    "text": ("formats", "numpy tokenizers semantic_text_splitter tree_sitter"),
     "records": ("formats", "numpy pyarrow"),
     "model_files": ("weights formats registry", ""),
     "backends": ("weights formats", "numpy mlx llama_cpp"),
@@ -33,10 +33,17 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "reranking": ("inference backends text weights", "numpy"),
     "self_check": ("store backends embedding reranking formats", "numpy"),
     "loading": ("store embedding reranking registry formats self_check", ""),
-    "bulk": ("embedding records", "numpy"),
+    "bulk": ("embedding records store", "numpy"),
+    "search": (
+        "bulk embedding reranking text loading store registry",
+        "numpy numkong pathspec watchfiles pypdf",
+    ),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
-    "cli": ("console records bulk backends registry store embedding reranking self_check loading doctor", "numpy"),
-    "__init__": ("text embedding reranking loading", ""),
+    "cli": (
+        "console records bulk search backends registry store embedding reranking self_check loading doctor",
+        "numpy",
+    ),
+    "__init__": ("text embedding reranking loading search", ""),
     "__main__": ("cli", ""),
 }
 OPEN_TO_ALL = {"errors", "spec"}

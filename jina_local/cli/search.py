@@ -144,14 +144,14 @@ def _reranker(args: argparse.Namespace, stack: ExitStack) -> tuple[Reranker | No
 def _languages(wanted: Sequence[str]) -> tuple[str, ...]:
     """Languages as the index names them, from their names or suffixes."""
     from ..registry import near_match
-    from ..search.extract import LANGUAGES
+    from ..search.extract import LANGUAGES, language_named
 
-    known = set(LANGUAGES.values())
     out = []
     for name in wanted:
-        found = LANGUAGES.get(f".{name.lower().lstrip('.')}") or name.lower()
-        if found not in known:
-            raise UsageError(f"--lang {name}: unknown{near_match(name, known)}. Known: {', '.join(sorted(known))}.")
+        found = language_named(name)
+        if found is None:
+            near = near_match(name, LANGUAGES)
+            raise UsageError(f"--lang {name}: unknown{near}. Known: {', '.join(sorted(LANGUAGES))}, and suffixes.")
         out.append(found)
     return tuple(out)
 

@@ -25,7 +25,13 @@ PAST = (
 
 
 def run(
-    kind: str, found: list[Base], numbers: range, seed: int, until: float | None = None, *, gate_off: str | None = None
+    kind: str,
+    found: list[Base],
+    numbers: range,
+    seed: int,
+    until: float | None = None,
+    *,
+    gate_off: str | None = None,
 ) -> Iterator[tuple[str, str, str]]:
     """(case, what became of it, what was done) for each number. found: see `made`. gate_off: see `gateless.run`."""
     farm.preload()

@@ -283,7 +283,10 @@ def test_another_space_is_refused_with_the_difference(notes, model):
         assert did(index.update(rebuild=True)) == {"added": 3, "vectors": 6}
         assert index.status().dim == 32
         assert index.search("router").mode == "hybrid"
-    with Index.open("x", model=model, task="clustering") as index, pytest.raises(IndexMismatch, match="task: retrieval"):
+    with (
+        Index.open("x", model=model, task="clustering") as index,
+        pytest.raises(IndexMismatch, match="task: retrieval"),
+    ):
         index.update()
 
 
