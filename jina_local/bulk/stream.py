@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from ..embedding.request import Words
 from ..errors import TextError, UsageError
 from ..records.readers import Item, Reading, listed
 from ..records.source import blocks
 from ..records.writers import UNUSABLE, Block
+from ..spec import Embedded
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..embedding.embedder import Embedder
-    from ..spec import Embedded
 
 T = TypeVar("T")
 # Texts per block: few at first, so that the first vectors come early. Characters bound what a block holds.
@@ -48,6 +52,40 @@ class Tally:
         self.bad += len(bad)
 
 
+class Known(NamedTuple):
+    """What the model has said of a text before."""
+
+    vector: NDArray[np.generic]  # (width,)
+    tokens: int
+    truncated: bool
+
+
+class Memory(Protocol):
+    """Vectors of earlier calls with the same request."""
+
+    def get(self, texts: Sequence[str]) -> list[Known | None]:
+        """What is known of each text."""
+        ...
+
+    def put(self, texts: Sequence[str], answer: Embedded) -> None:
+        """Keep the answer to a call with the texts that the last `get` did not know."""
+        ...
+
+
+class Shard(NamedTuple):
+    """Every `of`-th item, from the `number`-th on; the first is 1."""
+
+    number: int = 1
+    of: int = 1
+
+    def indices(self, first: int, n: int) -> range:
+        """The places of n items among those of all shards, from the shard's own place `first` on."""
+        return range(self.number - 1 + first * self.of, self.number - 1 + (first + n) * self.of, self.of)
+
+
+WHOLE = Shard()
+
+
 def embed(
     embedder: Embedder,
     items: Iterable[Item],
@@ -56,18 +94,25 @@ def embed(
     *,
     reading: Reading,
     keep: Mapping[str, str] | None = None,
+    shard: Shard = WHOLE,
+    memories: Sequence[Memory] = (),
     deterministic: bool = False,
 ) -> Iterator[Block]:
-    """Embed all items; each block is yielded before the next is read, and counted in `tally`.
+    """Embed the items of a shard; each block is yielded before the next is read, and counted in `tally`.
 
     reading: its `skip` says whether a bad row is an error, or a row without a vector.
     keep: name in the output -> field of the records, whose values go along; under "id" each record has to have one.
+    memories: asked in their order before the model is. Not for late chunking, whose vectors are not of a text alone.
     Raises UsageError, which names the text's place in its input, EngineError, and what reading raises.
     """
 
-    def vectors(texts: list[str]) -> Embedded:
+    def by_model(texts: list[str]) -> Embedded:
         return embedder.embed(texts, **words, show_progress=False, deterministic=deterministic)
 
+    vectors: Callable[[list[str]], Embedded] = by_model
+    for memory in reversed(memories):
+        vectors = _remembering(vectors, memory)
+    items = islice(items, shard.number - 1, None, shard.of)
     late = bool(words.get("late_chunking"))
     cut_up = _document(items) if late else blocks(items, first=_FIRST, most=_MOST, chars=_CHARS)
     for block in cut_up:
@@ -75,9 +120,34 @@ def embed(
             _check_fields(block, keep)
         rows = [_identified(item, keep["id"], reading) if keep and "id" in keep else item for item in block]
         answer, used = call_with_good_rows(rows, reading, vectors)
-        made = _block(answer, rows, used, tally.total, keep or {})
+        made = _block(answer, rows, used, shard.indices(tally.total, len(rows)), keep or {})
         tally.count(rows, made)
         yield made
+
+
+def _remembering(call: Callable[[list[str]], Embedded], memory: Memory) -> Callable[[list[str]], Embedded]:
+    """`call`, made with the texts alone that the memory does not know."""
+
+    def vectors(texts: list[str]) -> Embedded:
+        import numpy as np
+
+        known = memory.get(texts)
+        new = [i for i, one in enumerate(known) if one is None]
+        try:
+            answer = call([texts[i] for i in new])
+        except TextError as error:
+            raise TextError(new[error.index], error.reason) from error
+        memory.put([texts[i] for i in new], answer)
+        n = len(texts)
+        made = np.empty((n, answer.vectors.shape[1]), answer.vectors.dtype)
+        counts, cut = np.empty(n, np.int32), np.empty(n, np.bool_)
+        made[new], counts[new], cut[new] = answer.vectors, answer.token_counts, answer.truncated
+        for i, one in enumerate(known):
+            if one is not None:
+                made[i], counts[i], cut[i] = one
+        return Embedded(made, counts, cut, tuple(new[i] for i in answer.failed), answer.spec)
+
+    return vectors
 
 
 def _document(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -130,7 +200,9 @@ def call_with_good_rows(rows: list[Item], reading: Reading, call: Callable[[list
             rows[at] = reading.bad_row(rows[at]._replace(fault=error.reason))
 
 
-def _block(answer: Embedded, rows: Sequence[Item], used: Sequence[int], start: int, keep: Mapping[str, str]) -> Block:
+def _block(
+    answer: Embedded, rows: Sequence[Item], used: Sequence[int], indices: range, keep: Mapping[str, str]
+) -> Block:
     """The block to write. Whatever the engine says, nothing that is not finite passes."""
     import numpy as np
 
@@ -144,4 +216,4 @@ def _block(answer: Embedded, rows: Sequence[Item], used: Sequence[int], start: i
         failed.update((int(i), UNUSABLE) for i in odd)
         vectors[odd] = 0
     kept = {name: [(item.record or {}).get(field) for item in rows] for name, field in keep.items()}
-    return Block(start, vectors, counts, cut, failed, kept)
+    return Block(indices, vectors, counts, cut, failed, kept)

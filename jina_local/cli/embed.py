@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, registry
@@ -17,7 +20,7 @@ from . import options, terminal
 
 if TYPE_CHECKING:
     from .. import Embedder
-    from ..bulk.stream import Tally
+    from ..bulk.stream import Memory, Tally
     from ..spec import EmbeddingSpec, ModelSpec
 
 SUMMARY = "turn texts into vectors"
@@ -27,6 +30,7 @@ EXAMPLES = """examples:
   jina-local embed "red planet" --prompt-name query --truncate-dim 256
   jina-local embed --input notes.txt --output notes.npy
   jina-local embed --input docs.jsonl --field body --id key --output docs.parquet
+  jina-local embed --input notes.txt --output notes.csv --resume
   sort words.txt | jina-local embed --precision ubinary --keep text > words.jsonl
   jina-local embed --model v3 --late-chunking --input chapter.md > parts.jsonl
 """
@@ -39,11 +43,22 @@ csv, zero in npy and safetensors. --id and --keep need jsonl, csv or parquet.
 A bar is shown on a terminal, unless the vectors are shown there or the texts
 are arguments."""
 
+_GOES_ON = "; the same command goes on with what was done"
+
 _EPILOG = """--late-chunking:
   The texts are the pieces of one document, in their order. It is read as a
   whole, and each piece gets the mean over its own tokens. Together they have
   to fit into --max-length; a piece without a token is refused. The default task
   is that of documents. Only models that take a mean have it, not v5.
+--resume:
+  The vectors are also kept in FILE.resume until FILE is whole. After Ctrl-C, a
+  crash or a loss of power the same command goes on: it reads its input from the
+  start, and the model runs the texts alone that have no vector yet. Vectors
+  belong to texts, so the input may have changed, and the format too. Another
+  model, weights, task, width or precision is refused.
+--shard:
+  Every N-th text from the I-th on, for N machines with one input and an output
+  each. index counts the texts of all shards.
 tasks:
   v5 and pico: retrieval (the default), text-matching, clustering,
   classification. jina-embeddings-v3 has no default: retrieval.query,
@@ -80,6 +95,8 @@ def parser(add: Any) -> options.Parser:
     options.add_input(p, "texts")
     g = options.add_output(p, ("table", *writers.FORMATS), _OUTPUT)
     g.add_argument("--id", metavar="FIELD", help="a field of the records that goes out as id")
+    g.add_argument("--resume", action="store_true", help="go on with a stopped run to --output FILE, see below")
+    g.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts of the texts, see below")
     g.add_argument("--keep", action="append", metavar="FIELD", help="another field that goes out; may be repeated")
     return p
 
@@ -94,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         writers.check(writers.format_of(args.output, args.format), keep)
     output.check_target(args.output)
     with (
-        options.telling_what_is_left(args.output),
+        options.telling_what_is_left(args.output, _GOES_ON if args.resume else ""),
         closing(options.open_source(args, args.texts, reading, EXAMPLES)) as source,
         console.quiet_stdout() as stdout,
     ):
@@ -110,6 +127,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
     """Refuse early, if the model is known, what it cannot do."""
+    if args.late_chunking and (args.resume or args.shard):
+        raise UsageError(
+            f"--{'resume' if args.resume else 'shard'}: late chunking reads the input as one document, which cannot "
+            "be divided."
+        )
+    if args.resume and (not output.is_file(args.output) or output.written_directly(args.output)):
+        raise UsageError("--resume needs --output FILE: a stream cannot be gone on with.")
     if args.late_chunking and args.overflow == "truncate":
         raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
     if spec is None:
@@ -119,6 +143,14 @@ def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
         raise UsageError(f"{spec.name} ranks documents and has no vectors: use `rerank`, or another model: {able}.")
     if args.late_chunking:
         check_late_chunking(spec)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The two numbers of `--shard I/N`."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N, as 1/4 to 4/4, not {text!r}")
+    return int(number), int(of)
 
 
 def _kept(args: argparse.Namespace) -> dict[str, str]:
@@ -176,15 +208,17 @@ def _embedded(
     words = _words(args)
     spec = resolve(embedder.spec, **words)
     tally = stream.Tally(spec.max_tokens)
-    made = stream.embed(
-        embedder, source.items, words, tally, reading=reading, keep=keep, deterministic=args.deterministic
-    )
     shown = options.on_terminal(args, stdout)
     wanted = False if args.progress is None and (args.texts or shown) else args.progress
     with (
         closing(console.progress(source.size, "texts" if source.size is None else "B", wanted)) as bar,
-        output.destination(args.output, stdout) as file,
+        _memories(args, embedder, spec) as memories,
+        output.destination(args.output, stdout, alone=args.resume) as file,
     ):
+        made = stream.embed(
+            embedder, source.items, words, tally, reading=reading, keep=keep, shard=stream.Shard(*args.shard or ()),
+            memories=memories, deterministic=args.deterministic,
+        )  # fmt: skip
         writer = _writer(chosen, file, spec, keep, terminal.columns(stdout) if shown else None)
         complete, seen = False, 0
         try:
@@ -197,6 +231,23 @@ def _embedded(
         finally:
             writer.close(complete)
     return tally
+
+
+@contextmanager
+def _memories(args: argparse.Namespace, embedder: Embedder, spec: EmbeddingSpec) -> Iterator[list[Memory]]:
+    """The vectors of earlier runs that are to be used, if any."""
+    from ..bulk import resume
+
+    memories: list[Memory] = []
+    with ExitStack() as stack:
+        if args.resume:
+            target = Path(os.path.realpath(args.output))
+            origin = embedder.spec.origin
+            left = stack.enter_context(resume.journal(target, spec, origin, deterministic=args.deterministic))
+            if left.count:
+                console.say(f"{target}{resume.SUFFIX} has {left.count} vectors of a stopped run")
+            memories.append(left)
+        yield memories
 
 
 def _writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, keep: dict[str, str], columns: int | None) -> Writer:

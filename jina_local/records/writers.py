@@ -38,7 +38,7 @@ _KEEPS = ("jsonl", "csv", "parquet")  # formats with room for fields beside the 
 _OWN = ("index", "embedding", "truncated", "error")  # names of a row's own fields
 UNUSABLE = "the model gave no usable vector (NaN, infinity or zero)"
 _NPY_HEADER = 128  # bytes; a multiple of 64, as the format asks, with room for any count
-_DTYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1", "binary": "|i1", "ubinary": "|u1"}
+DTYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1", "binary": "|i1", "ubinary": "|u1"}
 _SAFETENSORS = {"<f4": "F32", "|i1": "I8", "|u1": "U8"}
 
 
@@ -46,7 +46,7 @@ _SAFETENSORS = {"<f4": "F32", "|i1": "I8", "|u1": "U8"}
 class Block:
     """Consecutive results. Rows of `vectors` named in `failed` are zero."""
 
-    start: int  # the index of the first row in the whole run
+    indices: range  # of the rows, among all texts of the inputs
     vectors: NDArray[np.generic]  # (n, width) float32, int8 or uint8; finite
     token_counts: NDArray[np.int32]  # (n,): 0 for a bad row
     truncated: NDArray[np.bool_]  # (n,)
@@ -117,7 +117,7 @@ class JsonlWriter:
             else:
                 cut = ', "truncated": true' if block.truncated[i] else ""
                 answer = f'"embedding": [{", ".join(numbers)}]{cut}'
-            self._file.write(f'{{"index": {block.start + i}{kept}, {answer}}}\n'.encode())
+            self._file.write(f'{{"index": {block.indices[i]}{kept}, {answer}}}\n'.encode())
         self._file.flush()
 
     def close(self, complete: bool) -> None:
@@ -153,7 +153,7 @@ class CsvWriter:
     def write(self, block: Block) -> None:
         for i, numbers in enumerate(_numbers(block)):
             kept = [as_cell(block.kept[name][i]) for name in self._kept]
-            self._rows.writerow([block.start + i, *kept, *(numbers or [""] * self._width)])
+            self._rows.writerow([block.indices[i], *kept, *(numbers or [""] * self._width)])
 
     def close(self, complete: bool) -> None:
         pass
@@ -209,7 +209,7 @@ class NpyWriter(_Counted):
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         def header(rows: int) -> bytes:
-            fields = {"descr": _DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
+            fields = {"descr": DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
             start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little")
             return (start + repr(fields).encode()).ljust(_NPY_HEADER - 1) + b"\n"
 
@@ -220,7 +220,7 @@ class SafetensorsWriter(_Counted):
     """One tensor; see formats/safetensors.py. The header is padded with spaces, as the format allows."""
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
-        dtype = _DTYPES[spec.precision]
+        dtype = DTYPES[spec.precision]
         metadata = {
             "dim": str(spec.dim),
             "model": spec.model,
@@ -261,7 +261,7 @@ class ParquetWriter:
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         self._pa, self._pq = _pyarrow()
         kind = {"<f4": self._pa.float32(), "|i1": self._pa.int8(), "|u1": self._pa.uint8()}
-        self._kind = self._pa.list_(kind[_DTYPES[spec.precision]], width(spec))
+        self._kind = self._pa.list_(kind[DTYPES[spec.precision]], width(spec))
         self._metadata = {"model": spec.model, "task": spec.task, "precision": spec.precision}
         self._kept: dict[str, Any] = dict.fromkeys(kept)  # name -> type, once a block has shown it
         self._gate = _Gate(file)
@@ -273,8 +273,7 @@ class ParquetWriter:
         self._open()
         gone = pa.array([i in block.failed for i in range(n)])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.reshape(-1)), type=self._kind, mask=gone)
-        index = pa.array(range(block.start, block.start + n), pa.int64())
-        columns = [index, *kept, vectors, pa.array(block.truncated)]
+        columns = [pa.array(block.indices, pa.int64()), *kept, vectors, pa.array(block.truncated)]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=n)
 
     def close(self, complete: bool) -> None:
@@ -298,7 +297,7 @@ class ParquetWriter:
         except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             before = f", and the values before are {kind}" if kind else ""
             raise UsageError(
-                f"--keep {name}: a Parquet column has one type{before} ({error}; after row {block.start}). "
+                f"--keep {name}: a Parquet column has one type{before} ({error}; after row {block.indices[0]}). "
                 "Give --format jsonl, or make the field alike in all records."
             ) from error
         if kind is None:

@@ -95,6 +95,17 @@ def test_help_and_version(capsys):
         (["embed", "a", "--prompt-name", "passage"], r"unknown prompt_name 'passage'"),
         (["embed", "a", "--max-length", "0"], r"max_length 0 is out of range"),
         (["embed", "a", "--precision", "int8", "--no-normalize"], r"cannot be had with normalize=False"),
+        (["embed", "a", "--resume"], r"--resume needs --output FILE: a stream cannot be gone on with"),
+        (["embed", "a", "--resume", "--output", "/dev/stderr"], r"--resume needs --output FILE"),
+        (["embed", "a", "--resume", "--output", "/dev/null", "--format", "npy"], r"--resume needs --output FILE"),
+        (["embed", "a", "--late-chunking", "--shard", "1/2"], r"--shard: late chunking reads the input as one docu"),
+        (
+            ["embed", "a", "--late-chunking", "--resume", "--output", "a.npy"],
+            r"--resume: late chunking reads the inp",
+        ),
+        (["embed", "a", "--shard", "0/2"], r"--shard: expected I/N, as 1/4 to 4/4, not '0/2'"),
+        (["embed", "a", "--shard", "3/2"], r"--shard: expected I/N"),
+        (["embed", "a", "--shard", "2"], r"--shard: expected I/N"),
         (["models", "lst"], r"'lst' .*did you mean 'list'"),
     ],
 )
@@ -268,6 +279,50 @@ def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_embedder, capf
         "", "has no 'text'. It has: 'body'. Give --field NAME.", "not valid JSON: Expecting value",
         "invalid surrogate", "",
     ]  # fmt: skip
+
+
+def test_a_stopped_run_goes_on(fake_embedder, capfdbinary, tmp_path, monkeypatch):
+    path, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    lines = [f"line {i}" for i in range(300)]
+    path.write_text("\n".join(lines))
+    out.write_bytes(b"old")
+    plain = fake_embedder.embed
+
+    def interrupted(texts, **words):
+        if len(fake_embedder.calls) == 2:
+            raise KeyboardInterrupt
+        return plain(texts, **words)
+
+    command = ["embed", "--input", str(path), "--output", str(out), "--resume"]
+    monkeypatch.setattr(fake_embedder, "embed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main.main(command)
+    assert capfdbinary.readouterr().err.decode() == (
+        f"{out} is as it was before; the same command goes on with what was done\n"
+    )
+    assert out.read_bytes() == b"old"
+    monkeypatch.setattr(fake_embedder, "embed", plain)
+    with pytest.raises(UsageError, match="dim was 64 and is 32"):
+        main.main([*command, "--truncate-dim", "32"])
+    capfdbinary.readouterr()
+    assert main.main(command) == 0
+    assert capfdbinary.readouterr().err.decode() == f"{out}.resume has 192 vectors of a stopped run\n"
+    assert np.array_equal(np.load(out), expected(lines))
+    assert [n for n in fake_embedder.calls if n] == [64, 128, 108]
+    assert {one.name for one in tmp_path.iterdir()} == {"in.txt", "out.npy"}
+
+
+def test_shards_together_are_the_whole(fake_embedder, capfdbinary, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "{i}", "key": "k{i}"}}\n' for i in range(5)) + "[\n")
+    found = []
+    for shard in ("1/2", "2/2"):
+        code = main.main(["embed", "--input", str(path), "--id", "key", "--shard", shard, "--errors", "skip"])
+        assert code == (shard == "2/2")
+        found += map(json.loads, capfdbinary.readouterr().out.splitlines())
+    assert [one["index"] for one in found] == [0, 2, 4, 1, 3, 5]
+    assert [one["id"] for one in found] == ["k0", "k2", "k4", "k1", "k3", None]
+    assert np.array_equal(np.float32([one["embedding"] for one in found[:5]]), expected(list("02413")))
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
