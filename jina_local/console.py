@@ -18,6 +18,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     OutputError,
+    SearchIndexError,
     UsageError,
 )
 
@@ -36,6 +37,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     NonFiniteError: SOME_FAILED,
     UsageError: 2,
     ModelError: DAMAGED,
+    SearchIndexError: DAMAGED,
     EngineMissing: 69,
     EngineError: INTERNAL,
     OutputError: 73,

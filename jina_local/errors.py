@@ -6,6 +6,10 @@ JinaError
 ├── ModelError                     the files of a model
 │   ├── ModelNotFound              not on this machine, and not to be fetched
 │   └── ModelDamaged               there, but not what they have to be
+├── SearchIndexError               an index of folders
+│   ├── IndexNotFound              not on this machine
+│   ├── IndexDamaged               there, but not what it has to be
+│   └── IndexMismatch              made with another model, or by another version
 ├── EngineError                    an engine is missing, or broke at its work
 │   ├── EngineMissing              not installed
 │   └── EngineCrashed              its own process died, hung or wrote nonsense; `.cause` says which
@@ -46,6 +50,22 @@ class ModelNotFound(ModelError):
 
 class ModelDamaged(ModelError):
     """A file is truncated, malformed, of another model, or does not fit its config."""
+
+
+class SearchIndexError(JinaError):
+    """Something is wrong with an index of folders."""
+
+
+class IndexNotFound(SearchIndexError):
+    """There is no index of that name, or at that path."""
+
+
+class IndexDamaged(SearchIndexError):
+    """The file is truncated, overwritten, or not an index."""
+
+
+class IndexMismatch(SearchIndexError):
+    """The index was made with another model, other settings, or by another version; the message has the difference."""
 
 
 class EngineError(JinaError):

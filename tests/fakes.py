@@ -111,6 +111,11 @@ class FakeEmbedder:
         cut = counts > spec.max_tokens
         return Embedded(vectors.finish(pooled, spec), np.minimum(counts, spec.max_tokens), cut, failed, spec)
 
+    def space(self, **words: Any) -> dict[str, str]:
+        """As Embedder.space."""
+        spec = resolve(self.spec, **words)
+        return {"model": spec.model, "task": spec.task, "prompt": spec.prefix, "dim": str(spec.dim)}
+
     def rerank(
         self,
         query: str,

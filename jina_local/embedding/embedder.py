@@ -18,7 +18,7 @@ from ..inference.loaded import LoadedModel
 from ..spec import Embedded, EmbeddingSpec, ModelFiles, ModelSpec, Ranked, Reranking
 from ..text import chunks as spans_of
 from ..text.chunks import Span
-from ..text.tokenizer import Encoded, checked
+from ..text.tokenizer import Encoded, Tokenizer, checked
 from . import late_chunking, vectors
 from .late_chunking import Plan
 from .request import PRECISIONS, Overflow, Precision, Task, resolve
@@ -209,6 +209,29 @@ class Embedder:
         spec, ids = prepared.spec, prepared.ids
         failed = tuple(int(i) for i in np.flatnonzero(vectors.unusable(pooled, spec.dim)))
         return Embedded(vectors.finish(pooled, spec), ids.counts, ids.truncated, failed, spec)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._model.tokenizer
+
+    def space(self, **words: Unpack[Words]) -> dict[str, str]:
+        """All that the vectors of a request depend on, their texts and `precision` left out.
+
+        Vectors that were stored can be compared with new ones, and taken for them, if their spaces are equal.
+        """
+        spec = resolve(self.spec, **words)
+        return {
+            "model": spec.model,
+            "weights": self._model.digest(spec.task),
+            "tokenizer": self._model.tokenizer.fingerprint(),
+            "task": spec.task,
+            "prompt": spec.prefix,
+            "max_tokens": str(spec.max_tokens),
+            "dim": str(spec.dim),
+            "normalize": str(spec.normalize),
+            "late_chunking": str(bool(words.get("late_chunking"))),
+        }
 
     @overload
     def encode_query(self, texts: Texts, **words: Unpack[Float32SideWords]) -> Floats: ...

@@ -12,7 +12,7 @@ from typing import Literal
 from .. import backends
 from ..backends import Backend
 from ..errors import EngineError, ModelDamaged
-from ..formats import gguf
+from ..formats import gguf, manifest
 from ..spec import NO_TASK, ModelFiles, Origin
 from ..text.fingerprint import check_fingerprint, check_own_vocabulary
 from ..text.tokenizer import Tokenizer
@@ -88,6 +88,11 @@ class LoadedModel:
             self._changed.wait_for(lambda: not any(self._users.values()))
             while self._backends:
                 self._backends.popitem()[1].close()
+
+    def digest(self, task: str) -> str:
+        """A digest of the files that serve a task."""
+        paths = (self.files.files[task], self.files.adapters.get(task))
+        return "+".join(manifest.digest_of(path) for path in paths if path is not None)
 
     def _open(self, task: str) -> Backend:
         return backends.open_backend(

@@ -22,6 +22,16 @@ def root() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "jina_local"
 
 
+def indexes() -> Path:
+    """The folder of the search indexes that have a name."""
+    return root() / "indexes"
+
+
+def vector_cache() -> Path:
+    """The file of the vectors that were computed before."""
+    return root() / "cache" / "vectors.sqlite"
+
+
 def converted() -> tuple[dict[Path, Manifest], list[str]]:
     """(folder -> manifest of every conversion up to two levels down, by path; the faults of unreadable ones)."""
     found: dict[Path, Manifest] = {}
