@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,6 +17,7 @@ from ..records import output, writers
 from ..records.readers import Reading
 from ..records.source import Source
 from ..records.writers import Writer
+from ..store import local_store
 from . import options, terminal
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def parser(add: Any) -> options.Parser:
     g.add_argument("--max-length", type=int, metavar="TOKENS", help="default: all that the model takes")
     g.add_argument("--overflow", choices=OVERFLOWS, help="a text that is too long (default: truncate)")
     g.add_argument("--late-chunking", action="store_true", help="the texts are the pieces of one document, see below")
+    g.add_argument("--cache", action="store_true", help="use vectors of earlier runs and indexes, and keep new ones")
     g.add_argument("--deterministic", action="store_true", help="one text a pass: the same bits in any company")
     options.add_input(p, "texts")
     g = options.add_output(p, ("table", *writers.FORMATS), _OUTPUT)
@@ -127,11 +130,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
     """Refuse early, if the model is known, what it cannot do."""
-    if args.late_chunking and (args.resume or args.shard):
-        raise UsageError(
-            f"--{'resume' if args.resume else 'shard'}: late chunking reads the input as one document, which cannot "
-            "be divided."
-        )
+    for name in ("resume", "shard", "cache"):
+        if args.late_chunking and getattr(args, name):
+            raise UsageError(f"--{name}: late chunking reads the input as one document, which cannot be divided.")
+    if args.cache and args.deterministic:
+        raise UsageError("--cache with --deterministic: the cache has vectors that were run in company.")
     if args.resume and (not output.is_file(args.output) or output.written_directly(args.output)):
         raise UsageError("--resume needs --output FILE: a stream cannot be gone on with.")
     if args.late_chunking and args.overflow == "truncate":
@@ -212,12 +215,12 @@ def _embedded(
     wanted = False if args.progress is None and (args.texts or shown) else args.progress
     with (
         closing(console.progress(source.size, "texts" if source.size is None else "B", wanted)) as bar,
-        _memories(args, embedder, spec) as memories,
+        _memories(args, embedder, words, spec) as memories,
         output.destination(args.output, stdout, alone=args.resume) as file,
     ):
         made = stream.embed(
             embedder, source.items, words, tally, reading=reading, keep=keep, shard=stream.Shard(*args.shard or ()),
-            memories=memories, deterministic=args.deterministic,
+            **memories, deterministic=args.deterministic,
         )  # fmt: skip
         writer = _writer(chosen, file, spec, keep, terminal.columns(stdout) if shown else None)
         complete, seen = False, 0
@@ -234,19 +237,25 @@ def _embedded(
 
 
 @contextmanager
-def _memories(args: argparse.Namespace, embedder: Embedder, spec: EmbeddingSpec) -> Iterator[list[Memory]]:
-    """The vectors of earlier runs that are to be used, if any."""
-    from ..bulk import resume
+def _memories(
+    args: argparse.Namespace, embedder: Embedder, words: Words, spec: EmbeddingSpec
+) -> Iterator[dict[str, Memory]]:
+    """The vectors of earlier runs, as arguments of `stream.embed`."""
+    from ..bulk import cache, resume, stream
 
-    memories: list[Memory] = []
+    memories: dict[str, Memory] = {}
     with ExitStack() as stack:
+        space = embedder.space(**words) if args.cache or args.resume else {}
+        if args.cache:
+            opened = stack.enter_context(cache.VectorCache(local_store.vector_cache()))
+            memories["cache"] = stream.Cached(opened, json.dumps(space, sort_keys=True))
         if args.resume:
             target = Path(os.path.realpath(args.output))
-            origin = embedder.spec.origin
-            left = stack.enter_context(resume.journal(target, spec, origin, deterministic=args.deterministic))
+            more = {"precision": spec.precision, "overflow": spec.overflow, "deterministic": str(args.deterministic)}
+            left = stack.enter_context(resume.journal(target, {**space, **more}))
             if left.count:
                 console.say(f"{target}{resume.SUFFIX} has {left.count} vectors of a stopped run")
-            memories.append(left)
+            memories["journal"] = left
         yield memories
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 
 from jina_local.bulk import resume, stream
-from jina_local.embedding.request import resolve
 from jina_local.errors import Locked, OutputError, UsageError
 from jina_local.records.readers import Reading
 
@@ -38,13 +38,12 @@ class Wavering(FakeEmbedder):
         return answer
 
 
-def run(texts, output, stop_after=None, embedder=None, origin=None, **words):
+def run(texts, output, stop_after=None, embedder=None, **words):
     """(all vectors, how many texts the model was given) of a run to `output` that stops after some blocks."""
     fake = embedder or Wavering()
-    spec = resolve(fake.spec, **words)
     items = [item(i, text) for i, text in enumerate(texts, 1)]
-    with resume.journal(output, spec, origin or fake.spec.origin, deterministic=False) as journal:
-        made = stream.embed(fake, items, words, stream.Tally(100), reading=SKIP, memories=[journal])
+    with resume.journal(output, {**fake.space(**words), "precision": words.get("precision", "float32")}) as journal:
+        made = stream.embed(fake, items, words, stream.Tally(100), reading=SKIP, journal=journal)
         blocks = list(itertools.islice(made, stop_after))
         if stop_after is not None:
             raise KeyboardInterrupt
@@ -102,33 +101,27 @@ def test_texts_without_a_vector_are_tried_again(tmp_path):
     assert asked == 2 + 1  # refused for its half of a pair, then broken alone
 
 
-def test_counts_and_cuts_are_kept(tmp_path):
-    fake = FakeEmbedder()
-    items = [item(1, "abc"), item(2, "x" * 101)]
-    spec = resolve(fake.spec)
-    for stop in (True, False):
-        tally = stream.Tally(100)
-        try:
-            with resume.journal(tmp_path / "o", spec, None, deterministic=False) as journal:
-                (block,) = stream.embed(fake, items, {}, tally, reading=SKIP, memories=[journal])
-                if stop:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            pass
-        assert (block.token_counts.tolist(), block.truncated.tolist(), tally.cut) == ([3, 100], [False, True], 1)
-    assert fake.calls == [2, 0]
+def test_cuts_are_kept(tmp_path):
+    rows = [item(1, "abc"), item(2, "x" * 101)]
+    spec = {"precision": "float32"}
+    for asked in (2, 0):
+        fake, tally = FakeEmbedder(), stream.Tally(100)
+        with contextlib.suppress(KeyboardInterrupt), resume.journal(tmp_path / "o", spec) as journal:
+            (block,) = stream.embed(fake, rows, {}, tally, reading=SKIP, journal=journal)
+            raise KeyboardInterrupt
+        assert (block.truncated.tolist(), tally.cut, fake.calls) == ([False, True], 1, [asked])
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"truncate_dim": 32}, r"another request: dim was 64 and is 32\. Give the same options as before, or remove"),
+        (
+            {"truncate_dim": 32},
+            r"another request: dim was '64' and is '32'\. Give the same options as ",
+        ),
         ({"precision": "int8"}, "precision was 'float32' and is 'int8'"),
         ({"task": "clustering"}, "task was 'retrieval' and is 'clustering'"),
-        ({"prompt_name": "query"}, "prefix was 'Document: ' and is 'Query: '"),
-        ({"normalize": False}, "normalize was True and is False"),
-        ({"max_length": 50}, "max_tokens was 100 and is 50"),
-        ({"overflow": "error"}, "overflow was 'truncate' and is 'error'"),
+        ({"prompt_name": "query"}, "prompt was 'Document: ' and is 'Query: '"),
     ],
 )
 def test_another_request_is_refused_with_the_difference(tmp_path, changed, message):
@@ -140,11 +133,11 @@ def test_another_request_is_refused_with_the_difference(tmp_path, changed, messa
 
 
 def test_one_process_at_a_time(tmp_path):
-    spec = resolve(FakeEmbedder().spec)
+    spec = {"precision": "float32"}
     with (
-        resume.journal(tmp_path / "out.npy", spec, None, deterministic=False),
+        resume.journal(tmp_path / "out.npy", spec),
         pytest.raises(Locked, match=r"out\.npy\.resume: another process is writing the same output"),
-        resume.journal(tmp_path / "out.npy", spec, None, deterministic=False),
+        resume.journal(tmp_path / "out.npy", spec),
     ):
         pass
     assert list(tmp_path.iterdir()) == []

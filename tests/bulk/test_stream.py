@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jina_local.bulk import stream
+from jina_local.bulk.cache import VectorCache
+from jina_local.embedding.request import PRECISIONS
 from jina_local.errors import TextError, UsageError
 from jina_local.records.readers import Item, Reading
 from jina_local.records.writers import UNUSABLE
@@ -71,9 +73,8 @@ class Remembers:
 
     def __init__(self, texts):
         answer = FakeEmbedder().embed(texts)
-        self.known = {
-            text: stream.Known(-answer.vectors[i], 7, True) for i, text in enumerate(texts)
-        }  # not what the model would say
+        # Not what the model would say.
+        self.known = {text: stream.Known(-answer.vectors[i], True) for i, text in enumerate(texts)}
         self.told = []
 
     def get(self, texts):
@@ -87,20 +88,38 @@ def test_memories_are_asked_in_their_order_before_the_model_is():
     near, far = Remembers(["a"]), Remembers(["a", "b"])
     fake = FakeEmbedder()
     texts = ["c", "b", FakeEmbedder.BROKEN, "a", "c"]
-    (block,), tally = run([item(i, text) for i, text in enumerate(texts)], embedder=fake, memories=[near, far])
+    rows = [item(i, text) for i, text in enumerate(texts)]
+    (block,), tally = run(rows, embedder=fake, journal=near, cache=far)
     a, b, c = FakeEmbedder().embed(["a", "b", "c"]).vectors
     assert np.array_equal(block.vectors, [c, -b, 0 * a, -a, c])
-    assert block.token_counts.tolist() == [1, 7, 7, 7, 1]
+    assert block.token_counts.tolist() == [1, 0, 7, 0, 1]
     assert block.truncated.tolist() == [False, True, False, True, False]
     assert (fake.calls, block.failed, tally.failed) == ([3], {2: UNUSABLE}, 1)
-    assert far.told == [(["c", FakeEmbedder.BROKEN, "c"], (1,))]
     assert near.told == [(["c", "b", FakeEmbedder.BROKEN, "c"], (2,))]
+    assert far.told == [(["c", FakeEmbedder.BROKEN, "c"], (1,))]
 
 
 def test_a_text_that_is_refused_is_named_by_its_place_among_the_known():
     rows = [item(1, "a"), item(2, "\ud800"), item(3, "a"), item(4, "b")]
     with pytest.raises(UsageError, match=r"^in\.jsonl line 2: invalid surrogate"):
-        run(rows, Reading(), memories=[Remembers(["a"])])
+        run(rows, Reading(), journal=Remembers(["a"]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_cache_has_float32_for_every_precision(tmp_path, precision):
+    rows = [item(i, text) for i, text in enumerate(["a", "x" * 101, FakeEmbedder.BROKEN, "b", "\ud800"])]
+    (plain,), _ = run(rows, words={"precision": precision})
+    fake = FakeEmbedder()
+    with VectorCache(tmp_path / "vectors.sqlite") as cache:
+        for asked in (5, 3):  # what was cut, has no vector or was refused is not kept
+            fake.calls.clear()
+            words = {"precision": precision}
+            (block,), tally = run(rows, embedder=fake, words=words, cache=stream.Cached(cache, "space"))
+            assert fake.calls[0] == asked
+            assert (block.vectors.dtype, block.vectors.tolist()) == (plain.vectors.dtype, plain.vectors.tolist())
+            assert (block.failed, tally.cut, tally.failed, tally.bad) == (plain.failed, 1, 1, 1)
+        (block,), _ = run(rows[:1], embedder=fake, cache=stream.Cached(cache, "another space"))
+        assert fake.calls[-1] == 1
 
 
 def test_each_row_says_why_it_has_no_vector():

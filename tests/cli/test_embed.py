@@ -103,6 +103,8 @@ def test_help_and_version(capsys):
             ["embed", "a", "--late-chunking", "--resume", "--output", "a.npy"],
             r"--resume: late chunking reads the inp",
         ),
+        (["embed", "a", "--late-chunking", "--cache"], r"--cache: late chunking reads the input as one document"),
+        (["embed", "a", "--cache", "--deterministic"], r"the cache has vectors that were run in company"),
         (["embed", "a", "--shard", "0/2"], r"--shard: expected I/N, as 1/4 to 4/4, not '0/2'"),
         (["embed", "a", "--shard", "3/2"], r"--shard: expected I/N"),
         (["embed", "a", "--shard", "2"], r"--shard: expected I/N"),
@@ -302,7 +304,7 @@ def test_a_stopped_run_goes_on(fake_embedder, capfdbinary, tmp_path, monkeypatch
     )
     assert out.read_bytes() == b"old"
     monkeypatch.setattr(fake_embedder, "embed", plain)
-    with pytest.raises(UsageError, match="dim was 64 and is 32"):
+    with pytest.raises(UsageError, match="dim was '64' and is '32'"):
         main.main([*command, "--truncate-dim", "32"])
     capfdbinary.readouterr()
     assert main.main(command) == 0
@@ -310,6 +312,32 @@ def test_a_stopped_run_goes_on(fake_embedder, capfdbinary, tmp_path, monkeypatch
     assert np.array_equal(np.load(out), expected(lines))
     assert [n for n in fake_embedder.calls if n] == [64, 128, 108]
     assert {one.name for one in tmp_path.iterdir()} == {"in.txt", "out.npy"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--precision", "int8"], "precision was 'float32' and is 'int8'"),
+        (["--overflow", "error"], "overflow was 'truncate' and is 'error'"),
+        (["--deterministic"], "deterministic was 'False' and is 'True'"),
+    ],
+)
+def test_a_run_goes_on_with_the_same_request_only(fake_embedder, tmp_path, monkeypatch, more, message):
+    command = ["embed", "one", "--output", str(tmp_path / "out.npy"), "--resume"]
+    monkeypatch.setattr("jina_local.records.writers.NpyWriter.close", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main(command)
+    with pytest.raises(UsageError, match=message):
+        main.main([*command, *more])
+
+
+def test_the_cache_of_all_runs(fake_embedder, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path))
+    for calls in ([2], [2, 0], [2, 0, 1]):
+        texts = ["two", "one", "three"][: 2 + len(calls) // 3]
+        assert main.main(["embed", *texts, "--cache"]) == 0
+        assert fake_embedder.calls == calls
+        assert np.array_equal(rows(capfdbinary.readouterr().out), expected(texts))
 
 
 def test_shards_together_are_the_whole(fake_embedder, capfdbinary, tmp_path):
