@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import JinaError, Locked, OutputError, UsageError
+from ..errors import Locked, OutputError, UsageError
 from ..records.writers import DTYPES
 from ..spec import Embedded
 from .cache import digest_of
@@ -22,12 +22,11 @@ from .stream import Known
 
 SUFFIX = ".resume"
 _KIND = int.from_bytes(b"jinR", "big")  # SQLite's application_id
-_SCHEMA = f"""
-PRAGMA application_id = {_KIND};
-CREATE TABLE header (request TEXT);
-CREATE TABLE vectors (digest BLOB, run INTEGER, truncated INTEGER, vector BLOB);
-CREATE INDEX by_digest ON vectors (digest, run);
-"""
+_SCHEMA = (
+    f"PRAGMA application_id = {_KIND}",
+    "CREATE TABLE header (request TEXT)",
+    "CREATE TABLE vectors (digest BLOB, truncated INTEGER, vector BLOB)",
+)
 
 
 @contextmanager
@@ -41,7 +40,8 @@ def journal(output: Path, request: Mapping[str, str]) -> Iterator[Journal]:
     path = output.with_name(output.name + SUFFIX)
     with closing(Journal(path, request)) as opened:
         yield opened
-    path.unlink()
+    for name in (f"{path}-journal", path):  # SQLite's own, which a killed run may have left
+        Path(name).unlink(missing_ok=True)
 
 
 class Journal:
@@ -49,64 +49,57 @@ class Journal:
 
     def __init__(self, path: Path, request: Mapping[str, str]) -> None:
         self._path, self._kind = path, DTYPES[request["precision"]]
-        try:
+        self._given: list[tuple[bytes, int]] = []  # of `left_over`, by the last `get`
+        with self._translated():
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
-        try:
-            self._open(request)
-            self.count, last = self._file.execute("SELECT count(*), max(run) FROM vectors").fetchone()
-        except BaseException as error:
-            self._file.close()
-            raise self._unusable(error) if isinstance(error, sqlite3.Error) else error from None
-        self._run: int = (last or 0) + 1
-        self._given: list[tuple[int, int]] = []  # (this run, rowid) of the vectors that the last `get` has found
+            try:
+                self._open(request)
+            except BaseException:
+                self._file.close()
+                raise
 
     def get(self, texts: Sequence[str]) -> list[Known | None]:
-        """A vector that an earlier run has left for each text. Each is given once in a run.
+        """A vector that earlier runs have left for each text. Each is given once.
 
         So a text that stands there twice gets both vectors that it had: their last bits may differ in other company.
         """
-        find = "SELECT vector, truncated, rowid FROM vectors WHERE digest = ? AND run < ? ORDER BY rowid"
-        found: dict[str, sqlite3.Cursor] = {}
-        try:
-            for text in texts:
-                if text not in found:
-                    found[text] = self._file.execute(find, (digest_of(text), self._run))
-            rows = [found[text].fetchone() for text in texts]
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
-        self._given = [(self._run, row[2]) for row in rows if row]
+        find = (
+            "SELECT vector, truncated, place FROM left_over JOIN vectors ON vectors.rowid = place "
+            "WHERE left_over.digest = ? ORDER BY place"
+        )
+        digests = [digest_of(text) for text in texts]
+        with self._translated():
+            found = {digest: self._file.execute(find, (digest,)) for digest in set(digests)}
+            rows = [found[digest].fetchone() for digest in digests]
+        self._given = [(digest, row[2]) for digest, row in zip(digests, rows, strict=True) if row]
         return [row and Known(np.frombuffer(row[0], self._kind), bool(row[1])) for row in rows]
 
     def put(self, texts: Sequence[str], answer: Embedded) -> None:
         """Keep the answer to a call with `texts`. Texts without a usable vector are tried again by the next run."""
         failed = set(answer.failed)
         rows = (
-            (digest_of(text), self._run, bool(answer.truncated[i]), one.tobytes())
+            (digest_of(text), bool(answer.truncated[i]), one.tobytes())
             for i, (text, one) in enumerate(zip(texts, answer.vectors, strict=True))
             if i not in failed
         )
-        try:
+        with self._translated():
             self._file.execute("BEGIN")
-            self._file.executemany("UPDATE vectors SET run = ? WHERE rowid = ?", self._given)
-            self._file.executemany("INSERT INTO vectors VALUES (?, ?, ?, ?)", rows)
+            self._file.executemany("DELETE FROM left_over WHERE digest = ? AND place = ?", self._given)
+            self._file.executemany("INSERT INTO vectors VALUES (?, ?, ?)", rows)
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
 
     def close(self) -> None:
         """Undo what is half written, and let the next process in."""
         self._file.close()
 
     def _open(self, now: Mapping[str, str]) -> None:
-        """Lock the file, and make its tables or compare its header."""
+        """Lock the file, make its tables or compare its header, and list the vectors that are there."""
         self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._file.execute("BEGIN EXCLUSIVE")
         (kind,) = self._file.execute("PRAGMA application_id").fetchone()
         (tables,) = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not tables:
-            for statement in _SCHEMA.strip().split(";\n"):
+            for statement in _SCHEMA:
                 self._file.execute(statement)
             self._file.execute("INSERT INTO header VALUES (?)", (json.dumps(dict(now)),))
         elif kind != _KIND:
@@ -120,8 +113,18 @@ class Journal:
                 f"{self._path} has vectors of another request: {said}. Give the same options as before, or remove "
                 "the file to begin anew."
             )
+        # An index of all vectors in the file itself would cost more than they do, because digests come in no order.
+        self._file.execute(
+            "CREATE TEMP TABLE left_over (digest BLOB, place INTEGER, PRIMARY KEY (digest, place)) WITHOUT ROWID"
+        )
+        list_all = "INSERT INTO left_over SELECT digest, rowid FROM vectors ORDER BY digest, rowid"
+        self.count = self._file.execute(list_all).rowcount
 
-    def _unusable(self, error: sqlite3.Error) -> JinaError:
-        if "locked" in str(error):
-            return Locked(f"{self._path}: another process is writing the same output.")
-        return OutputError(f"{self._path}: {error}. Remove the file to begin anew.")
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise Locked(f"{self._path}: another process is writing the same output.") from error
+            raise OutputError(f"{self._path}: {error}. Remove the file to begin anew.") from error

@@ -200,7 +200,7 @@ def kill_and_go_on(folder, chosen, most, rng):
                 child.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
             said = child.stderr.read().decode()
         kills += child.returncode != 0
-        assert child.returncode in ((0, -9, 130, 143) if kills <= most else (0,)), said
+        assert child.returncode in ((0, -9, -15, 130, 143) if kills <= most else (0,)), (child.returncode, said)
         if child.returncode == 0:
             break
         assert not out.exists() or out.read_bytes() == expected.read_bytes()  # if it was stopped on its way out
