@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .loading import load
     from .reranking.reranker import Reranker
+    from .search.index import Index
     from .spec import Embedded, Ranked, Reranking
     from .text import chunks
 
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Embedded",
     "Embedder",
+    "Index",
     "JinaError",
     "Ranked",
     "Reranker",
@@ -30,6 +32,7 @@ __all__ = [
 _HOMES = {
     "Embedded": "spec",
     "Embedder": "embedding.embedder",
+    "Index": "search.index",
     "Ranked": "spec",
     "Reranker": "reranking.reranker",
     "Reranking": "spec",

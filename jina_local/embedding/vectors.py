@@ -73,10 +73,14 @@ def quantise(vectors: NDArray[np.float32], precision: str) -> NDArray[np.generic
     if precision in ("ubinary", "binary"):
         bits = np.packbits(vectors > 0, axis=-1)
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
-    scale = 127.0 * np.sqrt(vectors.shape[-1]) / RANGE
-    codes = np.clip(np.rint(vectors * np.float32(scale)), -127, 127)
+    codes = np.clip(np.rint(vectors * np.float32(int8_scale(vectors.shape[-1]))), -127, 127)
     out: NDArray[np.generic] = codes.astype(np.int8) if precision == "int8" else (codes + 128).astype(np.uint8)
     return out
+
+
+def int8_scale(dim: int) -> float:
+    """The int8 code of a component, before rounding, is this many times the component."""
+    return float(127.0 * np.sqrt(dim) / RANGE)
 
 
 def similarity(a: NDArray[np.generic], b: NDArray[np.generic], precision: str) -> NDArray[np.float32]:

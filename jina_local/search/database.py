@@ -45,7 +45,7 @@ CREATE TABLE header(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER 
 CREATE TABLE documents(
     id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, digest BLOB NOT NULL, language TEXT,
-    checksum INTEGER NOT NULL);
+    unit TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE skipped(
     path BLOB PRIMARY KEY, root BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, reason TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
@@ -77,6 +77,7 @@ class DocumentRow:
     seen_ns: int
     digest: bytes  # SHA-256 of the file
     language: str | None
+    unit: str = "line"  # what the lines of its chunks count: "line", "page" of a PDF, ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ChunkRow:
     end_char: int
     start_byte: int | None  # of the file; None if the text had to be extracted from another format
     end_byte: int | None
-    start_line: int  # of the file, from 1; of a PDF the page
+    start_line: int  # of the file, from 1, in the document's unit
     end_line: int  # the last line, included
     context: str  # "Guide > Install", or a qualified name
     defines: str  # the names that the passage defines, a line each
@@ -295,10 +296,8 @@ def checksum_of(row: Iterable[object]) -> int:
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise IndexDamaged for a file that is not such an index, IndexMismatch for one of another version."""
     application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
-    if not application and is_empty(connection):
-        raise IndexNotFound(f"{path}: holds no index yet. Make one: `index FOLDER`.")
     if application != APPLICATION:
-        raise IndexDamaged(f"{path}: is a SQLite file, but no index of jina_local.")
+        raise IndexDamaged(f"{path}: is no index of jina_local, or its start is damaged.")
     if version != VERSION:
         way = "Update jina_local" if version > VERSION else "Make it again with `index --rebuild`"
         raise IndexMismatch(f"{path}: is an index of version {version}; this jina_local reads {VERSION}. {way}.")
@@ -306,12 +305,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         memory.executescript(SCHEMA)
         expected = _objects(memory)
     if _objects(connection) != expected:
-        raise IndexDamaged(damaged(path, "the schema"))
-
-
-def is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether the file has no tables: its maker was killed before the first commit."""
-    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        raise IndexDamaged(damaged(path, "the list of tables"))
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -365,6 +359,10 @@ def translate_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise  # a bug of ours
+    except UnicodeDecodeError as error:
+        if not bytes(error.object).startswith(b"malformed"):
+            raise
+        raise IndexDamaged(damaged(path, "the list of tables")) from error  # which SQLite's message quotes
     except sqlite3.DatabaseError as error:
         kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in str(error))
         raise kind(f"{path}: {error}. {way}.") from error
