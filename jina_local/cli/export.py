@@ -29,7 +29,8 @@ _EPILOG = """targets:
                -H "Content-Type: application/x-ndjson" --data-binary @$f; done
   parquet  a file
   Each passage has id, path, start_line, end_line, language, context, text and
-  vector. Elasticsearch searches vectors by an approximate index, the others all.
+  vector. Elasticsearch gets an approximate index (bbq_hnsw, below 384 dimensions
+  int8_hnsw); the others compare a question with all vectors.
 exit codes:
   0 done, 1 some passages have no vector yet and were left out, 2 bad options,
   3 the index, 69 a library is missing, 73 cannot write.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -44,6 +44,17 @@ def is_stdout(path: str | None) -> bool:
 def is_file(path: str | None) -> TypeGuard[str]:
     """Whether an --output is a path of its own and no descriptor of this process."""
     return path is not None and path != "-" and descriptor(path) is None
+
+
+def by_suffix(option: str, path: str, known: Mapping[str, str], otherwise: str) -> str:
+    """What the suffix of the file in an option stands for. Raises UsageError, which names the option `otherwise`."""
+    suffix = Path(path).suffix.lower()
+    if suffix in known:
+        return known[suffix]
+    raise UsageError(
+        f"{option} {path}: the format cannot be told from the name. "
+        f"Known suffixes: {', '.join(known)}; or give {otherwise}."
+    )
 
 
 @contextmanager

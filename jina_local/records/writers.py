@@ -20,13 +20,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..errors import EngineMissing, UsageError
+from ..errors import UsageError
 from ..spec import EmbeddingSpec
 from .json_text import dumps
-from .output import is_file, rewritable
+from .output import by_suffix, is_file, rewritable
+from .readers import pyarrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,19 +72,13 @@ def format_of(path: str | None, asked: str | None) -> str:
         return asked
     if not is_file(path):
         return "jsonl"
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix in FORMATS:
-        return suffix
-    raise UsageError(
-        f"--output {path}: the format cannot be told from the name. "
-        f"Known suffixes: {', '.join('.' + f for f in FORMATS)}; or give --format."
-    )
+    return by_suffix("--output", path, {f".{name}": name for name in FORMATS}, "--format")
 
 
 def check(chosen: str, kept: Collection[str]) -> None:
     """Raise an error early for a format that cannot be written here, or has no place for the kept fields."""
     if chosen == "parquet":
-        _pyarrow()
+        pyarrow("--format parquet")
     if kept and chosen in FORMATS and chosen not in _KEEPS:
         raise UsageError(f"{chosen} has no place for --id and --keep: give --format {' or '.join(_KEEPS)}.")
     for name in kept:
@@ -259,7 +253,7 @@ class ParquetWriter:
     """A row group a block."""
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
-        self._pa, self._pq = _pyarrow()
+        self._pa, self._pq = pyarrow("--format parquet")
         kind = {"<f4": self._pa.float32(), "|i1": self._pa.int8(), "|u1": self._pa.uint8()}
         self._kind = self._pa.list_(kind[DTYPES[spec.precision]], width(spec))
         self._metadata = {"model": spec.model, "task": spec.task, "precision": spec.precision}
@@ -314,15 +308,6 @@ _WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec, tuple[str, ...]], Writer]
     "safetensors": SafetensorsWriter,
     "parquet": ParquetWriter,
 }
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise EngineMissing("--format parquet needs pyarrow: pip install 'jina_local[parquet]'.") from error
-    return pa, pq
 
 
 def _numbers(block: Block) -> Iterator[list[str] | None]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PASSAGES = "passages"
 _BLOCK = 1000  # rows
 _BULK = 16 << 20  # bytes of a bulk file; Elasticsearch takes requests of up to 100 MB, and advises smaller ones
-_BBQ = 64  # dimensions from which Elasticsearch has bbq_hnsw
+_BBQ = 384  # dimensions from which Elasticsearch itself takes bbq_hnsw, and int8_hnsw below
 _LONGEST = 65_535  # bytes of a Milvus VARCHAR
 
 _Row = dict[str, Any]
@@ -149,9 +149,7 @@ def _milvus(output: Path, blocks: Iterator[list[_Row]], space: Mapping[str, str]
 
     kinds = milvus.DataType
     try:
-        client = milvus.MilvusClient(
-            str(output)
-        )  # in front of a server in this process, which `close` leaves running
+        client = milvus.MilvusClient(str(output))  # it starts a server in this process, and `close` leaves it
         schema = client.create_schema()
         schema.add_field("id", kinds.INT64, is_primary=True)
         for name in ("start_line", "end_line"):
@@ -165,6 +163,8 @@ def _milvus(output: Path, blocks: Iterator[list[_Row]], space: Mapping[str, str]
         for block in blocks:
             client.insert(PASSAGES, block)
         client.close()
+    except milvus.MilvusException as error:
+        raise OutputError(f"{output}: Milvus Lite: {error.message}") from error
     finally:
         servers.release_server(str(output))
 

@@ -183,13 +183,14 @@ def test_elasticsearch_would_take_it(index, stored, tmp_path, monkeypatch, size)
     check_rows([{"id": int(one), **document} for one, document in standin.documents.items()], stored)
     for question in QUESTIONS:
         assert standin.search(question) == exact(stored, question)
-    assert standin.kind == "bbq_hnsw"
+    assert standin.kind == "int8_hnsw"
     assert json.loads((tmp_path / "x" / "mapping.json").read_text())["mappings"]["_meta"] == {"space": done.space}
 
 
-def test_few_dimensions_have_no_bbq(tmp_path):
-    exporting._elastic(tmp_path / "x", iter([]), {"dim": "32"})
-    assert Elasticsearch(json.loads((tmp_path / "x" / "mapping.json").read_text())).kind == "int8_hnsw"
+@pytest.mark.parametrize(("dim", "kind"), [(32, "int8_hnsw"), (256, "int8_hnsw"), (512, "bbq_hnsw")])
+def test_many_dimensions_are_packed(tmp_path, dim, kind):
+    exporting._elastic(tmp_path / "x", iter([]), {"dim": str(dim)})
+    assert Elasticsearch(json.loads((tmp_path / "x" / "mapping.json").read_text())).kind == kind
 
 
 def test_what_cannot_be_exported(index, tmp_path, monkeypatch):
