@@ -35,6 +35,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "bulk": ("embedding records", "numpy"),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "cli": ("console records bulk backends registry store embedding reranking loading doctor", "numpy"),
+    "integrations": ("__init__", "numpy pyarrow ray"),
     "__init__": ("text embedding reranking loading", ""),
     "__main__": ("cli", ""),
 }

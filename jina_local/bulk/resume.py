@@ -127,4 +127,6 @@ class Journal:
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise Locked(f"{self._path}: another process is writing the same output.") from error
-            raise OutputError(f"{self._path}: {error}. Remove the file to begin anew.") from error
+            full = "What was done before is kept: free some space, and give the same command again."
+            way = full if "full" in str(error) else "Remove the file to begin anew."
+            raise OutputError(f"{self._path}: {error}. {way}") from error

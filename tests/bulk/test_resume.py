@@ -166,6 +166,27 @@ def test_a_damaged_file_is_an_error(tmp_path):
         run(TEXTS, tmp_path / "out.npy")
 
 
+def test_a_full_disk_keeps_what_was_done(tmp_path):
+    output, texts = tmp_path / "out.npy", [f"text {i}" for i in range(1000)]
+    asked = {"precision": "float32"}
+
+    def made(journal):
+        items = [item(i, text) for i, text in enumerate(texts)]
+        return stream.embed(FakeEmbedder(), items, {}, stream.Tally(100), reading=SKIP, journal=journal)
+
+    with (
+        pytest.raises(OutputError, match="full. What was done before is kept"),
+        resume.journal(output, asked) as journal,
+    ):
+        journal._file.execute("PRAGMA max_page_count = 60")
+        list(made(journal))
+    with resume.journal(output, asked) as journal:
+        assert journal.count == 64 + 128 + 256
+        assert np.array_equal(
+            np.concatenate([one.vectors for one in made(journal)]), FakeEmbedder().embed(texts).vectors
+        )
+
+
 # The real command line over a fake that takes a moment for each call.
 FAKE = """
 import sys, time
