@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -65,12 +66,12 @@ class Journal:
         """
         find = (
             "SELECT vector, truncated, place FROM left_over JOIN vectors ON vectors.rowid = place "
-            "WHERE left_over.digest = ? ORDER BY place"
+            "WHERE left_over.digest = ? ORDER BY place LIMIT ?"
         )
         digests = [digest_of(text) for text in texts]
         with self._translated():
-            found = {digest: self._file.execute(find, (digest,)) for digest in set(digests)}
-            rows = [found[digest].fetchone() for digest in digests]
+            found = {one: iter(self._file.execute(find, (one, n)).fetchall()) for one, n in Counter(digests).items()}
+        rows = [next(found[digest], None) for digest in digests]
         self._given = [(digest, row[2]) for digest, row in zip(digests, rows, strict=True) if row]
         return [row and Known(np.frombuffer(row[0], self._kind), bool(row[1])) for row in rows]
 
