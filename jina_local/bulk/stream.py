@@ -129,7 +129,6 @@ def embed(
         for, the cache for float32. Not for late chunking, whose vectors are not of a text alone.
     Raises UsageError, which names the text's place in its input, EngineError, and what reading raises.
     """
-
     call = _model(embedder, words, cache, deterministic)
     if journal is not None:
         call = _remembering(call, journal)

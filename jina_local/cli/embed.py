@@ -106,6 +106,7 @@ def parser(add: Any) -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Embed; 1 if some texts have no vector."""
+    _check_options(args)
     settings = {**options.settings(args, registry.DEFAULT_MODEL), "task": args.task}
     _check_model(options.known_model(settings["name_or_path"]), args)
     keep = _kept(args)
@@ -128,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
     return console.SOME_FAILED if tally.failed or tally.bad else console.OK
 
 
-def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
-    """Refuse early, if the model is known, what it cannot do."""
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that exclude each other."""
     for name in ("resume", "shard", "cache"):
         if args.late_chunking and getattr(args, name):
             raise UsageError(f"--{name}: late chunking reads the input as one document, which cannot be divided.")
@@ -139,6 +140,10 @@ def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
         raise UsageError("--resume needs --output FILE: a stream cannot be gone on with.")
     if args.late_chunking and args.overflow == "truncate":
         raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
+
+
+def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
+    """Refuse early, if the model is known, what it cannot do."""
     if spec is None:
         return
     if spec.scoring is not None:
