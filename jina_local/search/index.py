@@ -18,7 +18,6 @@ from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
 from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
 from ..reranking.reranker import Reranker
-from ..spec import Embedded
 from ..store import local_store
 from ..text import splitter
 from . import extract, places, words
@@ -143,7 +142,7 @@ class Index:
                     writer.set_header(asked)
             header |= asked
             found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
-            take_in_words(writer, found, lambda: self._model.open(header).tokenizer, tell, done)
+            take_in_words(writer, found, lambda: self._model.documents(header), tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
                 self._add_vectors(writer, header, tell, done)
@@ -317,19 +316,13 @@ class Index:
     def _add_vectors(
         self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
     ) -> None:
-        embedder, asked = self._model.open(header), self._model.words(header, "document")
-        space = json.dumps(embedder.space(**asked), sort_keys=True)
+        model = self._model.documents(header)
         if "space" not in header:
+            request = self._model.request(header) | names_of(self._model.open(header))
             with writer.transaction():
-                writer.set_header(
-                    {"space": space, "request": json.dumps(self._model.request(header) | names_of(embedder))}
-                )
-
-        def embed(texts: list[str]) -> Embedded:
-            return embedder.embed(texts, show_progress=False, **asked)
-
+                writer.set_header({"space": model.space, "request": json.dumps(request)})
         with VectorCache(local_store.vector_cache()) as cache:
-            add_vectors(writer, space, embed, cache, tell, done)
+            add_vectors(writer, model, cache, tell, done)
 
 
 def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:

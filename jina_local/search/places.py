@@ -39,7 +39,7 @@ def name_of(path: Path) -> str:
 
 def every() -> list[Path]:
     """All indexes that have a name."""
-    return sorted(local_store.indexes().glob(f"*{SUFFIX}"))
+    return sorted(local_store.indexes().glob(f"*{SUFFIX}"), key=lambda path: path.stem)
 
 
 def known(name_or_folder: str) -> Path:

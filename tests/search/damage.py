@@ -1,8 +1,9 @@
 """Damaged index files: `python -m tests.search.damage [--count N] [--seed N]`.
 
-Bytes are flipped, overwritten, moved or cut off. Every file has to be refused, or `verify` has to name a fault, or it
-has to be harmless: rows, vectors and the answers of full-text search are as they were. Whatever is read of a damaged
-file before, a row comes back as it was or not at all. Each file is opened in a child, so that a crash would be counted.
+Bytes are flipped, overwritten, moved or cut off. Every file has to be refused, or `verify` has to name a fault, or
+the damage has to be harmless: rows, vectors and the answers of full-text search are as they were. Before `verify` is
+asked, all rows are read, and a row has to come back as it was or not at all. Each file is opened in a child, so that
+a crash would be counted.
 """
 
 from __future__ import annotations

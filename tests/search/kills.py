@@ -29,22 +29,7 @@ from jina_local.search.verify import faults
 from jina_local.search.writer import Writer, writing
 from tests.fakes import noise
 
-WORDS = [
-    "router",
-    "button",
-    "press",
-    "reset",
-    "cable",
-    "light",
-    "window",
-    "garden",
-    "music",
-    "letter",
-    "paper",
-    "water",
-    "stone",
-    "bread",
-]
+WORDS = ("router", "button", "press", "reset", "cable", "light", "window", "garden", "music", "letter", "paper")
 FILES = 30
 DIM = 16
 RENEWED = 10  # kills until the index is made anew
@@ -99,7 +84,9 @@ def held(path: Path) -> tuple[int, State]:
     """The generation of an index, and what it holds. Raises AssertionError for a vector that is another text's."""
     with Database(path) as database, database.reader() as reader:
         state: State = {}
-        placed = {int(i): codes for block in reader.blocks() for i, codes in zip(block.chunks, block.int8) if i}
+        placed = {
+            int(i): codes for block in reader.blocks() for i, codes in zip(block.chunks, block.int8, strict=True) if i
+        }
         for row in reader.documents():
             chunks = reader.chunks_of(row.id)
             halves = reader.halves([c.id for c in chunks])
@@ -186,8 +173,8 @@ def main() -> int:
     acknowledged, more = run(args.kills, args.seed)
     seconds = time.monotonic() - start
     print(
-        f"{args.kills} kills, {acknowledged} transactions acknowledged, 0 of them lost, {more} found that were not yet "
-        f"acknowledged, 0 faults; {seconds:.0f} s"
+        f"{args.kills} kills, {acknowledged} transactions acknowledged, 0 of them lost, {more} found that were not "
+        f"acknowledged yet, 0 faults; {seconds:.0f} s"
     )
     return 0
 

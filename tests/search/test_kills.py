@@ -44,7 +44,19 @@ def test_the_command_goes_on_after_every_kill(tmp_path, monkeypatch):
     notes.mkdir()
     for n in range(40):
         (notes / f"{n}.md").write_text(guide(n))
-    argv = [sys.executable, "-m", "jina_local", "index", str(notes), "--model", "pico", "--name", "n", "--threads", "1"]
+    argv = [
+        sys.executable,
+        "-m",
+        "jina_local",
+        "index",
+        str(notes),
+        "--model",
+        "pico",
+        "--name",
+        "n",
+        "--threads",
+        "1",
+    ]
     rng = random.Random(1)
     for _ in range(3):
         child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
