@@ -200,6 +200,12 @@ class Index:
             raise UsageError(f"line {line} and count {count}: both count from 1.")
         return passage(self.document(path), line, count)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has for the index's model, without special tokens and prompt."""
+        tokenizer = self.embedder().tokenizer
+        own = len(tokenizer.ids(""))
+        return [len(tokenizer.ids(text)) - own for text in texts]
+
     def document(self, path: str | os.PathLike[str]) -> DocumentRow:
         """A file of the index: by its path, or by the path below the folder that was given. Raises UsageError."""
         given = os.fsencode(path)
