@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import os
 import random
-import select
 import shutil
 import signal
 import sys
@@ -109,8 +108,8 @@ def work(path: Path, seed: str, state: State, pipe: int) -> None:
                 os.write(pipe, number.to_bytes(4, "big"))
 
 
-def killed(path: Path, seed: str, state: State, after: float) -> int:
-    """Kill a child `after` seconds from its start; the number of the last transaction that it acknowledged."""
+def killed(path: Path, seed: str, state: State, rng: random.Random) -> int:
+    """Kill a child after some acknowledgements and a moment more; the number of the last one."""
     reading, writing_end = os.pipe()
     child = os.fork()
     if not child:
@@ -118,12 +117,14 @@ def killed(path: Path, seed: str, state: State, after: float) -> int:
             work(path, seed, state, writing_end)
         os._exit(1)
     os.close(writing_end)
-    time.sleep(after)
+    wanted, data = 4 * rng.randint(0, 30), b""
+    while len(data) < wanted and (piece := os.read(reading, 1 << 16)):
+        data += piece
+    time.sleep(rng.uniform(0, 0.005 if wanted else 0.1))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child failed before it was killed"
-    data = b""
-    while select.select([reading], [], [], 0)[0] and (piece := os.read(reading, 1 << 16)):
+    while piece := os.read(reading, 1 << 16):
         data += piece
     os.close(reading)
     return int.from_bytes(data[-4:], "big")
@@ -142,7 +143,7 @@ def run(kills: int, seed: int) -> tuple[int, int]:
                     file.unlink()
                 state, generation = {}, 0
             name = f"{seed} {number // RENEWED}"
-            last = killed(path, name, dict(state), rng.uniform(0, 0.12)) or generation
+            last = killed(path, name, dict(state), rng) or generation
             acknowledged += last - generation
             try:
                 found, rows = held(path)
