@@ -184,17 +184,7 @@ def _one_index(args: argparse.Namespace) -> Path:
     given = [*args.folders, *([args.name] if args.name is not None else [])]
     if len(given) > 1:
         raise UsageError(f"--{args.action} is about one index, and several were given: {', '.join(given)}.")
-    if given:
-        return places.known(given[0])
-    every = places.every()
-    here = places.of_folder(os.curdir)
-    if here is None and len(every) != 1:
-        names = ", ".join(places.name_of(path) for path in every)
-        raise UsageError(
-            f"which index? This folder is in none; there are: {names}." if every
-            else f"there is no index yet: give a folder.\n\n{EXAMPLES.rstrip()}"
-        )  # fmt: skip
-    return here or every[0]
+    return places.asked_for(given[0] if given else None)
 
 
 def _opened(args: argparse.Namespace, path: Path) -> Index:

@@ -26,18 +26,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
+from ..errors import EngineMissing, IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
 from .words import TOKENIZER
 
 VERSION = 1  # of the schema
 SLOTS = 256  # vectors a block; a commit writes whole blocks
 APPLICATION = 0x4A4E4158  # tells the file from other SQLite files
+_OLDEST = (3, 37, 0)  # SQLite
 _BUSY = 10.0  # seconds to wait for SQLite's own locks, which are held for moments
 
 SCHEMA = f"""
@@ -310,6 +312,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """A connection to an existing file; transactions are begun and ended by hand."""
+    _require_sqlite()
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
         uri=True,
@@ -321,6 +324,24 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection.execute(f"PRAGMA {pragma}")
     connection.execute("PRAGMA temp_store = MEMORY")  # no text of the user in /tmp
     return connection
+
+
+@lru_cache
+def _require_sqlite() -> None:
+    """Raise EngineMissing if the SQLite of this Python is too old, or has no full-text search."""
+    with closing(sqlite3.connect(":memory:")) as memory:
+        try:
+            memory.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
+        except sqlite3.OperationalError as error:
+            raise EngineMissing(
+                f"an index needs SQLite with FTS5, and that of this Python ({sqlite3.sqlite_version}) has none "
+                f"({error}). Use a Python of python.org, of a Linux distribution, of Homebrew or of uv."
+            ) from error
+    if sqlite3.sqlite_version_info < _OLDEST:
+        wanted = ".".join(map(str, _OLDEST))
+        raise EngineMissing(
+            f"an index needs SQLite {wanted}; that of this Python is {sqlite3.sqlite_version}. Use a newer Python."
+        )
 
 
 def damaged(path: Path, what: str) -> str:

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_exit_code_3_and_can_be_made_again(notes, model, capfd
 def test_what_cannot_be_meant_is_refused(notes, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for argv, text in (
-        ([], "there is no index yet: give a folder"),
+        ([], "there is no index yet. Make one: `jina-local index FOLDER`"),
         (["absent"], "there is no index 'absent'.*Make one: `index FOLDER`"),
         ([notes, tmp_path / "absent"], "absent: is no folder"),
         ([notes, "--json"], "--json goes with --status or --list"),

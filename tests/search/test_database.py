@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jina_local.errors import IndexDamaged, IndexMismatch, IndexNotFound, Locked, OutputError
+from jina_local.errors import EngineMissing, IndexDamaged, IndexMismatch, IndexNotFound, Locked, OutputError
 from jina_local.search import database
 from jina_local.search.database import SLOTS, Counts, Database, SkippedRow
 from jina_local.search.verify import faults
@@ -368,3 +368,12 @@ def test_only_the_writer_checkpoints_and_nothing_is_mapped(path):
         assert reader.connection.execute("PRAGMA mmap_size").fetchone() in ((0,), None)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.connection.execute("DELETE FROM chunks")
+
+
+def test_an_old_sqlite_is_refused(path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+    database._require_sqlite.cache_clear()
+    with pytest.raises(EngineMissing, match=r"needs SQLite 3\.37\.0"):
+        fill(path)
+    monkeypatch.undo()
+    fill(path)
