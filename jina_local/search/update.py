@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 240  # of a chunk; with prompt and special tokens it fits into one pass of the engines
-_COMMIT_SECONDS = 0.5
+_COMMIT_SECONDS = 0.25
 _FIRST, _MOST = 64, 1024  # chunks a batch: few at first, then more, because larger batches fill passes better
-_BATCH_SECONDS = 4.0  # what is lost if a run is stopped
+_BATCH_SECONDS = 8.0  # about what is lost if a run is stopped
 # A file may be written again within the same tick of its time stamp.
 _TICK, _COARSE_TICK = 50_000_000, 2_000_000_000  # nanoseconds; the second is that of stamps in whole seconds
 
