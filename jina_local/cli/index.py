@@ -141,8 +141,9 @@ def _watch(index: Index, args: argparse.Namespace) -> None:
     changed.set()  # what changed during the first update
 
     def look() -> None:
-        for _ in watch([os.fsencode(folder) for folder in folders], stop):
-            changed.set()
+        for paths in watch([os.fsencode(folder) for folder in folders], stop):
+            if not all(index.wrote(path) for path in paths):
+                changed.set()
 
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)

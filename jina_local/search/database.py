@@ -1,7 +1,8 @@
 """One index as one SQLite file: schema, header, readers. Knows no model, and walks no folder. `writer` writes it.
 
 Tables:
-    header      key, value: the folders, the space of the vectors, and `generation`, which every commit raises by one
+    header      key, value: the folders, the space of the vectors, and `generation`, which every commit raises by one;
+                it begins with the milliseconds of `created`, so that a new file never repeats those of an old one
     documents   a row for each file; `seen_ns` is when it was read
     skipped     files that have no text, and why
     chunks      the passages of the documents, with their spans
@@ -150,11 +151,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Raises IndexNotFound, IndexDamaged, or IndexMismatch if the file is of another version."""
         self.path = path
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[int, sqlite3.Connection]] = []  # with the number of the file
         self._lock = threading.Lock()
         self._closed = False
-        if not path.is_file():
-            raise IndexNotFound(f"{path}: there is no index here. Make one: `index FOLDER`.")
         with self.reader() as reader:
             check_schema(reader.connection, path)
 
@@ -165,7 +164,11 @@ class Database:
             with self._lock:
                 if self._closed:
                     raise IndexNotFound(f"{self.path}: this index is closed.")
-                connection = self._idle.pop() if self._idle else None
+                inode, connection = self._idle.pop() if self._idle else (0, None)
+            now = self._inode()
+            if connection is not None and inode != now:
+                connection.close()  # another file has taken the place of its file
+                connection = None
             connection = connection or connect(self.path, read_only=True)
             healthy = False
             try:
@@ -177,16 +180,21 @@ class Database:
                 with self._lock:
                     keep = healthy and not self._closed
                     if keep:
-                        self._idle.append(connection)
+                        self._idle.append((now, connection))
                 if not keep:
                     connection.close()
+
+    def _inode(self) -> int:
+        if not self.path.is_file():
+            raise IndexNotFound(f"{self.path}: there is no index here. Make one: `index FOLDER`.")
+        return self.path.stat().st_ino
 
     def close(self) -> None:
         """Close all connections; those in use when their block ends."""
         with self._lock:
             self._closed = True
             while self._idle:
-                self._idle.pop().close()
+                self._idle.pop()[1].close()
 
     def __enter__(self) -> Database:
         return self

@@ -70,6 +70,8 @@ class Index:
         self.path = path
         self._model = IndexModel(path, model, task, truncate_dim, loading or {})
         self._database: Database | None = None
+        own = (path, local_store.vector_cache())
+        self._own = tuple(os.fsencode(os.path.realpath(file)) for file in own)
         self._vectors = NONE  # as they were at the last question
         self._lock = threading.RLock()
         self._closed = False
@@ -141,7 +143,8 @@ class Index:
                 with writer.transaction():
                     writer.set_header(asked)
             header |= asked
-            found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
+            seen = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
+            found = (one for one in seen if not self.wrote(one.path))
             take_in_words(writer, found, lambda: self._model.documents(header), tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
@@ -216,6 +219,10 @@ class Index:
                     if (found := reader.document(spelled)) is not None:
                         return found
         raise UsageError(f"{os.fspath(path)}: is not in the index {places.name_of(self.path)}.")
+
+    def wrote(self, path: bytes) -> bool:
+        """Whether a file is written by the index itself, which may lie in a folder that it covers."""
+        return path.startswith(self._own)
 
     def database(self) -> Database:
         """The file of the index, open for reading. Raises IndexNotFound, IndexDamaged, IndexMismatch."""

@@ -108,9 +108,10 @@ def take_in_words(
         fresh.sort(key=lambda pair: -pair[0].mtime_ns)
         intake = _Intake(writer, model() if fresh else None, gone, done)
         intake.run(refused, fresh, tell)
-        with writer.transaction():  # last, because a file that moved keeps its document
-            for path in (*intake.gone, *skipped):
-                writer.remove(path)
+        if intake.gone or skipped:
+            with writer.transaction():  # last, because a file that moved keeps its document
+                for path in (*intake.gone, *skipped):
+                    writer.remove(path)
         done.removed += len(intake.gone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -33,6 +34,7 @@ from .lock import held
 from .words import words_of
 
 _PAGE = 8192
+_KEPT = ("created", "folders", "include", "exclude")  # of the header, if all else goes
 LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
 _FORGET = "INSERT INTO words(words, rowid, text, context, path) VALUES ('delete', ?, ?, ?, ?)"
 
@@ -125,7 +127,7 @@ class Writer(Reader):
 
     def clear(self) -> None:
         """Take away everything but the folders and their patterns."""
-        kept = {key: value for key, value in self.header().items() if key in ("folders", "include", "exclude")}
+        kept = {key: value for key, value in self.header().items() if key in _KEPT}
         self.connection.execute("DELETE FROM header")
         self.set_header(kept)
         for table in ("documents", "skipped", "chunks", "vectors", "halves"):
@@ -253,6 +255,7 @@ def _create(path: Path) -> None:
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")
             writer = Writer(connection, new)
-            writer.set_header({"generation": "0"})
+            now = str(time.time_ns() // 1_000_000)
+            writer.set_header({"created": now, "generation": now})
         os.fsync(descriptor)
         os.replace(new, path)

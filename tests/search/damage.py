@@ -22,7 +22,7 @@ from jina_local.errors import JinaError, SearchIndexError
 from jina_local.search.database import COLUMNS, Database
 from jina_local.search.verify import faults
 from jina_local.search.writer import writing
-from tests.search.kills import WORDS, State, transaction
+from tests.search.kills import WORDS, State, commits, transaction
 
 OUTCOMES = ("refused", "found by verify", "harmless")
 
@@ -33,7 +33,7 @@ def make(path: Path) -> None:
     for _ in range(2):
         with writing(path, "damage") as writer:
             for _ in range(40):
-                number = writer.generation() + 1
+                number = commits(writer) + 1
                 with writer.transaction():
                     transaction(state, "damage", number, writer)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from jina_local.embedding import vectors
 from jina_local.errors import IndexNotFound
-from jina_local.search.database import ChunkRow, Database, DocumentRow
+from jina_local.search.database import ChunkRow, Database, DocumentRow, Reader
 from jina_local.search.verify import faults
 from jina_local.search.writer import Writer, writing
 from tests.fakes import noise
@@ -80,7 +80,7 @@ def chunk(n: int, text: str) -> ChunkRow:
 
 
 def held(path: Path) -> tuple[int, State]:
-    """The generation of an index, and what it holds. Raises AssertionError for a vector that is another text's."""
+    """How many transactions an index has seen, and what it holds. AssertionError for a vector of another text."""
     with Database(path) as database, database.reader() as reader:
         state: State = {}
         placed = {
@@ -94,7 +94,12 @@ def held(path: Path) -> tuple[int, State]:
                 if c.id in halves:
                     assert np.array_equal(halves[c.id], vector_of(c.text).astype(np.float16))
                     assert np.array_equal(placed[c.id], vectors.quantise(vector_of(c.text)[None], "int8")[0])
-        return reader.generation(), state
+        return commits(reader), state
+
+
+def commits(reader: Reader) -> int:
+    """How many transactions an index has seen."""
+    return reader.generation() - int(reader.header()["created"])
 
 
 def work(path: Path, seed: str, state: State, pipe: int) -> None:
@@ -102,7 +107,7 @@ def work(path: Path, seed: str, state: State, pipe: int) -> None:
     while True:
         with writing(path, "kills") as writer:
             for _ in range(25):  # then all is checkpointed, and the file opened again
-                number = writer.generation() + 1
+                number = commits(writer) + 1
                 with writer.transaction():
                     transaction(state, seed, number, writer)
                 os.write(pipe, number.to_bytes(4, "big"))
