@@ -32,7 +32,7 @@ def passage(document: DocumentRow, line: int, count: int | None) -> Passage:
         found = extract(document.path, data)
     except (Unreadable, NotText) as error:
         raise UsageError(f"{name}: {error}. It was readable when it was indexed; run `index` again.") from None
-    lines = found.text.split("\n")
+    lines = found.text.removesuffix("\n").split("\n")
     numbers = found.lines or range(1, len(lines) + 1)
     last = numbers[len(lines) - 1] if count is None else line + count - 1
     taken = [(number, text) for number, text in zip(numbers, lines, strict=False) if line <= number <= last]

@@ -39,7 +39,7 @@ def name_of(path: Path) -> str:
 
 def every() -> list[Path]:
     """All indexes that have a name."""
-    return sorted(local_store.indexes().glob(f"*{SUFFIX}"))
+    return sorted(local_store.indexes().glob(f"*{SUFFIX}"), key=lambda path: path.stem)
 
 
 def known(name_or_folder: str) -> Path:
@@ -56,6 +56,21 @@ def known(name_or_folder: str) -> Path:
         f"there is no index {name_or_folder!r}{near_match(name_or_folder, names)}. "
         + (f"Indexes: {', '.join(names)}." if names else "Make one: `index FOLDER`.")
     )
+
+
+def asked_for(name_or_folder: str | None) -> Path:
+    """The index that is named, else that of this folder, else the only one. Raises UsageError."""
+    if name_or_folder is not None:
+        return known(name_or_folder)
+    here, there = of_folder(os.curdir), every()
+    if here is None and len(there) != 1:
+        names = ", ".join(name_of(path) for path in there)
+        raise UsageError(
+            f"which index? This folder is in none; there are: {names}. Name one of them."
+            if there
+            else "there is no index yet. Make one: `jina-local index FOLDER`."
+        )
+    return here or there[0]
 
 
 def of_folder(folder: str | os.PathLike[str]) -> Path | None:

@@ -124,7 +124,7 @@ def _words(writer: Writer) -> Iterator[str]:
     if (held.places != expected.places).any() or held.lengths != expected.lengths:
         yield "words: some are at other places than in the passages"
     totals = writer.connection.execute("SELECT block FROM words_data WHERE id = 1").fetchone()[0]
-    if _numbers(totals) != expected.totals.tolist():
+    if expected.totals[0] and _numbers(totals) != expected.totals.tolist():
         yield "words: the total lengths of the passages are wrong"
     for term in held.terms:
         if writer.connection.execute("SELECT 1 FROM vocabulary WHERE term = ?", (term,)).fetchone() is None:
