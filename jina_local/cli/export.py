@@ -57,11 +57,10 @@ def run(args: argparse.Namespace) -> int:
     with console.quiet_stdout(), Database(places.known(args.index)) as database:
         done = export(database, args.to, args.output)
     space = done.space
-    prompt = " --prompt-name query" if space["task"].startswith("retrieval") else ""
     console.say(f"{args.output}: {done.passages:,} passages")
     console.say(
         f"questions have to be vectors of the same space: jina-local embed --model {space['model']} "
-        f"--task {space['task']}{prompt} --truncate-dim {space['dim']}"
+        f"--task {space['task'].partition('.')[0]} --prompt-name query --truncate-dim {space['dim']}"
     )
     if done.left_out:
         console.say(f"{done.left_out:,} passages have no vector yet and were left out: `index` goes on with them")

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from jina_local.cli import export as command
 from jina_local.cli import main
 from jina_local.errors import EngineMissing, IndexNotFound, OutputError, UsageError
 from jina_local.search import export as exporting
@@ -243,6 +244,7 @@ def test_an_index_without_vectors(tmp_path, monkeypatch):
 
 
 def test_the_command(index, tmp_path, capfd):
+    assert tuple(exporting.TARGETS) == command.TARGETS
     out = tmp_path / "x.elastic"
     assert main.main(["export", str(index.path), "--to", "elastic", "--output", str(out)]) == 0
     shown = capfd.readouterr()
