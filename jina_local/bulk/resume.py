@@ -29,6 +29,14 @@ _SCHEMA = (
     "CREATE TABLE vectors (digest BLOB, truncated INTEGER, vector BLOB)",
 )
 
+# A piece of SQLite's message -> the way out. The first that fits decides.
+_WAYS = (
+    ("full", "What was done before is kept: free some space, and give the same command again."),
+    ("unable to open", "Make its folder writable."),
+    ("readonly", "Make it writable."),
+    ("", "Remove the file to begin anew."),
+)
+
 
 @contextmanager
 def journal(output: Path, request: Mapping[str, str]) -> Iterator[Journal]:
@@ -128,6 +136,5 @@ class Journal:
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise Locked(f"{self._path}: another process is writing the same output.") from error
-            full = "What was done before is kept: free some space, and give the same command again."
-            way = full if "full" in str(error) else "Remove the file to begin anew."
+            way = next(way for piece, way in _WAYS if piece in str(error))
             raise OutputError(f"{self._path}: {error}. {way}") from error

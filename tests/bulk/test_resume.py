@@ -157,6 +157,13 @@ def test_files_of_others_are_left_alone(tmp_path):
         run(TEXTS, tmp_path / "out.npy")
 
 
+def test_a_folder_that_takes_no_file(tmp_path):
+    with pytest.raises(
+        OutputError, match=r"out\.npy\.resume: unable to open database file\. Make its folder writable"
+    ):
+        run(TEXTS, tmp_path / "none" / "out.npy")
+
+
 def test_a_damaged_file_is_an_error(tmp_path):
     stopped(TEXTS, tmp_path / "out.npy", stop_after=2)
     path = tmp_path / "out.npy.resume"
