@@ -18,7 +18,6 @@ from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
 from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
 from ..reranking.reranker import Reranker
-from ..spec import Embedded
 from ..store import local_store
 from ..text import splitter
 from . import extract, places, words
@@ -71,6 +70,8 @@ class Index:
         self.path = path
         self._model = IndexModel(path, model, task, truncate_dim, loading or {})
         self._database: Database | None = None
+        own = (path, local_store.vector_cache())
+        self._own = tuple(os.fsencode(os.path.realpath(file)) for file in own)
         self._vectors = NONE  # as they were at the last question
         self._lock = threading.RLock()
         self._closed = False
@@ -142,8 +143,9 @@ class Index:
                 with writer.transaction():
                     writer.set_header(asked)
             header |= asked
-            found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
-            take_in_words(writer, found, lambda: self._model.open(header).tokenizer, tell, done)
+            seen = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
+            found = (one for one in seen if not self.wrote(one.path))
+            take_in_words(writer, found, lambda: self._model.documents(header), tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
                 self._add_vectors(writer, header, tell, done)
@@ -217,6 +219,10 @@ class Index:
                     if (found := reader.document(spelled)) is not None:
                         return found
         raise UsageError(f"{os.fspath(path)}: is not in the index {places.name_of(self.path)}.")
+
+    def wrote(self, path: bytes) -> bool:
+        """Whether a file is written by the index itself, which may lie in a folder that it covers."""
+        return path.startswith(self._own)
 
     def database(self) -> Database:
         """The file of the index, open for reading. Raises IndexNotFound, IndexDamaged, IndexMismatch."""
@@ -323,19 +329,13 @@ class Index:
     def _add_vectors(
         self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
     ) -> None:
-        embedder, asked = self._model.open(header), self._model.words(header, "document")
-        space = json.dumps(embedder.space(**asked), sort_keys=True)
+        model = self._model.documents(header)
         if "space" not in header:
+            request = self._model.request(header) | names_of(self._model.open(header))
             with writer.transaction():
-                writer.set_header(
-                    {"space": space, "request": json.dumps(self._model.request(header) | names_of(embedder))}
-                )
-
-        def embed(texts: list[str]) -> Embedded:
-            return embedder.embed(texts, show_progress=False, **asked)
-
+                writer.set_header({"space": model.space, "request": json.dumps(request)})
         with VectorCache(local_store.vector_cache()) as cache:
-            add_vectors(writer, space, embed, cache, tell, done)
+            add_vectors(writer, model, cache, tell, done)
 
 
 def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:

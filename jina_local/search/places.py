@@ -39,7 +39,7 @@ def name_of(path: Path) -> str:
 
 def every() -> list[Path]:
     """All indexes that have a name."""
-    return sorted(local_store.indexes().glob(f"*{SUFFIX}"))
+    return sorted(local_store.indexes().glob(f"*{SUFFIX}"), key=lambda path: path.stem)
 
 
 def known(name_or_folder: str) -> Path:
@@ -66,7 +66,7 @@ def asked_for(name_or_folder: str | None) -> Path:
     if here is None and len(there) != 1:
         names = ", ".join(name_of(path) for path in there)
         raise UsageError(
-            f"which index? This folder is in none; there are: {names}. Say which with --index."
+            f"which index? This folder is in none; there are: {names}. Name one of them."
             if there
             else "there is no index yet. Make one: `jina-local index FOLDER`."
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from .lock import held
 from .words import words_of
 
 _PAGE = 8192
+_KEPT = ("created", "folders", "include", "exclude")  # of the header, if all else goes
 LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
 _FORGET = "INSERT INTO words(words, rowid, text, context, path) VALUES ('delete', ?, ?, ?, ?)"
 
@@ -71,10 +73,10 @@ class Writer(Reader):
         """Store a document in place of the one of the same path."""
         self.remove(document.path)
         document = replace(document, id=self._next("documents"))
-        self._put("documents", [astuple(document)])
+        self._put("documents", [_values(document)])
         first = self._next("chunks")
         stored = [replace(chunk, id=first + n, document=document.id) for n, chunk in enumerate(chunks)]
-        self._put("chunks", map(astuple, stored))
+        self._put("chunks", map(_values, stored))
         self._index_words(LEARN, stored, document)
 
     def update(self, old: DocumentRow, new: DocumentRow) -> None:
@@ -85,12 +87,12 @@ class Writer(Reader):
             chunks = self.chunks_of(old.id)
             self._index_words(_FORGET, chunks, old)
             self._index_words(LEARN, chunks, new)
-        self._put("documents", [astuple(replace(new, id=old.id))])
+        self._put("documents", [_values(replace(new, id=old.id))])
 
     def skip(self, row: SkippedRow) -> None:
         """Store why a file is not in the index. What was stored of it goes."""
         self.remove(row.path)
-        self._put("skipped", [astuple(row)])
+        self._put("skipped", [_values(row)])
 
     def remove(self, path: bytes) -> None:
         """Take away what is stored of a file: its document, chunks, words and vectors, or why it was skipped."""
@@ -125,7 +127,7 @@ class Writer(Reader):
 
     def clear(self) -> None:
         """Take away everything but the folders and their patterns."""
-        kept = {key: value for key, value in self.header().items() if key in ("folders", "include", "exclude")}
+        kept = {key: value for key, value in self.header().items() if key in _KEPT}
         self.connection.execute("DELETE FROM header")
         self.set_header(kept)
         for table in ("documents", "skipped", "chunks", "vectors", "halves"):
@@ -176,6 +178,10 @@ class Writer(Reader):
     def _put_block(self, row: int, codes: NDArray[np.int8]) -> None:
         ids = self._all_slots()[row]
         self._put("vectors", [(row + 1, self._generation, ids.tobytes(), codes.tobytes())])
+
+
+def _values(row: DocumentRow | ChunkRow | SkippedRow) -> tuple[object, ...]:
+    return tuple(vars(row).values())  # dataclasses.astuple copies every value, which takes longer than SQLite
 
 
 @contextmanager
@@ -249,6 +255,7 @@ def _create(path: Path) -> None:
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")
             writer = Writer(connection, new)
-            writer.set_header({"generation": "0"})
+            now = str(time.time_ns() // 1_000_000)
+            writer.set_header({"created": now, "generation": now})
         os.fsync(descriptor)
         os.replace(new, path)

@@ -1,8 +1,9 @@
 """Damaged index files: `python -m tests.search.damage [--count N] [--seed N]`.
 
-Bytes are flipped, overwritten, moved or cut off. Every file has to be refused, or `verify` has to name a fault, or it
-has to be harmless: rows, vectors and the answers of full-text search are as they were. Whatever is read of a damaged
-file before, a row comes back as it was or not at all. Each file is opened in a child, so that a crash would be counted.
+Bytes are flipped, overwritten, moved or cut off. Every file has to be refused, or `verify` has to name a fault, or
+the damage has to be harmless: rows, vectors and the answers of full-text search are as they were. Before `verify` is
+asked, all rows are read, and a row has to come back as it was or not at all. Each file is opened in a child, so that
+a crash would be counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jina_local.errors import JinaError, SearchIndexError
 from jina_local.search.database import COLUMNS, Database
 from jina_local.search.verify import faults
 from jina_local.search.writer import writing
-from tests.search.kills import WORDS, State, transaction
+from tests.search.kills import WORDS, State, commits, transaction
 
 OUTCOMES = ("refused", "found by verify", "harmless")
 
@@ -32,7 +33,7 @@ def make(path: Path) -> None:
     for _ in range(2):
         with writing(path, "damage") as writer:
             for _ in range(40):
-                number = writer.generation() + 1
+                number = commits(writer) + 1
                 with writer.transaction():
                     transaction(state, "damage", number, writer)
 

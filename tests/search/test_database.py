@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jina_local.errors import IndexDamaged, IndexMismatch, IndexNotFound, Locked, OutputError
+from jina_local.errors import EngineMissing, IndexDamaged, IndexMismatch, IndexNotFound, Locked, OutputError
 from jina_local.search import database
 from jina_local.search.database import SLOTS, Counts, Database, SkippedRow
 from jina_local.search.verify import faults
@@ -354,12 +354,30 @@ def test_a_rebuild_replaces_a_file_that_is_damaged_and_empties_one_that_is_not(p
         writer.set_header({"folders": "[]", "space": "old"})
     with writing(path, "test", rebuild=True) as writer:
         assert writer.counts() == Counts(0, 0, 0, 0)
-        assert writer.header().keys() == {"folders", "generation"}
+        assert writer.header().keys() == {"created", "folders", "generation"}
     path.write_bytes(b"nonsense")
     with pytest.raises(IndexDamaged), writing(path, "test"):
         pass
     with writing(path, "test", rebuild=True) as writer:
         assert writer.counts() == Counts(0, 0, 0, 0)
+
+
+def test_a_reader_meets_the_new_file_if_another_has_taken_its_place(path):
+    fill(path)
+    with Database(path) as index:
+        with index.reader() as reader:
+            before = reader.generation()
+        path.write_bytes(b"damaged")
+        fill_again = b"/notes/new.md"
+        with writing(path, "test", rebuild=True) as writer, writer.transaction():
+            writer.add(document(fill_again), [chunk(0, "text")])
+        with index.reader() as reader:
+            assert [row.path for row in reader.documents()] == [fill_again]
+            assert reader.generation() > before
+        for file in path.parent.iterdir():
+            file.unlink()
+        with pytest.raises(IndexNotFound), index.reader():
+            pass
 
 
 def test_only_the_writer_checkpoints_and_nothing_is_mapped(path):
@@ -368,3 +386,12 @@ def test_only_the_writer_checkpoints_and_nothing_is_mapped(path):
         assert reader.connection.execute("PRAGMA mmap_size").fetchone() in ((0,), None)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.connection.execute("DELETE FROM chunks")
+
+
+def test_an_old_sqlite_is_refused(path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+    database._require_sqlite.cache_clear()
+    with pytest.raises(EngineMissing, match=r"needs SQLite 3\.37\.0"):
+        fill(path)
+    monkeypatch.undo()
+    fill(path)
