@@ -162,6 +162,29 @@ def test_a_full_disk_keeps_what_was_committed(path):
         assert list(faults(writer)) == []
 
 
+def test_a_file_that_may_not_grow_keeps_what_was_committed(path):
+    """As at a full disk, for real: the child may write files of a certain size and no larger ones."""
+    code = (
+        "import sys, resource\nfrom pathlib import Path\nfrom jina_local.errors import OutputError\n"
+        "from jina_local.search.writer import writing\nfrom tests.search.kills import chunk, document\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "try:\n"
+        " with writing(Path(sys.argv[1]), 'child') as w:\n"
+        "  for n in range(100):\n"
+        "   with w.transaction():\n"
+        "    w.add(document(b'/notes/%d.md' % n), [chunk(k, f'{n} ' * 900) for k in range(9)])\n"
+        "   print(n, flush=True)\n"
+        "except OutputError as error:\n sys.exit(f'refused: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "refused: " in done.stderr
+    committed = len(done.stdout.splitlines())
+    assert committed > 0
+    with writing(path, "test") as writer:
+        assert writer.counts().documents == committed
+        assert list(faults(writer)) == []
+
+
 def test_a_reader_sees_one_state_while_the_writer_goes_on(path):
     fill(path)
     with Database(path) as index, index.reader() as reader:
