@@ -432,6 +432,20 @@ def test_a_model_that_does_not_open_is_not_kept_for_the_next_run(notes, model):
         assert did(index.update()) == {"added": 3, "vectors": 6}
 
 
+def test_an_index_is_opened_by_name_by_path_or_by_a_folder_that_it_covers(notes, model, tmp_path):
+    with pytest.raises(UsageError, match=f"{notes}: is a folder that no index covers"):
+        Index.open(notes)
+    with Index.open("x", model=model) as index:
+        index.update(notes)
+    (notes / "sub").mkdir()
+    for given in ("x", index.path, str(index.path), notes, str(notes / "sub")):
+        with Index.open(given) as again:
+            assert again.path == index.path
+    with Index.open(tmp_path / "elsewhere", model=model) as other:
+        other.update(notes)
+    assert (tmp_path / "elsewhere").is_file()
+
+
 def test_remove_leaves_nothing_of_the_index(notes, model):
     with Index.open("x", model=model) as index:
         index.update(notes)
