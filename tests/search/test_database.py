@@ -89,6 +89,10 @@ def test_a_moved_document_keeps_its_chunks_and_vectors_and_is_found_by_its_new_n
         assert rowids(writer, "path:manual") == [4, 5, 6]
         assert writer.without_vector().tolist() == []
         assert list(faults(writer)) == []
+        with writer.transaction():  # onto another document, which goes
+            writer.update(new, replace(new, path=b"/notes/2.md"))
+        assert writer.counts() == Counts(2, 6, 6, 0)
+        assert list(faults(writer)) == []
 
 
 def test_a_skipped_file_takes_the_place_of_its_document_and_the_reverse(path):
