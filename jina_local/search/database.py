@@ -371,11 +371,17 @@ def _objects(connection: sqlite3.Connection) -> set[tuple[str, str]]:
     return {(name, sql) for name, sql in found if not name.startswith("words_")}
 
 
-# A piece of SQLite's message -> our error, and the way out. The first that fits decides.
+# A piece of SQLite's message, or of the error's name -> our error, and the way out. The first that fits decides.
 _FAULTS: tuple[tuple[str, type[JinaError], str], ...] = (
     ("disk is full", OutputError, "What was committed is kept: free some space, and run the same command again"),
     ("readonly", OutputError, "Make the file and its folder writable"),
     ("unable to open", OutputError, "Make the file and its folder readable and writable"),
+    ("SHORT_READ", IndexDamaged, "`index --rebuild` makes the index again"),
+    (
+        "disk I/O error",
+        OutputError,
+        "The disk, or a limit on the size of files, refuses to go on. What was committed is kept",
+    ),
     ("locked", Locked, "Another program locks the file; end it"),
     ("", IndexDamaged, "`index --rebuild` makes the index again"),
 )
@@ -393,5 +399,6 @@ def translate_errors(path: Path) -> Iterator[None]:
             raise
         raise IndexDamaged(damaged(path, "the list of tables")) from error  # which SQLite's message quotes
     except sqlite3.DatabaseError as error:
-        kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in str(error))
+        name = getattr(error, "sqlite_errorname", "")  # from Python 3.11 on
+        kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in f"{error} {name}")
         raise kind(f"{path}: {error}. {way}.") from error

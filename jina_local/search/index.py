@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from .lock import held
 from .model import IndexModel, Loading, names_of
 from .nearest import NONE
 from .query import Answer, Embed, Question, related, search
-from .update import CHUNK_TOKENS, Progress, Updated, add_vectors, take_in_words
+from .update import CHUNK_TOKENS, Model, Progress, Updated, add_vectors, take_in_words
 from .verify import faults
 from .writer import Writer, delete, writing
 
@@ -127,28 +127,17 @@ class Index:
         Raises UsageError, Locked, IndexDamaged, IndexMismatch, OutputError, and what `load` raises.
         """
         done, tell = Updated(), progress or (lambda _: None)
-        with self._writing(command, wait, rebuild) as writer:
-            header = writer.header()
-            roots = _roots(header, folders)
-            asked = {"folders": json.dumps([os.fsdecode(root) for root in roots])}
-            for key, patterns in (("include", include), ("exclude", exclude)):
-                if patterns is not None:
-                    asked[key] = json.dumps(list(patterns))
-            _check_versions(self.path, header)
-            asked |= _VERSIONS | {"request": json.dumps(self._model.request(header))}
-            other_model = "space" in header and asked["request"] != header["request"]
-            if other_model:
-                self._model.open(header)  # which refuses another space
-            if any(header.get(key) != value for key, value in asked.items()):
-                with writer.transaction():
-                    writer.set_header(asked)
-            header |= asked
-            seen = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
-            found = (one for one in seen if not self.wrote(one.path))
-            take_in_words(writer, found, lambda: self._model.documents(header), tell, done)
+        if not self.path.exists():
+            _roots({}, folders)  # nothing is made if they are refused
+        with writing(self.path, command, wait, rebuild=rebuild) as writer:
+            header = self._settled_header(writer, folders, include, exclude)
+            model = partial(self._document_side, writer, header)
+            seen = walk(places.folders_of(header), _patterns(header, "include"), _patterns(header, "exclude"))
+            take_in_words(writer, (one for one in seen if not self.wrote(one.path)), model, tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
-                self._add_vectors(writer, header, tell, done)
+                with VectorCache(local_store.vector_cache()) as cache:
+                    add_vectors(writer, model(), cache, tell, done)
         return done
 
     def search(
@@ -313,29 +302,44 @@ class Index:
 
         return embed, ()
 
-    @contextmanager
-    def _writing(self, command: str, wait: float, rebuild: bool) -> Iterator[Writer]:
-        if rebuild:
-            with self._lock:
-                self._close_database()
-        with writing(self.path, command, wait, rebuild=rebuild) as writer:
-            yield writer
+    def _settled_header(
+        self,
+        writer: Writer,
+        folders: Sequence[str | os.PathLike[str]],
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+    ) -> dict[str, str]:
+        """The header with what was asked for now, stored. Raises UsageError, IndexMismatch."""
+        header = writer.header()
+        _check_versions(self.path, header)
+        asked = dict(_VERSIONS)
+        asked["folders"] = json.dumps([os.fsdecode(root) for root in _roots(header, folders)])
+        for key, patterns in (("include", include), ("exclude", exclude)):
+            if patterns is not None:
+                asked[key] = json.dumps(list(patterns))
+        if "space" in header:
+            asked["request"] = json.dumps(self._model.request(header))
+            if asked["request"] != header["request"]:
+                self._model.open(header)  # which refuses another space
+        if any(header.get(key) != value for key, value in asked.items()):
+            with writer.transaction():
+                writer.set_header(asked)
+        return header | asked
+
+    def _document_side(self, writer: Writer, header: dict[str, str]) -> Model:
+        """The model, open; from now on it is the index's."""
+        model = self._model.documents(header)
+        if "space" not in header:
+            request = self._model.request(header) | names_of(self._model.open(header))
+            header |= {"space": model.space, "request": json.dumps(request)}
+            with writer.transaction():
+                writer.set_header(header)
+        return model
 
     def _close_database(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
-
-    def _add_vectors(
-        self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
-    ) -> None:
-        model = self._model.documents(header)
-        if "space" not in header:
-            request = self._model.request(header) | names_of(self._model.open(header))
-            with writer.transaction():
-                writer.set_header({"space": model.space, "request": json.dumps(request)})
-        with VectorCache(local_store.vector_cache()) as cache:
-            add_vectors(writer, model, cache, tell, done)
 
 
 def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:

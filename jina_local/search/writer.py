@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import time
@@ -206,7 +207,8 @@ def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False)
             connection = _open(path)
         with closing(connection):
             yield Writer(connection, path)
-            connection.execute("PRAGMA busy_timeout = 0")  # a reader at work is not waited for
+            _sync(path.with_name(path.name + "-wal"))  # because a reader at work may keep the next step from it
+            connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -214,6 +216,11 @@ def delete(path: Path) -> None:
     """Delete an index, with the files beside it but the lock's. The caller holds the lock."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC) if hasattr(fcntl, "F_FULLFSYNC") else os.fsync(file)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -89,6 +89,10 @@ def test_a_moved_document_keeps_its_chunks_and_vectors_and_is_found_by_its_new_n
         assert rowids(writer, "path:manual") == [4, 5, 6]
         assert writer.without_vector().tolist() == []
         assert list(faults(writer)) == []
+        with writer.transaction():  # onto another document, which goes
+            writer.update(new, replace(new, path=b"/notes/2.md"))
+        assert writer.counts() == Counts(2, 6, 6, 0)
+        assert list(faults(writer)) == []
 
 
 def test_a_skipped_file_takes_the_place_of_its_document_and_the_reverse(path):
@@ -159,6 +163,29 @@ def test_a_full_disk_keeps_what_was_committed(path):
             writer.add(document(A), [chunk(n, "long text " * 500) for n in range(50)])
         assert writer.counts() == Counts(3, 9, 9, 0)
     with writing(path, "test") as writer:
+        assert list(faults(writer)) == []
+
+
+def test_a_file_that_may_not_grow_keeps_what_was_committed(path):
+    """As at a full disk, for real: the child may write files of a certain size and no larger ones."""
+    code = (
+        "import sys, resource\nfrom pathlib import Path\nfrom jina_local.errors import OutputError\n"
+        "from jina_local.search.writer import writing\nfrom tests.search.kills import chunk, document\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "try:\n"
+        " with writing(Path(sys.argv[1]), 'child') as w:\n"
+        "  for n in range(100):\n"
+        "   with w.transaction():\n"
+        "    w.add(document(b'/notes/%d.md' % n), [chunk(k, f'{n} ' * 900) for k in range(9)])\n"
+        "   print(n, flush=True)\n"
+        "except OutputError as error:\n sys.exit(f'refused: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "refused: " in done.stderr
+    committed = len(done.stdout.splitlines())
+    assert committed > 0
+    with writing(path, "test") as writer:
+        assert writer.counts().documents == committed
         assert list(faults(writer)) == []
 
 

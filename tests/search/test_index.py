@@ -235,6 +235,7 @@ def test_folders_join_and_have_to_be_there(notes, model, tmp_path):
     with Index.open("x", model=model) as index:
         with pytest.raises(UsageError, match="no folder yet"):
             index.update()
+        assert not index.path.exists()
         index.update(notes)
         assert did(index.update(more)) == {"added": 1, "unchanged": 3, "vectors": 2}
         assert index.status().folders == (str(notes), str(more))
@@ -422,6 +423,27 @@ def test_an_index_in_its_own_folder_does_not_index_itself(notes, model):
         assert did(index.update()) == {"unchanged": 3}
         assert index.wrote(os.fsencode(notes / "own.sqlite-wal"))
         assert not index.wrote(os.fsencode(notes / "0.md"))
+
+
+def test_a_model_that_does_not_open_is_not_kept_for_the_next_run(notes, model):
+    with Index.open("x", model="no-such-model") as index, pytest.raises(UsageError, match="no-such-model"):
+        index.update(notes)
+    with Index.open("x", model=model) as index:
+        assert did(index.update()) == {"added": 3, "vectors": 6}
+
+
+def test_an_index_is_opened_by_name_by_path_or_by_a_folder_that_it_covers(notes, model, tmp_path):
+    with pytest.raises(UsageError, match=f"{notes}: is a folder that no index covers"):
+        Index.open(notes)
+    with Index.open("x", model=model) as index:
+        index.update(notes)
+    (notes / "sub").mkdir()
+    for given in ("x", index.path, str(index.path), notes, str(notes / "sub")):
+        with Index.open(given) as again:
+            assert again.path == index.path
+    with Index.open(tmp_path / "elsewhere", model=model) as other:
+        other.update(notes)
+    assert (tmp_path / "elsewhere").is_file()
 
 
 def test_remove_leaves_nothing_of_the_index(notes, model):
