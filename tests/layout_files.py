@@ -82,7 +82,9 @@ def add_zeros(writer, name, shape, label):
     """A tensor of a file with this label: matrices have 16 bits if the label says so, all others have 32."""
     short = len(shape) > 1 and label in ("F16", "BF16")
     kind = gguf.GGMLQuantizationType.BF16 if short and label == "BF16" else None
-    writer.add_tensor(name, np.zeros(shape, np.uint16 if kind else np.float16 if short else np.float32), raw_dtype=kind)
+    writer.add_tensor(
+        name, np.zeros(shape, np.uint16 if kind else np.float16 if short else np.float32), raw_dtype=kind
+    )
 
 
 def _add_keys(writer, body):

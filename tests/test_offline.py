@@ -1,6 +1,6 @@
 """Without a network: what never fetches runs in a namespace that has no interface, not even to this machine.
 
-The whole suite, but for the stand-in hub's tests: `unshare -rn python -m pytest --ignore tests/store/test_hub.py ...`.
+The whole suite but for the stand-in hub: `unshare -rn python -m pytest --ignore tests/store/test_hub.py ...`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,13 @@ PAST = (
 
 
 def run(
-    kind: str, found: list[Base], numbers: range, seed: int, until: float | None = None, *, gate_off: str | None = None
+    kind: str,
+    found: list[Base],
+    numbers: range,
+    seed: int,
+    until: float | None = None,
+    *,
+    gate_off: str | None = None,
 ) -> Iterator[tuple[str, str, str]]:
     """(case, what became of it, what was done) for each number. found: see `made`. gate_off: see `gateless.run`."""
     farm.preload()
@@ -46,7 +52,7 @@ def run(
 
 
 def made(kinds: Sequence[str], root: Path) -> dict[str, list[Base]]:
-    """The models to damage, by kind. An engine that has run here would be forked with its threads: a child makes them."""
+    """The models to damage, by kind. Made in a child, so that no engine has run here before forks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return {kind: pool.apply(bases, (kind, root)) for kind in kinds}
 

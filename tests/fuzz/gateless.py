@@ -21,8 +21,6 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
-import numpy as np
-
 from . import farm, gateless_worker
 from .bases import Base, put
 
@@ -123,8 +121,8 @@ def case(base: Base, answer: str, seed: str, room: Path) -> tuple[str, str]:
 
 def _answer(base: Base, folder: Path) -> str:
     """The digest of what the model in `folder` answers, or what came instead."""
-    from jina_local.errors import EngineCrashed
     from jina_local.embedding.embedder import Embedder
+    from jina_local.errors import EngineCrashed
     from jina_local.reranking.reranker import Reranker
 
     os.environ |= {gateless_worker.DAMAGED: str(folder), gateless_worker.WHOLE: str(base.folder)}

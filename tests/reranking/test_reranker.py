@@ -418,7 +418,9 @@ def test_a_model_without_room_for_a_document_says_so(opened, tmp_path, scoring, 
     if scoring == "pairwise" and longest > 4:
         assert len(model.rerank(QUERY, DOCUMENTS)) == len(DOCUMENTS)
         return
-    with pytest.raises(UsageError, match=r"is too small for a block of one document|leaves no room|is less than twice"):
+    with pytest.raises(
+        UsageError, match=r"is too small for a block of one document|leaves no room|is less than twice"
+    ):
         model.rerank(QUERY, DOCUMENTS)
 
 
