@@ -25,7 +25,7 @@ Rerank = Callable[[str, Sequence[str]], Sequence[float]]  # a question and passa
 MODES = ("hybrid", "vector", "lexical")
 POOL = 200  # passages that the factors of code may reorder
 RERANKED = 50  # passages that a reranker reads
-_COLUMNS = (1.0, 1.0, 1.0)  # BM25's weights of text, context, path
+_COLUMNS = (1.0, 4.0, 4.0)  # BM25's weights of text, context, path
 _SLOW_WITHOUT_KERNEL = 200_000  # vectors
 
 # Chosen on the sets of tests/bench/README.md.
@@ -274,12 +274,13 @@ def _exact(reader: Reader, pool: _Scores, asked: Floats | None) -> _Scores:
 
 
 def _repeated(hits: list[Hit], best: float) -> list[Hit]:
-    """By falling score; of a file of code, each passage after its best loses a share more."""
-    seen: Counter[int] = Counter()
+    """By falling score; of a definition in several passages, each one after the best loses a share more."""
+    seen: Counter[tuple[int, str]] = Counter()
     out = []
     for hit in sorted(hits, key=lambda hit: -hit.score):
-        loss = best * ranking.WEIGHTS["repeated"] * seen[hit.document.id]
-        seen[hit.document.id] += hit.document.language not in ranking.PROSE
+        definition = hit.document.id, hit.chunk.context
+        loss = best * ranking.WEIGHTS["repeated"] * seen[definition]
+        seen[definition] += bool(hit.chunk.context) and hit.document.language not in ranking.PROSE
         out.append(replace(hit, score=hit.score + loss, factors={**hit.factors, "repeated": loss}) if loss else hit)
     return sorted(out, key=lambda hit: -hit.score)
 

@@ -276,8 +276,8 @@ def test_a_question_for_tests_gets_them(code):
     assert "test" not in by_name["tests/test_cart.py"].factors
 
 
-def test_more_passages_of_a_file_lose_a_share_each(tmp_path):
-    many = Made("a.py", "python", [Passage(f"reset {'x ' * n}") for n in range(3)])
+def test_more_passages_of_a_definition_lose_a_share_each(tmp_path):
+    many = Made("a.py", "python", [Passage(f"reset {'x ' * n}", "Router") for n in range(3)])
     with opened(tmp_path / "index.sqlite", [many, *CODE], None) as database:
         hits = search(database, Question("reset", mode="lexical")).hits
     losses = [hit.factors.get("repeated", 0) for hit in hits]
@@ -295,12 +295,13 @@ def test_prose_has_no_factors(tmp_path):
 @pytest.mark.parametrize(
     ("question", "path", "defines", "factors"),
     [
-        ("add_item", "shop/cart.py", ["Cart.add_item"], {"defined"}),
-        ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined"}),
-        ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines"}),
+        ("add_item", "shop/cart.py", ["Cart.add_item"], {"defined", "definition"}),
+        ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined", "definition"}),
+        ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines", "definition"}),
         ("empty the cart", "shop/cart.py", [], {"file"}),
         ("shop", "shop/cart.py", [], {"folder"}),
-        ("unrelated", "shop/cart.py", ["Cart.add_item"], set()),
+        ("unrelated", "shop/cart.py", ["Cart.add_item"], {"definition"}),
+        ("unrelated", "shop/cart.py", ["LIMIT"], set()),
         ("unrelated", "shop/tests/cart.py", [], {"test"}),
         ("unrelated", "third_party/cart.py", [], {"vendored"}),
     ],
