@@ -25,7 +25,7 @@ Rerank = Callable[[str, Sequence[str]], Sequence[float]]  # a question and passa
 MODES = ("hybrid", "vector", "lexical")
 POOL = 200  # passages that the factors of code may reorder
 RERANKED = 50  # passages that a reranker reads
-_COLUMNS = (1.0, 4.0, 4.0)  # BM25's weights of text, context, path
+_COLUMNS = (1.0, 3.0, 3.0)  # BM25's weights of text, context, path
 _SLOW_WITHOUT_KERNEL = 200_000  # vectors
 
 # Chosen on the sets of tests/bench/README.md.

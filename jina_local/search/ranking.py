@@ -16,9 +16,8 @@ from .words import ASKING, parts_of
 WEIGHTS: Mapping[str, float] = {
     "defined": 0.8,  # the passage defines a name that the question spells
     "defines": 0.6,  # words of a defined name are in the question: for one word half of it, for two three quarters
-    "definition": 0.15,  # it defines something that is no constant
+    "definition": 0.2,  # it defines something that is no constant
     "file": 0.3,  # the words of the file's name are in the question
-    "folder": 0.1,  # words of its folders are
     "test": -0.4,  # it is a test, an example or a benchmark, and the question asks for none
     "vendored": -0.4,  # it is a copy of another project's code
     "repeated": -0.2,  # for each better passage of the same definition
@@ -73,7 +72,6 @@ def factors(asked: Asked, path: str, language: str | None, defines: Sequence[str
         "defines": 0.0 if spelled else max((_shared(one, asked) for one in last), default=0.0),
         "definition": float(any(not one.isupper() for one in last)),
         "file": _covered(name, asked),
-        "folder": max((_covered(folder, asked) for folder in folders), default=0.0),
         "test": float(of_test and not asked.tests),
         "vendored": float(bool(_VENDORED & inside)),
     }

@@ -299,7 +299,6 @@ def test_prose_has_no_factors(tmp_path):
         ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined", "definition"}),
         ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines", "definition"}),
         ("empty the cart", "shop/cart.py", [], {"file"}),
-        ("shop", "shop/cart.py", [], {"folder"}),
         ("unrelated", "shop/cart.py", ["Cart.add_item"], {"definition"}),
         ("unrelated", "shop/cart.py", ["LIMIT"], set()),
         ("unrelated", "shop/tests/cart.py", [], {"test"}),
