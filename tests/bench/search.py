@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,7 @@ def of_nearest(sizes: list[int], rounds: int) -> Iterator[list[str]]:
             ]
 
 
+@cache
 def embed(_: str) -> Matrix:
     """The same vector for each question."""
     return clustered(1, seed=5)[0]
