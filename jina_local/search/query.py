@@ -184,9 +184,14 @@ def _scores(
 def _lexical(reader: Reader, question: str, rows: int, notes: list[str]) -> tuple[Ints, Floats, float]:
     """The chunks that hold words of the question, their BM25, and the best one's share of the question's weight."""
 
+    newest = reader.connection.execute("SELECT max(id) FROM chunks").fetchone()[0]
+
     def count(term: str, most: int) -> int:
-        sql = "SELECT count(*) FROM (SELECT rowid FROM words WHERE words MATCH ? LIMIT ?)"
-        return int(reader.connection.execute(sql, (term, most)).fetchone()[0])
+        inner = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        sql = f"SELECT count(*), min(rowid) FROM ({inner})"
+        found, oldest = reader.connection.execute(sql, (term, most)).fetchone()
+        # Of a common word the newest rows say how dense it is: counting all of them would take too long.
+        return int(found) if found < most else max(most, rows * most // (newest - oldest + 1))
 
     match = match_of(question, count, rows)
     if match is None:

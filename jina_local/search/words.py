@@ -43,7 +43,7 @@ ASKING = frozenset(
 
 # FTS5 scores a row in about a microsecond, and passes one over in 0.03 of it.
 SCORED = 20_000  # rows that the words of one question may bring
-ADDED = 100_000  # a word in more rows than these adds nothing: counting them alone would take 3 ms
+ADDED = 100_000  # a word in more rows than these adds nothing: passing over them alone would take 3 ms
 
 
 def words_of(text: str) -> str:
@@ -90,7 +90,7 @@ class Match:
 def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Match | None:
     """The expression that finds a question's rows, in bounded time; None if no word of it is anywhere.
 
-    count: says in how many rows a term stands, or its second argument if there are more.
+    count: says in how many rows a term stands: exactly up to its second argument, about how many beyond.
     rows: of the whole table.
 
     Common words decide nothing: the rarest bring the rows, at most `SCORED` of them, and the others add half their
@@ -99,7 +99,7 @@ def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Matc
     """
     terms = terms_of(question)
     terms = [term for term in terms if term.strip('"') not in ASKING] or terms
-    counted = sorted((count(term, ADDED + 1), n, term) for n, term in enumerate(terms))
+    counted = sorted((count(term, SCORED + 1), n, term) for n, term in enumerate(terms))
     found = [(number, term) for number, _, term in counted if number]
     # Most pairs of an unspaced script that stand nowhere reach over the end of a word.
     absent = sum(not number and not _RUN.search(term) for number, _, term in counted)

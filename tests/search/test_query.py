@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jina_local.errors import UsageError
-from jina_local.search import nearest, query, ranking
+from jina_local.search import nearest, query, ranking, words
 from jina_local.search.database import Database
 from jina_local.search.query import Question, related, search
 from jina_local.search.writer import writing
@@ -189,7 +189,7 @@ def test_a_reranker_decides_the_order(database):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("given", "message"),
     [
         ({"text": " "}, "empty"),
         ({"mode": "fuzzy"}, "hybrid, vector, lexical"),
@@ -197,9 +197,9 @@ def test_a_reranker_decides_the_order(database):
         ({"k": True}, "k True"),
     ],
 )
-def test_wrong_questions_are_refused(database, words, message):
+def test_wrong_questions_are_refused(database, given, message):
     with pytest.raises(UsageError, match=message):
-        search(database, Question(**{"text": "router", **words}), embed_one)
+        search(database, Question(**{"text": "router", **given}), embed_one)
 
 
 def test_related_passages(database):
@@ -241,6 +241,23 @@ def test_a_hit_says_whether_its_file_is_as_it_was(tmp_path):
         assert [h.state for h in search(database, Question("oven")).hits if h.document.path == os.fsencode(file)] == [
             "changed"
         ]
+
+
+def test_common_words_decide_nothing_and_their_rows_are_bounded(tmp_path, monkeypatch):
+    """With limits as small as the index; the word `number` is in every passage, `blue` in half of them."""
+    monkeypatch.setattr(words, "SCORED", 20)
+    monkeypatch.setattr(words, "ADDED", 60)
+    texts = [f"the number {n}{' blue' * (n % 2)}{' oven' * (n < 3)}" for n in range(100)]
+    with opened(
+        tmp_path / "index.sqlite", [Made("a.txt", "text", [Passage(text) for text in texts])], None
+    ) as database:
+        answer = search(database, Question("blue oven number", k=100, mode="lexical"))
+        assert sorted(hit.chunk.text.split()[2] for hit in answer.hits) == ["0", "1", "2"]
+        assert answer.hits[0].chunk.text == "the number 1 blue oven"
+        assert answer.missing == ()
+        common = search(database, Question("number", k=100, mode="lexical"))
+        assert {int(hit.chunk.text.split()[2]) for hit in common.hits} == set(range(80, 100))
+        assert common.missing == ("The question's words are all common: 20 of the passages with them were compared.",)
 
 
 ADD = "def add_item(cart, item): cart.append(item)"
