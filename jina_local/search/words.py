@@ -105,7 +105,8 @@ def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Matc
     absent = sum(not number and not _RUN.search(term) for number, _, term in counted)
     if not found:
         return None
-    deciding, total = [], 0
+    deciding: list[str] = []
+    total = 0
     for number, term in found:
         if deciding and total + number > SCORED and rows > SCORED:
             break
