@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .errors import JinaError
 
+TYPE_CHECKING = False  # `typing` is not imported: until this file is done, Ctrl-C is Python's own traceback
 if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .loading import load
     from .reranking.reranker import Reranker
+    from .search.index import Index
     from .spec import Embedded, Ranked, Reranking
     from .text import chunks
 
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Embedded",
     "Embedder",
+    "Index",
     "JinaError",
     "Ranked",
     "Reranker",
@@ -30,6 +31,7 @@ __all__ = [
 _HOMES = {
     "Embedded": "spec",
     "Embedder": "embedding.embedder",
+    "Index": "search.index",
     "Ranked": "spec",
     "Reranker": "reranking.reranker",
     "Reranking": "spec",

@@ -63,6 +63,10 @@ class Progress(Protocol):
         """Add `n` units."""
         ...
 
+    def set_postfix_str(self, text: str, refresh: bool) -> object:
+        """Show `text` behind the bar, from the next time on that it is drawn if not at once."""
+        ...
+
     def close(self) -> object:
         """Take the bar down; what is printed next starts on a line of its own."""
         ...
@@ -70,6 +74,9 @@ class Progress(Protocol):
 
 class _Silent:
     def update(self, n: int) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
         pass
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ class IndexDamaged(SearchIndexError):
 
 
 class IndexMismatch(SearchIndexError):
-    """The index was made with another model, other settings, or by another version; the message has the difference."""
+    """Made with another model, other settings, or by another version; the message has the difference."""
 
 
 class EngineError(JinaError):

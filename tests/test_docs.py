@@ -75,15 +75,18 @@ def inline(pattern):
 INSTALLED_BY_CI = [block for block in blocks("sh") if block.name]
 SHELL = [block for block in blocks("sh", "console") if not block.name]
 BENCH = "python -m tests.bench"
+NEEDS_TORCH = r"tests\.bench\.fidelity (nano|small)"
 SLOW = ("convert/README.md", "notebooks/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
 
 
 def marked(found):
-    """As parameters: what converts or measures belongs to the slow run, what needs nbclient to that of notebooks."""
+    """As parameters: what converts or measures belongs to the slow run, notebooks and what needs torch to theirs."""
     parameters = []
     for number, block in enumerate(found):
         slow = block.document in SLOW or BENCH in block.text
         marks = [pytest.mark.notebooks] if "execute.py" in block.text else [pytest.mark.slow] if slow else []
+        if re.search(NEEDS_TORCH, block.text):
+            marks.append(pytest.mark.reference)
         first = block.commands[0][0] if block.language != "python" else block.text.splitlines()[2]
         name = f"{block.document}-{number}-{first[:50]}"
         parameters.append(pytest.param(block, marks=marks, id=name))

@@ -25,7 +25,7 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS = ("embed", "rerank", "models", "doctor", "convert")
+_COMMANDS = ("index", "search", "get", "related", "embed", "rerank", "models", "cache", "doctor", "convert")
 _PROG = "jina-local"
 
 

@@ -54,6 +54,11 @@ def _pieces(text: str) -> Iterator[str]:
         yield char if seen else char.encode("unicode_escape").decode()
 
 
+def width_of(text: str) -> int:
+    """Columns of a text that `one_line` gave."""
+    return sum(map(_width, text))
+
+
 def _width(piece: str) -> int:
     """Columns of one character or escape. Of a sequence that is drawn as one emoji this is the most it can take."""
     if len(piece) > 1:

@@ -26,18 +26,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
+from ..errors import EngineMissing, IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
 from .words import TOKENIZER
 
 VERSION = 1  # of the schema
 SLOTS = 256  # vectors a block; a commit writes whole blocks
 APPLICATION = 0x4A4E4158  # tells the file from other SQLite files
+_OLDEST = (3, 37, 0)  # SQLite
 _BUSY = 10.0  # seconds to wait for SQLite's own locks, which are held for moments
 
 SCHEMA = f"""
@@ -45,7 +47,7 @@ CREATE TABLE header(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER 
 CREATE TABLE documents(
     id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, digest BLOB NOT NULL, language TEXT,
-    checksum INTEGER NOT NULL);
+    unit TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE skipped(
     path BLOB PRIMARY KEY, root BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL, seen_ns INTEGER NOT NULL, reason TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
@@ -77,6 +79,7 @@ class DocumentRow:
     seen_ns: int
     digest: bytes  # SHA-256 of the file
     language: str | None
+    unit: str = "line"  # what the lines of its chunks count: "line", "page" of a PDF, ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class ChunkRow:
     end_char: int
     start_byte: int | None  # of the file; None if the text had to be extracted from another format
     end_byte: int | None
-    start_line: int  # of the file, from 1; of a PDF the page
+    start_line: int  # of the file, from 1, in the document's unit
     end_line: int  # the last line, included
     context: str  # "Guide > Install", or a qualified name
     defines: str  # the names that the passage defines, a line each
@@ -295,10 +298,8 @@ def checksum_of(row: Iterable[object]) -> int:
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise IndexDamaged for a file that is not such an index, IndexMismatch for one of another version."""
     application, version = (_pragma(connection, name) for name in ("application_id", "user_version"))
-    if not application and is_empty(connection):
-        raise IndexNotFound(f"{path}: holds no index yet. Make one: `index FOLDER`.")
     if application != APPLICATION:
-        raise IndexDamaged(f"{path}: is a SQLite file, but no index of jina_local.")
+        raise IndexDamaged(f"{path}: is no index of jina_local, or its start is damaged.")
     if version != VERSION:
         way = "Update jina_local" if version > VERSION else "Make it again with `index --rebuild`"
         raise IndexMismatch(f"{path}: is an index of version {version}; this jina_local reads {VERSION}. {way}.")
@@ -306,16 +307,12 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         memory.executescript(SCHEMA)
         expected = _objects(memory)
     if _objects(connection) != expected:
-        raise IndexDamaged(damaged(path, "the schema"))
-
-
-def is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether the file has no tables: its maker was killed before the first commit."""
-    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        raise IndexDamaged(damaged(path, "the list of tables"))
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """A connection to an existing file; transactions are begun and ended by hand."""
+    _require_sqlite()
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
         uri=True,
@@ -327,6 +324,24 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection.execute(f"PRAGMA {pragma}")
     connection.execute("PRAGMA temp_store = MEMORY")  # no text of the user in /tmp
     return connection
+
+
+@lru_cache
+def _require_sqlite() -> None:
+    """Raise EngineMissing if the SQLite of this Python is too old, or has no full-text search."""
+    with closing(sqlite3.connect(":memory:")) as memory:
+        try:
+            memory.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
+        except sqlite3.OperationalError as error:
+            raise EngineMissing(
+                f"an index needs SQLite with FTS5, and that of this Python ({sqlite3.sqlite_version}) has none "
+                f"({error}). Use a Python of python.org, of a Linux distribution, of Homebrew or of uv."
+            ) from error
+    if sqlite3.sqlite_version_info < _OLDEST:
+        wanted = ".".join(map(str, _OLDEST))
+        raise EngineMissing(
+            f"an index needs SQLite {wanted}; that of this Python is {sqlite3.sqlite_version}. Use a newer Python."
+        )
 
 
 def damaged(path: Path, what: str) -> str:
@@ -365,6 +380,10 @@ def translate_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise  # a bug of ours
+    except UnicodeDecodeError as error:
+        if not bytes(error.object).startswith(b"malformed"):
+            raise
+        raise IndexDamaged(damaged(path, "the list of tables")) from error  # which SQLite's message quotes
     except sqlite3.DatabaseError as error:
         kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in str(error))
         raise kind(f"{path}: {error}. {way}.") from error

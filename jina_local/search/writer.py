@@ -6,12 +6,13 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import IndexDamaged, IndexMismatch
 from .database import (
     APPLICATION,
     COLUMNS,
@@ -25,7 +26,6 @@ from .database import (
     check_schema,
     checksum_of,
     connect,
-    is_empty,
     shown,
     translate_errors,
 )
@@ -33,7 +33,7 @@ from .lock import held
 from .words import words_of
 
 _PAGE = 8192
-_LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
+LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
 _FORGET = "INSERT INTO words(words, rowid, text, context, path) VALUES ('delete', ?, ?, ?, ?)"
 
 
@@ -71,11 +71,11 @@ class Writer(Reader):
         """Store a document in place of the one of the same path."""
         self.remove(document.path)
         document = replace(document, id=self._next("documents"))
-        self._put("documents", [astuple(document)])
+        self._put("documents", [_values(document)])
         first = self._next("chunks")
         stored = [replace(chunk, id=first + n, document=document.id) for n, chunk in enumerate(chunks)]
-        self._put("chunks", map(astuple, stored))
-        self._index_words(_LEARN, stored, document)
+        self._put("chunks", map(_values, stored))
+        self._index_words(LEARN, stored, document)
 
     def update(self, old: DocumentRow, new: DocumentRow) -> None:
         """Store other facts of a document whose content is the same: it was touched, or moved."""
@@ -84,16 +84,16 @@ class Writer(Reader):
                 self.remove(new.path)
             chunks = self.chunks_of(old.id)
             self._index_words(_FORGET, chunks, old)
-            self._index_words(_LEARN, chunks, new)
-        self._put("documents", [astuple(replace(new, id=old.id))])
+            self._index_words(LEARN, chunks, new)
+        self._put("documents", [_values(replace(new, id=old.id))])
 
     def skip(self, row: SkippedRow) -> None:
         """Store why a file is not in the index. What was stored of it goes."""
         self.remove(row.path)
-        self._put("skipped", [astuple(row)])
+        self._put("skipped", [_values(row)])
 
     def remove(self, path: bytes) -> None:
-        """Take away what is stored of a file: the document with its chunks, words and vectors, or why it was skipped."""
+        """Take away what is stored of a file: its document, chunks, words and vectors, or why it was skipped."""
         self.connection.execute("DELETE FROM skipped WHERE path = ?", (path,))
         document = self.document(path)
         if document is None:
@@ -124,7 +124,10 @@ class Writer(Reader):
             self._put_block(int(row), codes)
 
     def clear(self) -> None:
-        """Take away everything but the header."""
+        """Take away everything but the folders and their patterns."""
+        kept = {key: value for key, value in self.header().items() if key in ("folders", "include", "exclude")}
+        self.connection.execute("DELETE FROM header")
+        self.set_header(kept)
         for table in ("documents", "skipped", "chunks", "vectors", "halves"):
             self.connection.execute(f"DELETE FROM {table}")
         self.connection.execute("INSERT INTO words(words) VALUES ('delete-all')")
@@ -175,41 +178,81 @@ class Writer(Reader):
         self._put("vectors", [(row + 1, self._generation, ids.tobytes(), codes.tobytes())])
 
 
+def _values(row: DocumentRow | ChunkRow | SkippedRow) -> tuple[object, ...]:
+    return tuple(vars(row).values())  # dataclasses.astuple copies every value, which takes longer than SQLite
+
+
 @contextmanager
-def writing(path: Path, command: str, wait: float = 0) -> Iterator[Writer]:
+def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False) -> Iterator[Writer]:
     """The one Writer of an index, which is made if it is not there; at the end all commits are on disk.
 
     command: what the lock says to others. wait: seconds to wait for another writer.
+    rebuild: all that it holds goes, but its folders and patterns. A file that is damaged, or of another version, is
+        deleted.
     Raises Locked, IndexDamaged, IndexMismatch, OutputError.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with held(path, command, wait), translate_errors(path):
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        with closing(connect(path, read_only=False)) as connection:
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA checkpoint_fullfsync = ON")  # of macOS
-            connection.execute("PRAGMA cache_size = -65536")  # KiB
-            if is_empty(connection):
-                _create(connection, path)
-            check_schema(connection, path)
+        try:
+            connection = _open(path)
+            if rebuild:
+                _clear(Writer(connection, path))
+        except (IndexDamaged, IndexMismatch):
+            if not rebuild:
+                raise
+            delete(path)
+            connection = _open(path)
+        with closing(connection):
             yield Writer(connection, path)
+            connection.execute("PRAGMA busy_timeout = 0")  # a reader at work is not waited for
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def delete(path: Path) -> None:
     """Delete an index, with the files beside it but the lock's. The caller holds the lock."""
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _create(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute(f"PRAGMA page_size = {_PAGE}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in SCHEMA.split(";\n")[:-1]:
-        connection.execute(statement)
-    Writer(connection, path).set_header({"generation": "0"})
-    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
+def _open(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        _create(path)
+    with translate_errors(path):
+        connection = connect(path, read_only=False)
+        try:
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA checkpoint_fullfsync = ON")  # of macOS
+            connection.execute("PRAGMA cache_size = -65536")  # KiB
+            check_schema(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _clear(writer: Writer) -> None:
+    try:
+        with writer.transaction():
+            writer.clear()
+    except BaseException:
+        writer.connection.close()
+        raise
+
+
+def _create(path: Path) -> None:
+    """Make an empty index. It takes its name when it is whole: readers could not repair one that is not."""
+    new = path.with_name(f"{path.name}.new")
+    delete(new)
+    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "rb"), translate_errors(path):
+        with closing(connect(new, read_only=False)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # it is synced once, below
+            connection.execute(f"PRAGMA page_size = {_PAGE}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT")
+            connection.execute("PRAGMA journal_mode = WAL")
+            writer = Writer(connection, new)
+            writer.set_header({"generation": "0"})
+        os.fsync(descriptor)
+        os.replace(new, path)
