@@ -2,18 +2,23 @@
 
     python -m tests.bench.search nearest --sizes 10000,100000,1000000
     python -m tests.bench.search questions --sizes 10000,100000,1000000 --work FOLDER
+    python -m tests.bench.search indexing --model pico --files 2000
 
 `nearest`: clustered random vectors of 256 dimensions. All contenders answer the same questions in turns, so that the
 ratio to numpy holds on a busy machine; recall@10 is that of float32. usearch, sqlite-vec and lancedb take part if
 they are installed.
 `questions`: passages of 100 words by Zipf's law out of 200,000, twenty to a file, in an index written by the library;
 it is kept in --work. A million take some ten minutes to write, and 2 GB.
+`indexing`: Markdown files of 100 words on average, in a new index without a cache; then the same passages in one call
+of the model, so that the ratio of tokens per second says what the index costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import re
 import resource
 import sqlite3
 import sys
@@ -27,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jina_local import Index, load
 from jina_local.embedding import vectors as after
 from jina_local.search import nearest
 from jina_local.search.database import Database
@@ -34,6 +40,7 @@ from jina_local.search.query import MODES, Question, search
 from jina_local.search.writer import writing
 from tests.search.made_index import Made, Passage, chunk_row, document_row
 
+from .code import ROOT
 from .quality import table
 
 DIM = 256
@@ -227,10 +234,42 @@ def of_questions(sizes: list[int], rounds: int, work: Path) -> Iterator[list[str
         ]
 
 
+def of_indexing(model: str, files: int, work: Path) -> Iterator[list[str]]:
+    """A line for the index, and one for the model alone."""
+    folder = Path(tempfile.mkdtemp(dir=work))
+    rng = np.random.default_rng(4)
+    known = sorted(set(re.findall(r"[a-z]{3,}", (ROOT / "README.md").read_text(encoding="utf-8"))))
+    for n in range(files):
+        text = " ".join(rng.choice(known, int(rng.integers(40, 160))))
+        (folder / f"{n}.md").write_text(f"# {text[:20]}\n\n{text}\n", encoding="utf-8")
+    os.environ["JINA_LOCAL_HOME"] = str(folder / "home")  # a cache and indexes of its own
+    with load(model) as embedder, Index.open(folder / "index.sqlite", model=embedder) as index:
+        embedder.encode(["once, before the clock starts"], task="retrieval")
+        start = time.perf_counter()
+        done = index.update(folder, include=["*.md"])
+        spent = time.perf_counter() - start
+        with index.database().reader() as reader:
+            texts = [f"{one.context}\n{one.text}" if one.context else one.text for one in reader.chunks()]
+        start = time.perf_counter()
+        alone = embedder.embed(texts, task="retrieval", prompt_name="document", show_progress=False)
+        seconds = time.perf_counter() - start
+        tokens = int(alone.token_counts.sum())
+        size = index.status().bytes / 1e6
+    share = (done.tokens / spent) / (tokens / seconds)
+    yield [
+        f"{done.added:,} files, {done.vectors:,} passages, {size:.1f} MB",
+        f"{done.tokens / spent:,.0f}",
+        f"{share:.3f}",
+    ]
+    yield ["the model alone, the same passages", f"{tokens / seconds:,.0f}", "1"]
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["nearest", "questions"])
+    parser.add_argument("part", choices=["nearest", "questions", "indexing"])
+    parser.add_argument("--model", default="pico")
+    parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--sizes", default="10000,100000", type=lambda given: [int(one) for one in given.split(",")])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "jina_local-bench")
@@ -239,6 +278,9 @@ def main() -> None:
     if args.part == "nearest":
         head = ["vectors", "", "ms", "times numpy's", "recall@10"]
         print(table(head, of_nearest(args.sizes, args.rounds)))
+    elif args.part == "indexing":
+        head = ["", "tokens per second", "of the model's own"]
+        print(table(head, of_indexing(args.model, args.files, args.work)))
     else:
         print(table(["passages", "question, ms", *MODES], of_questions(args.sizes, args.rounds, args.work)))
 
