@@ -16,13 +16,13 @@ from .words import ASKING, parts_of
 WEIGHTS: Mapping[str, float] = {
     "defined": 0.8,  # the passage defines a name that the question spells
     "defines": 0.6,  # words of a defined name are in the question: for one word half of it, for two three quarters
-    "definition": 0.2,  # it defines something that is no constant
     "file": 0.3,  # the words of the file's name are in the question
+    "inside": -0.2,  # it defines nothing, or constants alone: imports, or the middle of a definition
     "test": -0.4,  # it is a test, an example or a benchmark, and the question asks for none
     "vendored": -0.4,  # it is a copy of another project's code
     "repeated": -0.2,  # for each better passage of the same definition
 }
-PROSE = frozenset({"markdown", "html", "text", "docx", "pdf", "rst", "notebook", None})
+PROSE = frozenset({"markdown", "html", "text", "docx", "pdf", "notebook", "csv", None})  # and what is no code
 _TESTS = frozenset(
     ("test", "tests", "testing", "spec", "specs", "example", "examples", "demo", "bench", "benchmark", "benchmarks")
 )
@@ -70,8 +70,8 @@ def factors(asked: Asked, path: str, language: str | None, defines: Sequence[str
     shares = {
         "defined": float(spelled),
         "defines": 0.0 if spelled else max((_shared(one, asked) for one in last), default=0.0),
-        "definition": float(any(not one.isupper() for one in last)),
         "file": _covered(name, asked),
+        "inside": float(all(one.isupper() for one in last)),
         "test": float(of_test and not asked.tests),
         "vendored": float(bool(_VENDORED & inside)),
     }

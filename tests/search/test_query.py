@@ -312,14 +312,14 @@ def test_prose_has_no_factors(tmp_path):
 @pytest.mark.parametrize(
     ("question", "path", "defines", "factors"),
     [
-        ("add_item", "shop/cart.py", ["Cart.add_item"], {"defined", "definition"}),
-        ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined", "definition"}),
-        ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines", "definition"}),
-        ("empty the cart", "shop/cart.py", [], {"file"}),
-        ("unrelated", "shop/cart.py", ["Cart.add_item"], {"definition"}),
-        ("unrelated", "shop/cart.py", ["LIMIT"], set()),
-        ("unrelated", "shop/tests/cart.py", [], {"test"}),
-        ("unrelated", "third_party/cart.py", [], {"vendored"}),
+        ("add_item", "shop/cart.py", ["Cart.add_item"], {"defined"}),
+        ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined"}),
+        ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines"}),
+        ("empty the cart", "shop/cart.py", ["a"], {"file"}),
+        ("unrelated", "shop/cart.py", ["Cart.add_item"], set()),
+        ("unrelated", "shop/cart.py", ["LIMIT"], {"inside"}),
+        ("unrelated", "shop/tests/cart.py", ["a"], {"test"}),
+        ("unrelated", "third_party/cart.py", ["a"], {"vendored"}),
     ],
 )
 def test_factors(question, path, defines, factors):
