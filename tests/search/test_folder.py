@@ -105,7 +105,9 @@ def test_specials_are_not_opened(tree):
     assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", "😀".encode(), b"x" * 255, b"-", b"a b", b"\x1b[31m", b"*"])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"two\nlines", "😀".encode(), b"x" * 255, b"-", b"a b", b"\x1b[31m", b"*"]
+)
 def test_odd_names_are_bytes(tmp_path, name):
     path = os.path.join(os.fsencode(tmp_path), name)
     try:

@@ -22,8 +22,9 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 NAMES = ["a", "b", "ab", "a.c", "b.c", "d"]
 PATTERNS = st.lists(
     st.sampled_from([
-        "a", "*.c", "/a", "b/", "!a", "!*.c", "a/b", "**/b", "a/**", "a/**/b", "d/*", "!d/a", "[ab]", "[!a]*", "?", "#a", "\\#a",
-        "", "  ", "a ", "a\\ ", "/d/", "*", "!d/", "!/d/*", "a*b", "/*", "!/a", "d/a.c", "**", "*/a", "/**/a.c", "[a", "!!a",
+        "a", "*.c", "/a", "b/", "!a", "!*.c", "a/b", "**/b", "a/**", "a/**/b", "d/*", "!d/a", "[ab]", "[!a]*", "?",
+        "#a", "\\#a", "", "  ", "a ", "a\\ ", "/d/", "*", "!d/", "!/d/*", "a*b", "/*", "!/a", "d/a.c", "**", "*/a",
+        "/**/a.c", "[a", "!!a",
     ]),
     max_size=5,
 )  # fmt: skip
@@ -47,9 +48,8 @@ def walked(folder: Path) -> set[str]:
 def by_git(folder: Path) -> set[str]:
     """The files that git would add."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run(
-        ["git", "ls-files", "-z", "--others", "--exclude-standard"], cwd=folder, env=environment, capture_output=True, check=True
-    )  # fmt: skip
+    command = ["git", "ls-files", "-z", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
     return {name for name in done.stdout.decode().split("\0") if name and not os.path.basename(name).startswith(".")}
 
 
@@ -113,7 +113,9 @@ def test_ignore_files_that_cannot_be_used_are_said_and_the_files_are_read(tmp_pa
     (tmp_path / "link/.gitignore").symlink_to(tmp_path / "rules")
     os.mkfifo(tmp_path / "pipe/.gitignore")
     assert walked(tmp_path) == {"big/a", "stars/a", "link/a", "pipe/a", "rules"}
-    said = {os.path.basename(one.path): one.reason for one in walk([os.fsencode(tmp_path)]) if isinstance(one, Skipped)}
+    said = {
+        os.path.basename(one.path): one.reason for one in walk([os.fsencode(tmp_path)]) if isinstance(one, Skipped)
+    }
     assert said == {
         b"big": "its ignore files are not used: larger than 128 KiB",
         b"stars": "its ignore files are not used: the pattern '*a*a*a*b' has more than 3 stars between slashes",

@@ -1,4 +1,4 @@
-"""Definitions of every language that is parsed: their spans, their qualified names, and source that does not parse."""
+"""Definitions of every language that is parsed: their spans and qualified names, and source that does not parse."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ SOURCES = {
     ),
     "typescript": (
         "export interface I { a: number }\nexport type T = string;\nenum E {A}\n"
-        "abstract class C<T> { private m(): void {} }\nnamespace N { export function f() {} }\n@Dec()\nexport class D {}\n",
+        "abstract class C<T> { private m(): void {} }\nnamespace N { export function f() {} }\n"
+        "@Dec()\nexport class D {}\n",
         ["I", "T", "E", "C", "C.m", "N", "N.f", "D"],
     ),
-    "tsx": ("export const App: FC = () => <div/>;\nexport default function Page() { return <a/>; }\n", ["App", "Page"]),
+    "tsx": (
+        "export const App: FC = () => <div/>;\nexport default function Page() { return <a/>; }\n",
+        ["App", "Page"],
+    ),
     "go": (
         "package x\nconst (\n A = 1\n B = 2\n)\nvar V int\nvar (\n W int\n)\ntype R struct { a int }\n"
         "func (r *R) M() {}\nfunc (s *Stack[T]) P(x T) {}\nfunc F() {}\n",
@@ -46,7 +50,8 @@ SOURCES = {
     ),
     "c": (
         "#define M 1\n#define F(x) x\nstruct s { int a; };\ntypedef struct { int b; } t;\n"
-        "static int f(int a) { return 0; }\nchar *g(void) { return 0; }\nchar **h(void) { return 0; }\nenum e { A };\n",
+        "static int f(int a) { return 0; }\nchar *g(void) { return 0; }\nchar **h(void) { return 0; }\n"
+        "enum e { A };\n",
         ["M", "F", "s", "t", "f", "g", "h", "e"],
     ),
     "cpp": (
@@ -64,7 +69,8 @@ SOURCES = {
         ["M", "M.A", "M.A.m", "M.A.c", "K", "X.Y"],
     ),
     "php": (
-        "<?php\nnamespace N;\nclass A { public function m() {} }\ninterface I {}\ntrait T {}\nfunction f() {}\nenum E {}\n",
+        "<?php\nnamespace N;\nclass A { public function m() {} }\ninterface I {}\ntrait T {}\nfunction f() {}\n"
+        "enum E {}\n",
         ["A", "A.m", "I", "T", "f", "E"],
     ),
     "swift": (

@@ -19,7 +19,25 @@ from jina_local.text import definitions
 from jina_local.text.splitter import CODE_SIZE, TEXT_SIZE, Piece, fed, split
 from jina_local.text.tokenizer import Tokenizer
 
-GRAPHEMES = ["a", "é", "e\u0301", "\r\n", "🇩🇪", "👩‍👩‍👧‍👦", "각", "\u1112\u1161\u11ab", "नि", "x\u0300\u0301\u0302", "日", "。", "\u200b", "👍🏽", "\n", " ", ". "]
+GRAPHEMES = [
+    "a",
+    "é",
+    "e\u0301",
+    "\r\n",
+    "🇩🇪",
+    "👩‍👩‍👧‍👦",
+    "각",
+    "\u1112\u1161\u11ab",
+    "नि",
+    "x\u0300\u0301\u0302",
+    "日",
+    "。",
+    "\u200b",
+    "👍🏽",
+    "\n",
+    " ",
+    ". ",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +60,10 @@ def most_tokens(text: str, pieces: list[Piece], tokenizer: Tokenizer) -> int:
 
 
 WORDS = st.sampled_from([
-    "# A\n", "## Bé\n", "Title\n=====\n", "---\n", "```\n", "~~~py\n", "- item\n", "    code\n", "| a | b |\n|---|---|\n", "word ", "Sentence one. ",
-    "\n", "\n\n", "\t", "日本語の文章。", "def f(x):\n", "    return 1\n", "class A:\n", "@d\n", "# c\n", "{", "}", "function g(a) { return a }\n",
-    "\u0301", "\u200d", "🇩🇪", "\r\n", "\x0c", "\x1c", "\ufeff", "x" * 300, "<|endoftext|>", "func (r *R) M() {}\n", "fn f() {}\n", "'", '"""',
+    "# A\n", "## Bé\n", "Title\n=====\n", "---\n", "```\n", "~~~py\n", "- item\n", "    code\n", "| a |\n|---|\n",
+    "word ", "Sentence one. ", "\n", "\n\n", "\t", "日本語の文章。", "\u0301", "\u200d", "🇩🇪",
+    "\r\n", "\x0c", "\x1c", "\ufeff", "x" * 300, "<|endoftext|>", "def f(x):\n", "    return 1\n", "class A:\n", "@d\n", "# c\n", "{", "}", "'", '"""',
+    "function g(a) { return a }\n", "func (r *R) M() {}\n", "fn f() {}\n",
 ])  # fmt: skip
 LANGUAGES = [None, "markdown", *sorted(definitions.PARSED)]
 
@@ -181,9 +200,20 @@ def test_a_budget_that_cannot_be_kept_is_refused(tokenizer, most):
 
 @pytest.mark.parametrize(
     "text",
-    ["a" * 300_000, "ab " * 100_000, "日本語" * 30_000, "a. " * 60_000, "#" * 200_000, "# " + " " * 200_000 + "x", "> " * 50_000, "[" * 100_000, "👩‍" * 20_000, "e" + "\u0301" * 50_000],
+    [
+        "a" * 300_000,
+        "ab " * 100_000,
+        "日本語" * 30_000,
+        "a. " * 60_000,
+        "#" * 200_000,
+        "# " + " " * 200_000 + "x",
+        "> " * 50_000,
+        "[" * 100_000,
+        "👩‍" * 20_000,
+        "e" + "\u0301" * 50_000,
+    ],
     ids=["word", "words", "japanese", "sentences", "hashes", "spaces", "quotes", "brackets", "joined", "marks"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("language", [None, "markdown", "python"])
 def test_nasty_texts_take_a_bounded_time(tokenizer, text, language):
     start = time.process_time()
