@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pathspec")
-
-from jina_local.errors import UsageError
 from jina_local.search import folder
 from jina_local.search.folder import FileSeen, Skipped, Unreadable, read_stable, walk
 
@@ -57,11 +54,6 @@ def test_a_file_comes_with_its_stat(tree):
 )
 def test_include_and_exclude(tree, options, expected):
     assert names(tree, **options) == expected
-
-
-def test_a_pattern_of_the_user_that_is_refused_says_so(tree):
-    with pytest.raises(UsageError, match="--include and --exclude: the pattern"):
-        names(tree, exclude=["*a*b*c*d"])
 
 
 def test_folders_inside_each_other_give_each_file_once(tree):

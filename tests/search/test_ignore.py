@@ -13,10 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("pathspec")
-
 from jina_local.search.folder import FileSeen, Skipped, walk
-from jina_local.search.ignore import Patterns, Unusable
+from jina_local.search.ignore import Patterns
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 NAMES = ["a", "b", "ab", "a.c", "b.c", "d"]
@@ -24,7 +22,8 @@ PATTERNS = st.lists(
     st.sampled_from([
         "a", "*.c", "/a", "b/", "!a", "!*.c", "a/b", "**/b", "a/**", "a/**/b", "d/*", "!d/a", "[ab]", "[!a]*", "?",
         "#a", "\\#a", "", "  ", "a ", "a\\ ", "/d/", "*", "!d/", "!/d/*", "a*b", "/*", "!/a", "d/a.c", "**", "*/a",
-        "/**/a.c", "[a", "!!a",
+        "/**/a.c", "[a", "!!a", "[[:alpha:]]", "[a-]", "[]a]", "[!]a]", "[^a]", "a\\", "\\a", "**a", "a/*/b", "[b-a]",
+        "**/", "/", "/a/", "a//b", "[[:no:]]", "\ta", "a\r", "*.[ch]", "!**/d", "**/a/**/b", "[a\\]b]", "*b*", "a*",
     ]),
     max_size=5,
 )  # fmt: skip
@@ -58,6 +57,7 @@ def by_git(folder: Path) -> set[str]:
 @given(PATHS, PATTERNS, PATTERNS, st.sampled_from(["d", "a", "a/b"]))
 @example(["a/b/c", "d/a"], ["a/**", "!a/b/"], [], "d")
 @example(["d/a", "d/b.c"], ["*.c"], ["!b.c"], "d")
+@example(["a.c/a.c"], ["*", "!*.c"], [], "d")
 def test_the_same_files_as_git(paths, outer, inner, where):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -90,33 +90,25 @@ def test_rules_end_at_the_top_of_the_repository(tmp_path):
     assert walked(tmp_path / "repository/src") == {"b.txt"}
 
 
-@pytest.mark.parametrize("pattern", ["*a*a*a*b", "x/*_*_*_*_*.log", "[a*]*b*c*"])
-def test_a_pattern_that_could_take_for_ever_is_refused(pattern):
-    with pytest.raises(Unusable, match="more than 3 stars"):
-        Patterns([pattern])
-
-
-@pytest.mark.parametrize("pattern", ["*a*a*b", "a/**/b/**/*c*d*/e*", "**/*a*a*a/**"])
-def test_what_is_accepted_is_quick(pattern):
-    patterns = Patterns([pattern])
+@pytest.mark.parametrize(
+    "pattern", ["*a*a*a*a*a*a*b", "a/**/a/**/a/**/a/**/b", "**/*a*a*a/**", "*" * 300 + "b", "[a-" * 100, "?*" * 100]
+)
+def test_every_pattern_is_quick(pattern):
+    patterns = Patterns([pattern, "!" + pattern])
     start = time.process_time()
-    patterns.decide("a" * 255)
-    patterns.decide("a/" * 200)
+    patterns.decide("a" * 255, False)
+    patterns.decide("a/" * 2000 + "a", True)
     assert time.process_time() - start < 1
 
 
 def test_ignore_files_that_cannot_be_used_are_said_and_the_files_are_read(tmp_path):
-    write(tmp_path, ["big/a", "stars/a", "link/a", "pipe/a"])
+    write(tmp_path, ["big/a", "link/a", "pipe/a"])
     (tmp_path / "big/.gitignore").write_text("a\n" * 100_000)
-    (tmp_path / "stars/.gitignore").write_text("*a*a*a*b\n")
     (tmp_path / "rules").write_text("a\n")
     (tmp_path / "link/.gitignore").symlink_to(tmp_path / "rules")
     os.mkfifo(tmp_path / "pipe/.gitignore")
-    assert walked(tmp_path) == {"big/a", "stars/a", "link/a", "pipe/a", "rules"}
+    assert walked(tmp_path) == {"big/a", "link/a", "pipe/a", "rules"}
     said = {
         os.path.basename(one.path): one.reason for one in walk([os.fsencode(tmp_path)]) if isinstance(one, Skipped)
     }
-    assert said == {
-        b"big": "its ignore files are not used: larger than 128 KiB",
-        b"stars": "its ignore files are not used: the pattern '*a*a*a*b' has more than 3 stars between slashes",
-    }
+    assert said == {b"big": "its ignore files are not used: larger than 128 KiB"}

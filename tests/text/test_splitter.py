@@ -62,7 +62,8 @@ def most_tokens(text: str, pieces: list[Piece], tokenizer: Tokenizer) -> int:
 WORDS = st.sampled_from([
     "# A\n", "## Bé\n", "Title\n=====\n", "---\n", "```\n", "~~~py\n", "- item\n", "    code\n", "| a |\n|---|\n",
     "word ", "Sentence one. ", "\n", "\n\n", "\t", "日本語の文章。", "\u0301", "\u200d", "🇩🇪",
-    "\r\n", "\x0c", "\x1c", "\ufeff", "x" * 300, "<|endoftext|>", "def f(x):\n", "    return 1\n", "class A:\n", "@d\n", "# c\n", "{", "}", "'", '"""',
+    "\r\n", "\x0c", "\x1c", "\ufeff", "x" * 300, "<|endoftext|>", "def f(x):\n", "    return 1\n", "class A:\n",
+    "@d\n", "# c\n", "{", "}", "'", '"""',
     "function g(a) { return a }\n", "func (r *R) M() {}\n", "fn f() {}\n",
 ])  # fmt: skip
 LANGUAGES = [None, "markdown", *sorted(definitions.PARSED)]
