@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .wildmatch import pattern_of
 
 NAMES = (b".gitignore", b".jinaignore")  # the later one decides
-MOST_BYTES = 1 << 17
+MOST_BYTES = 1 << 16
 
 
 class Unusable(ValueError):
@@ -24,7 +24,7 @@ class Patterns:
 
     def __init__(self, lines: Sequence[str]) -> None:
         found = [pattern for line in lines if (pattern := pattern_of(line)) is not None]
-        self._last_first = [(re.compile(one.expression), one) for one in reversed(found)]
+        self._last_first = found[::-1]
         # Most paths match nothing, and two expressions say so quicker than many do.
         self._any_name, self._any_path = (
             re.compile("|".join(one.expression for one in found if one.name_alone == alone) or "(?!)")
@@ -35,8 +35,9 @@ class Patterns:
         """Whether the last pattern that matches ignores the path; None if no pattern matches."""
         name = path[path.rfind("/") + 1 :]
         if self._any_name.match(name) or self._any_path.match(path):
-            for expression, one in self._last_first:
-                if (is_folder or not one.folders_alone) and expression.match(name if one.name_alone else path):
+            for one in self._last_first:
+                applies = is_folder or not one.folders_alone
+                if applies and re.match(one.expression, name if one.name_alone else path):
                     return one.ignores
         return None
 

@@ -36,7 +36,7 @@ def watch(folders: Sequence[bytes], stop: threading.Event) -> Iterator[set[bytes
             continue
         changes = watchfiles.watch(
             *map(os.fsdecode, present),
-            watch_filter=_visible_in(list(present)),
+            watch_filter=_visible_in([*present, *map(os.path.realpath, present)]),  # some systems name the latter
             debounce=_DEBOUNCE,
             step=_STEP,
             stop_event=stop,
@@ -82,7 +82,7 @@ def _visible_in(folders: Sequence[bytes]) -> Callable[[object, str], bool]:
         raw = os.fsencode(path)
         below = min((os.path.relpath(raw, folder) for folder in folders), key=len)
         *above, name = below.split(b"/")
-        return not any(part.startswith(b".") and part != b"." for part in above) and (
+        return not any(part.startswith(b".") for part in above) and (
             not name.startswith(b".") or name in (b".", *NAMES)
         )
 

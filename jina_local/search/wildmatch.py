@@ -105,14 +105,13 @@ def _bracket(glob: str, at: int) -> tuple[str, int]:
             at = end + 2
             continue
         low, at = _member(glob, at)
-        high = low
+        members += re.escape(low)
         if _at(glob, at) == "-" and _at(glob, at + 1) != "]":
             high, at = _member(glob, at + 1)
-        if low <= high:
-            members += f"{re.escape(low)}-{re.escape(high)}"
+            members += f"{re.escape(low)}-{re.escape(high)}" if low <= high else ""
     if negated:
         return f"[^/{members}]", at + 1
-    return (f"(?!/)[{members}]" if members else "(?!)"), at + 1
+    return f"(?!/)[{members}]", at + 1
 
 
 def _member(glob: str, at: int) -> tuple[str, int]:

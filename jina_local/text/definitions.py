@@ -175,7 +175,7 @@ def passages(text: str, language: str, size: int) -> list[Passage]:
     for part in _parts(text, _tree(text, language), size):
         end = _safe(text, part.end)
         if start < end:
-            parts.append(replace(part, start=start, end=end))
+            parts.append(replace(part, start=start, end=end, defines=tuple(dict.fromkeys(part.defines))))
         elif parts:
             parts[-1] = replace(parts[-1], defines=parts[-1].defines + part.defines)
         start = max(start, end)
@@ -233,9 +233,9 @@ def _captured(data: bytes, language: str) -> list[tuple[int, int, tuple[str, ...
         node = captures["def"][0]
         while (parent := node.parent) is not None and parent.type in _WRAPPERS:
             node = parent
-        names = tuple(_name(one.text) for one in captures.get("name", captures.get("scope", [])))
+        names = tuple(_name(one.text or b"") for one in captures.get("name", captures.get("scope", [])))
         if "owner" in captures:
-            names = tuple(f"{_name(captures['owner'][0].text)}.{name}" for name in names)
+            names = tuple(f"{_name(captures['owner'][0].text or b'')}.{name}" for name in names)
         known, _ = found.get((node.start_byte, node.end_byte), ((), True))
         found[node.start_byte, node.end_byte] = tuple(dict.fromkeys(known + names)), "name" in captures
     return [(start, end, *found[start, end]) for start, end in sorted(found, key=lambda span: (span[0], -span[1]))]

@@ -74,6 +74,14 @@ def test_the_same_files_as_git(paths, outer, inner, where):
                 assert walked(inside) == found
 
 
+@given(st.text(st.sampled_from("ab*?[]!^-\\\\/:.# &~|()\udcff\n"), max_size=30), st.text("ab-]/", max_size=10))
+@example("[[:alpha:]", "a")
+@example("[&&a--b||~~[[]", "a")
+@example("[\\", "a")
+def test_every_line_is_a_pattern_or_none(line, path):
+    assert Patterns([line]).decide(path, True) in (True, False, None)
+
+
 def test_jinaignore_has_the_last_word(tmp_path):
     write(tmp_path, ["a.log", "b.log", "c.txt"])
     (tmp_path / ".gitignore").write_text("*.log\n")
@@ -111,4 +119,4 @@ def test_ignore_files_that_cannot_be_used_are_said_and_the_files_are_read(tmp_pa
     said = {
         os.path.basename(one.path): one.reason for one in walk([os.fsencode(tmp_path)]) if isinstance(one, Skipped)
     }
-    assert said == {b"big": "its ignore files are not used: larger than 128 KiB"}
+    assert said == {b"big": "its ignore files are not used: larger than 64 KiB"}

@@ -78,6 +78,16 @@ def test_changes_come_as_paths_and_hidden_ones_do_not(root):
     assert watched.end() < 3
 
 
+def test_a_folder_may_be_a_link_and_lie_in_a_hidden_one(tmp_path):
+    (tmp_path / ".notes").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / ".notes")
+    for name in (".notes", "link"):
+        watched = Watched(os.fsencode(tmp_path / name))
+        write(os.fsencode(tmp_path / ".notes" / name.strip(".")))
+        assert os.path.basename(watched._sets.get(timeout=15).pop()) == os.fsencode(name.strip("."))
+        watched.end()
+
+
 def test_many_changes_come_together(root):
     watched = Watched(root)
     paths = {write(root + b"/%d" % n) for n in range(300)}
