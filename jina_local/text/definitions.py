@@ -254,7 +254,7 @@ def _unparsed(root: Any) -> int:
 
 def _name(raw: bytes) -> str:
     """A name as it is asked for: `Stack::push` and `*Stack[T]` become "Stack.push" and "Stack"."""
-    name = re.sub(r"<[^<>]*>|\[.*\]|[*&\s]", "", raw.decode(errors="replace"), flags=re.S)
+    name = re.sub(r"<[^<>]*>|\[.*\]|[*&\s]", "", raw[: 4 * _MOST_NAME].decode(errors="replace"), flags=re.S)
     return name.replace("::", ".")[:_MOST_NAME]
 
 
