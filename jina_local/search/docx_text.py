@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,25 +14,28 @@ from .documents import NotText
 
 MOST_XML = 64 << 20  # bytes of one part of the file, unpacked
 _PIECE = 1 << 16
+# What the standard library raises on files that are no zip files, damaged or encrypted, or hold no XML.
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, struct.error, expat.ExpatError, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OSError, OverflowError,
+)  # fmt: skip
 _WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main "
 _STRICT = "http://purl.oclc.org/ooxml/wordprocessingml/main "
 _HEADING = re.compile(r"heading ([1-6])", re.I)
 
 
-def text_of(data: bytes) -> tuple[str, list[int]]:
-    """The text, and for each of its lines the number of its paragraph, from 1. Raises NotText."""
+def text_of(data: bytes, most: int) -> tuple[str, list[int]]:
+    """The text, at most `most` characters, and for each of its lines its paragraph, from 1. Raises NotText."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             styles = _Styles()
             if "word/styles.xml" in archive.namelist():
                 _parse(_unpacked(archive, "word/styles.xml"), styles.start, lambda name: None, lambda text: None)
-            body = _Body(styles.levels)
+            body = _Body(styles.levels, most)
             _parse(_unpacked(archive, "word/document.xml"), body.start, body.end, body.characters)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise NotText(f"damaged DOCX ({error})") from None  # RuntimeError: encrypted
     except KeyError:
         raise NotText("a zip file that is no DOCX") from None
-    except expat.ExpatError as error:
+    except _DAMAGES as error:
         raise NotText(f"damaged DOCX ({error})") from None
     return "\n".join(body.lines), body.paragraphs
 
@@ -39,6 +43,8 @@ def text_of(data: bytes) -> tuple[str, list[int]]:
 def _unpacked(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
     """One part of the file in pieces; its stated size is not believed."""
     left = MOST_XML
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise NotText(f"a DOCX in which {name} is compressed in a way that is not read")
     with archive.open(name) as part:
         while piece := part.read(_PIECE):
             left -= len(piece)
@@ -94,10 +100,10 @@ class _Styles:
 class _Body:
     """The lines of the document as its paragraphs end."""
 
-    def __init__(self, levels: dict[str, int]) -> None:
+    def __init__(self, levels: dict[str, int], most: int) -> None:
         self.lines: list[str] = []
         self.paragraphs: list[int] = []
-        self._levels = levels
+        self._levels, self._left = levels, most
         self._count = 0
         self._prefix = ""
         self._parts: list[str] = []
@@ -139,6 +145,9 @@ class _Body:
 
     def characters(self, text: str) -> None:
         if self._text:
+            self._left -= len(text)
+            if self._left < 0:
+                raise NotText("a DOCX with too much text")
             self._parts.append(text)
 
     def _add(self, line: str) -> None:

@@ -85,7 +85,7 @@ def extract(path: bytes, data: bytes) -> Document:
         text, pages = pdf_text.text_of(data, MOST_TEXT)
         return Document(text, "pdf", pages, "page")
     if language == "docx":
-        text, paragraphs = docx_text.text_of(data)
+        text, paragraphs = docx_text.text_of(data, MOST_TEXT)
         return Document(text, "docx", paragraphs, "paragraph")
     document = _decoded(data, language)
     if language == "html":

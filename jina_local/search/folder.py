@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import UsageError
 from .ignore import NAMES, Patterns, Rules, Unusable, patterns_in, rules_above
 
 _REPOSITORIES = frozenset({b"CVS", b"_darcs"})  # all others are hidden
@@ -49,9 +48,9 @@ class _Wanted:
     exclude: Patterns | None
 
     def takes(self, path: str, is_folder: bool) -> bool:
-        if self.exclude is not None and self.exclude.decide(path + "/" * is_folder):
+        if self.exclude is not None and self.exclude.decide(path, is_folder):
             return False
-        return is_folder or self.include is None or bool(self.include.decide(path))
+        return is_folder or self.include is None or bool(self.include.decide(path, False))
 
 
 def walk(
@@ -59,15 +58,12 @@ def walk(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Iterator[FileSeen | Skipped]:
-    """Every file of the folders that is neither hidden nor ignored, each once. Raises UsageError.
+    """Every file of the folders that is neither hidden nor ignored, each once.
 
     folders: absolute paths. A link is not followed, so that nothing outside of the folders is read.
     include, exclude: patterns as in .gitignore; a file has to match one of `include` if there are any.
     """
-    try:
-        wanted = _Wanted(Patterns(include) if include else None, Patterns(exclude) if exclude else None)
-    except Unusable as error:
-        raise UsageError(f"--include and --exclude: {error}.") from None
+    wanted = _Wanted(Patterns(include) if include else None, Patterns(exclude) if exclude else None)
     roots = list(dict.fromkeys(os.path.normpath(folder) for folder in folders))
     seen: set[tuple[int, int]] = set()
     for root in roots:

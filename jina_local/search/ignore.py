@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import EngineMissing
+from .wildmatch import pattern_of
 
 NAMES = (b".gitignore", b".jinaignore")  # the later one decides
-MOST_BYTES = 1 << 17
-# A pattern is matched by backtracking, whose time is the length of a name to the power of its stars.
-_MOST_STARS = 3
-_STARS = re.compile(rf"[^/]*(?:\*[^/]*){{{_MOST_STARS + 1}}}")
+MOST_BYTES = 1 << 16
 
 
 class Unusable(ValueError):
@@ -26,28 +23,23 @@ class Patterns:
     """The patterns of one folder's ignore files, or of a user's --include or --exclude."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        """Raises Unusable if a pattern could take too long to match."""
-        try:
-            from pathspec import GitIgnoreSpec
-        except ImportError as error:
-            raise EngineMissing("reading folders needs pathspec: pip install 'jina_local[search]'.") from error
-        for line in lines:
-            if _STARS.search(line.replace("**", "")):
-                raise Unusable(f"the pattern {line[:80]!r} has more than {_MOST_STARS} stars between slashes")
-        try:
-            self._spec: Any = GitIgnoreSpec.from_lines(lines)
-        except (ValueError, re.error) as error:
-            raise Unusable(f"a pattern that is not valid ({error})") from None
-        found = [one.regex.pattern for one in self._spec.patterns if one.include is not None]
-        # Most names match nothing, and one expression says so quicker than many do.
-        self._any = re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in found) or "(?!)")
+        found = [pattern for line in lines if (pattern := pattern_of(line)) is not None]
+        self._last_first = found[::-1]
+        # Most paths match nothing, and two expressions say so quicker than many do.
+        self._any_name, self._any_path = (
+            re.compile("|".join(one.expression for one in found if one.name_alone == alone) or "(?!)")
+            for alone in (True, False)
+        )
 
-    def decide(self, path: str) -> bool | None:
-        """Whether the last pattern that matches ignores the path; None if no pattern matches. Folders end in `/`."""
-        if self._any.match(path) is None:
-            return None
-        decision: bool | None = self._spec.check_file(path).include
-        return decision
+    def decide(self, path: str, is_folder: bool) -> bool | None:
+        """Whether the last pattern that matches ignores the path; None if no pattern matches."""
+        name = path[path.rfind("/") + 1 :]
+        if self._any_name.match(name) or self._any_path.match(path):
+            for one in self._last_first:
+                applies = is_folder or not one.folders_alone
+                if applies and re.match(one.expression, name if one.name_alone else path):
+                    return one.ignores
+        return None
 
 
 @dataclass(frozen=True)
@@ -58,9 +50,8 @@ class Rules:
 
     def ignores(self, name: str, is_folder: bool) -> bool:
         """Whether an entry of the folder is ignored."""
-        ending = "/" if is_folder else ""
         for patterns, below in self.levels:
-            if (decision := patterns.decide(f"{below}{name}{ending}")) is not None:
+            if (decision := patterns.decide(f"{below}{name}", is_folder)) is not None:
                 return decision
         return False
 
@@ -114,4 +105,4 @@ def _lines(path: bytes) -> list[str]:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
         raise Unusable(f"larger than {MOST_BYTES >> 10} KiB")
-    return raw.decode("utf-8", "surrogateescape").splitlines()
+    return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from ..errors import EngineMissing
+from ..errors import EngineMissing, UsageError
 from .ignore import NAMES
 
 _DEBOUNCE = 1_600  # milliseconds: the longest that a set waits for more changes
@@ -34,26 +34,33 @@ def watch(folders: Sequence[bytes], stop: threading.Event) -> Iterator[set[bytes
         if not present:
             stop.wait(_LOOK)
             continue
-        try:
-            for changes in watchfiles.watch(
-                *map(os.fsdecode, present),
-                watch_filter=_seen(list(present)),
-                debounce=_DEBOUNCE,
-                step=_STEP,
-                stop_event=stop,
-                rust_timeout=int(_LOOK * 1000),
-                yield_on_timeout=True,
-            ):
-                if changes:
-                    yield {os.fsencode(path) for _, path in changes}
-                if _present(folders) != present:
-                    break
-        except FileNotFoundError:
-            continue  # a folder has just gone
-        except RuntimeError as error:
-            if type(error).__name__ != "WatchfilesRustInternalError":
-                raise
-            yield set(present)  # the library cannot express names that are not UTF-8
+        changes = watchfiles.watch(
+            *map(os.fsdecode, present),
+            watch_filter=_visible_in([*present, *map(os.path.realpath, present)]),  # some systems name the latter
+            debounce=_DEBOUNCE,
+            step=_STEP,
+            stop_event=stop,
+            rust_timeout=int(_LOOK * 1000),
+            yield_on_timeout=True,
+        )
+        while _present(folders) == present:
+            try:
+                found = next(changes, None)
+            except FileNotFoundError:
+                break  # a folder has just gone
+            except UnicodeEncodeError:
+                raise UsageError(
+                    "--watch cannot watch a folder whose name is not UTF-8: rename the folder."
+                ) from None
+            except RuntimeError as error:
+                if type(error).__name__ != "WatchfilesRustInternalError":
+                    raise
+                yield set(present)  # a name is not UTF-8; the library ends
+                break
+            if found is None:
+                return
+            if found:
+                yield {os.fsencode(path) for _, path in found}
 
 
 def _present(folders: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
@@ -68,14 +75,14 @@ def _present(folders: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
     return found
 
 
-def _seen(folders: Sequence[bytes]) -> Callable[[object, str], bool]:
+def _visible_in(folders: Sequence[bytes]) -> Callable[[object, str], bool]:
     """A filter of watchfiles: whether a path below a folder is not hidden, or is an ignore file."""
 
     def visible(change: object, path: str) -> bool:
         raw = os.fsencode(path)
         below = min((os.path.relpath(raw, folder) for folder in folders), key=len)
         *above, name = below.split(b"/")
-        return not any(part.startswith(b".") and part != b"." for part in above) and (
+        return not any(part.startswith(b".") for part in above) and (
             not name.startswith(b".") or name in (b".", *NAMES)
         )
 

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from ..errors import EngineMissing
 
-MOST_PARSED = 1 << 20  # characters: longer source is generated, and is cut as text
-_DEEPEST = 40  # definitions inside each other
+MOST_PARSED = 1 << 19  # characters: longer source is generated as a rule, and is cut at lines alone
+# A query's time grows with the square of the children of a node that does not parse. Source with such nodes is cut at
+# lines alone.
+_MOST_UNPARSED = 3_000
+_SECONDS = 2.0  # of a processor, before source that does not parse is given up
+_DEEPEST = 150  # nodes around a definition; deeper ones are part of those around them
+_READ = 1 << 16  # bytes that the parser is handed at a time
 _MOST_NAME = 80
 
 _C_FUNCTIONS = """
@@ -169,7 +175,7 @@ def passages(text: str, language: str, size: int) -> list[Passage]:
     for part in _parts(text, _tree(text, language), size):
         end = _safe(text, part.end)
         if start < end:
-            parts.append(replace(part, start=start, end=end))
+            parts.append(replace(part, start=start, end=end, defines=tuple(dict.fromkeys(part.defines))))
         elif parts:
             parts[-1] = replace(parts[-1], defines=parts[-1].defines + part.defines)
         start = max(start, end)
@@ -196,8 +202,6 @@ def _tree(text: str, language: str) -> Definition:
     for start, end, names, defines in found:
         while open_[-1].end < at[end]:
             open_.pop()
-        if len(open_) > _DEEPEST:
-            continue
         owner = open_[-1]
         before = owner.children[-1].end if owner.children else owner.start
         qualified = tuple(f"{owner.name}.{name}" if owner.name else name for name in names)
@@ -212,22 +216,45 @@ def _captured(data: bytes, language: str) -> list[tuple[int, int, tuple[str, ...
     grammar, query = _grammar(language)
     from tree_sitter import Parser, QueryCursor
 
+    end = time.thread_time() + _SECONDS
+    try:
+        tree = Parser(grammar).parse(
+            lambda place, _: data[place : place + _READ],
+            progress_callback=lambda place, error: time.thread_time() > end,
+        )
+    except ValueError:  # the callback has ended it
+        return []
+    if _unparsed(tree.root_node) > _MOST_UNPARSED:
+        return []
+    cursor = QueryCursor(query)
+    cursor.set_max_start_depth(_DEEPEST)
     found: dict[tuple[int, int], tuple[tuple[str, ...], bool]] = {}
-    for _, captures in QueryCursor(query).matches(Parser(grammar).parse(data).root_node):
+    for _, captures in cursor.matches(tree.root_node):
         node = captures["def"][0]
         while (parent := node.parent) is not None and parent.type in _WRAPPERS:
             node = parent
-        names = tuple(_name(one.text) for one in captures.get("name", captures.get("scope", [])))
+        names = tuple(_name(one.text or b"") for one in captures.get("name", captures.get("scope", [])))
         if "owner" in captures:
-            names = tuple(f"{_name(captures['owner'][0].text)}.{name}" for name in names)
+            names = tuple(f"{_name(captures['owner'][0].text or b'')}.{name}" for name in names)
         known, _ = found.get((node.start_byte, node.end_byte), ((), True))
         found[node.start_byte, node.end_byte] = tuple(dict.fromkeys(known + names)), "name" in captures
     return [(start, end, *found[start, end]) for start, end in sorted(found, key=lambda span: (span[0], -span[1]))]
 
 
+def _unparsed(root: Any) -> int:
+    """The most children of a node that does not parse."""
+    most, waiting = 0, [root]
+    while waiting:
+        node = waiting.pop()
+        if node.has_error:
+            most = max(most, node.child_count if node.is_error else 0)
+            waiting += node.children
+    return most
+
+
 def _name(raw: bytes) -> str:
     """A name as it is asked for: `Stack::push` and `*Stack[T]` become "Stack.push" and "Stack"."""
-    name = re.sub(r"<[^<>]*>|\[.*\]|[*&\s]", "", raw.decode(errors="replace"), flags=re.S)
+    name = re.sub(r"<[^<>]*>|\[.*\]|[*&\s]", "", raw[: 4 * _MOST_NAME].decode(errors="replace"), flags=re.S)
     return name.replace("::", ".")[:_MOST_NAME]
 
 

@@ -119,8 +119,8 @@ def _visible(text: str, start: int, end: int, least: int, size: int) -> Span:
     if not part.strip():
         return start, start
     start, end = start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
-    line = text.rfind("\n", least, start) + 1 or least
-    if end - line <= size and text[line:start].isspace():
+    line = text.rfind("\n", 0, start) + 1
+    if line >= least and end - line <= size and text[line:start].isspace():
         return line, end
     while start > least and _joins(text[start]):  # a mark on a space
         start -= 1
