@@ -31,7 +31,6 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),
-<<<<<<< HEAD
     "self_check": ("store backends embedding reranking formats", "numpy"),
     "loading": ("store embedding reranking registry formats self_check", ""),
     "bulk": ("embedding records store", "numpy"),
@@ -39,11 +38,6 @@ RUNTIME: dict[str, tuple[str, str]] = {
         "bulk embedding reranking text loading store registry",
         "numpy numkong watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
-=======
-    "loading": ("store embedding reranking registry formats", ""),
-    "bulk": ("embedding records", "numpy"),
-    "search": ("", "pypdf watchfiles"),
->>>>>>> text
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "cli": (
         "console records bulk search backends registry store embedding reranking self_check loading doctor",
