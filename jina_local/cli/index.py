@@ -194,8 +194,9 @@ def _opened(args: argparse.Namespace, path: Path) -> Index:
 
     settings = options.settings(args, "")
     named = settings.pop("name_or_path")
-    if args.model is None and path.exists() and args.action != "rebuild":
-        named = None  # JINA_LOCAL_MODEL is for a new index; one that is there has its own
+    if path.exists():  # the environment chooses the model of a new index; one that is there has its own
+        named = args.model
+        settings |= {"backend": args.backend or "auto", "weights": args.weights}
     return Index(
         path, model=named or None, task=args.task, truncate_dim=args.truncate_dim, loading=cast(Loading, settings)
     )
