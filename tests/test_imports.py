@@ -36,7 +36,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "bulk": ("embedding records store", "numpy"),
     "search": (
         "bulk embedding reranking text loading store registry",
-        "numpy numkong pathspec watchfiles pypdf",
+        "numpy numkong pathspec watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "cli": (
@@ -44,6 +44,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),
+    "integrations": ("__init__", "numpy pyarrow ray"),
     "__main__": ("cli", ""),
 }
 OPEN_TO_ALL = {"errors", "spec"}

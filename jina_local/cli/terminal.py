@@ -90,7 +90,7 @@ class VectorTable:
             numbers = block.failed.get(i) or " ".join(first) + " ..."
             tokens = f"{block.token_counts[i]}{'+' if block.truncated[i] else ''}"
             kept = ", ".join(as_cell(block.kept[name][i]) for name in self._kept)
-            self._line(block.start + i, tokens, numbers, kept)
+            self._line(block.indices[i], tokens, numbers, kept)
         self._file.flush()
 
     def close(self, complete: bool) -> None:

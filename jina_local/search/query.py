@@ -25,7 +25,7 @@ Rerank = Callable[[str, Sequence[str]], Sequence[float]]  # a question and passa
 MODES = ("hybrid", "vector", "lexical")
 POOL = 200  # passages that the factors of code may reorder
 RERANKED = 50  # passages that a reranker reads
-_COLUMNS = (1.0, 1.0, 1.0)  # BM25's weights of text, context, path
+_COLUMNS = (1.0, 3.0, 3.0)  # BM25's weights of text, context, path
 _SLOW_WITHOUT_KERNEL = 200_000  # vectors
 
 # Chosen on the sets of tests/bench/README.md.
@@ -184,9 +184,14 @@ def _scores(
 def _lexical(reader: Reader, question: str, rows: int, notes: list[str]) -> tuple[Ints, Floats, float]:
     """The chunks that hold words of the question, their BM25, and the best one's share of the question's weight."""
 
+    newest = reader.connection.execute("SELECT max(id) FROM chunks").fetchone()[0]
+
     def count(term: str, most: int) -> int:
-        sql = "SELECT count(*) FROM (SELECT rowid FROM words WHERE words MATCH ? LIMIT ?)"
-        return int(reader.connection.execute(sql, (term, most)).fetchone()[0])
+        inner = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        sql = f"SELECT count(*), min(rowid) FROM ({inner})"
+        found, oldest = reader.connection.execute(sql, (term, most)).fetchone()
+        # Of a common word the newest rows say how dense it is: counting all of them would take too long.
+        return int(found) if found < most else max(most, rows * most // (newest - oldest + 1))
 
     match = match_of(question, count, rows)
     if match is None:
@@ -274,12 +279,13 @@ def _exact(reader: Reader, pool: _Scores, asked: Floats | None) -> _Scores:
 
 
 def _repeated(hits: list[Hit], best: float) -> list[Hit]:
-    """By falling score; of a file of code, each passage after its best loses a share more."""
-    seen: Counter[int] = Counter()
+    """By falling score; of a definition in several passages, each one after the best loses a share more."""
+    seen: Counter[tuple[int, str]] = Counter()
     out = []
     for hit in sorted(hits, key=lambda hit: -hit.score):
-        loss = best * ranking.WEIGHTS["repeated"] * seen[hit.document.id]
-        seen[hit.document.id] += hit.document.language not in ranking.PROSE
+        definition = hit.document.id, hit.chunk.context
+        loss = best * ranking.WEIGHTS["repeated"] * seen[definition]
+        seen[definition] += bool(hit.chunk.context) and hit.document.language not in ranking.PROSE
         out.append(replace(hit, score=hit.score + loss, factors={**hit.factors, "repeated": loss}) if loss else hit)
     return sorted(out, key=lambda hit: -hit.score)
 

@@ -31,10 +31,19 @@ _POINTS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0640\u064b-\u065f\u0670]+")
 _IDENTIFIER = re.compile(r"\b\w*(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z]|[^\W_]_+[^\W_])\w*")
 _PART = re.compile(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[^\WA-Z_]+")
 _SHORTEST_PART = 2
+# Words that ask, or join others. In code and in other languages they may be rare, and would decide for no reason.
+ASKING = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be by can could did do does for from had has have how i if in into is it its me my of "
+        "on or should so than that the their them then there these they this those to was we were what when where "
+        "which while who whom whose why will with without would you your",
+    )
+)
 
 # FTS5 scores a row in about a microsecond, and passes one over in 0.03 of it.
 SCORED = 20_000  # rows that the words of one question may bring
-ADDED = 100_000  # a word in more rows than these adds nothing: counting them alone would take 3 ms
+ADDED = 100_000  # a word in more rows than these adds nothing: passing over them alone would take 3 ms
 
 
 def words_of(text: str) -> str:
@@ -81,19 +90,23 @@ class Match:
 def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Match | None:
     """The expression that finds a question's rows, in bounded time; None if no word of it is anywhere.
 
-    count: says in how many rows a term stands, or its second argument if there are more.
+    count: says in how many rows a term stands: exactly up to its second argument, about how many beyond.
     rows: of the whole table.
 
     Common words decide nothing: the rarest bring the rows, at most `SCORED` of them, and the others add half their
     weight to rows that are found anyway. A question of nothing but common words is asked with the rarest of them.
+    Words of ASKING are left out if there are others.
     """
-    counted = sorted((count(term, ADDED + 1), n, term) for n, term in enumerate(terms_of(question)))
+    terms = terms_of(question)
+    terms = [term for term in terms if term.strip('"') not in ASKING] or terms
+    counted = sorted((count(term, SCORED + 1), n, term) for n, term in enumerate(terms))
     found = [(number, term) for number, _, term in counted if number]
     # Most pairs of an unspaced script that stand nowhere reach over the end of a word.
     absent = sum(not number and not _RUN.search(term) for number, _, term in counted)
     if not found:
         return None
-    deciding, total = [], 0
+    deciding: list[str] = []
+    total = 0
     for number, term in found:
         if deciding and total + number > SCORED and rows > SCORED:
             break

@@ -76,7 +76,7 @@ def files(repository: str) -> Iterator[Path]:
 
 @lru_cache(maxsize=512)
 def definitions(file: Path) -> dict[str, tuple[int, int]]:
-    """Qualified name -> its lines, decorators included. Of several with a name it is the last: overloads are before it."""
+    """Qualified name -> its lines, decorators included. Of several the last counts, because overloads come first."""
     found: dict[str, tuple[int, int]] = {}
 
     def visit(node: ast.AST, prefix: str) -> None:

@@ -20,6 +20,7 @@ from jina_local.loading import Embedder
 from jina_local.search import nearest, query, ranking
 from jina_local.search.database import Database, shown
 from jina_local.search.query import MODES, Hit, Question
+from jina_local.search.update import CHUNK_TOKENS
 from jina_local.text import splitter
 from tests.search import made_index
 from tests.search.made_index import Made, Passage
@@ -29,7 +30,7 @@ from .metrics import Score
 
 PROSE = ("xquad-en", "xquad-de", "xquad-zh", "xquad-ar", "xquad-en-de", "xquad-de-en", "cranfield")
 LEAST = -0.005  # of the hybrid list, beside the better one of its parts
-MOST_TOKENS = 512
+
 _DISCOUNT = 1 / np.log2(np.arange(2, 12))
 
 
@@ -65,13 +66,17 @@ def prose(name: str, model: Model) -> dict[str, Score]:
     """Mode -> nDCG@10 of one of the retrieval sets, each of its documents a file of one passage."""
     data = datasets.retrieval(name)
     documents = [Made(f"{n}.txt", "text", [Passage(text)]) for n, text in enumerate(data.documents)]
+    out = {}
     with _index(documents, model) as database:
-        return {
-            mode: metrics.mean(
-                np.array([_prose_gain(hits, row) for hits, row in zip(answers, data.relevant, strict=True)])
-            )
-            for mode, answers in _answers(database, data.queries, model, MODES)
-        }
+        vectors = nearest.NONE
+        for mode in MODES:
+            gains = []
+            for text, relevant in zip(data.queries, data.relevant, strict=True):
+                answer = query.search(database, Question(text, mode=mode), model.query, vectors=vectors)
+                vectors = answer.vectors
+                gains.append(_prose_gain(answer.hits, relevant))
+            out[mode] = metrics.mean(np.array(gains))
+    return out
 
 
 def repository(name: str, model: Model) -> list[Made]:
@@ -97,9 +102,18 @@ def repositories(group: str, model: Model) -> Iterator[dict[str, Database]]:
 
 
 def on_code(
-    group: str, indexes: Mapping[str, Database], model: Model, mode: str = "hybrid", without: Sequence[str] = ()
+    group: str,
+    indexes: Mapping[str, Database],
+    model: Model,
+    mode: str = "hybrid",
+    without: Sequence[str] = (),
+    *,
+    by_file: bool = False,
 ) -> NDArray[np.float64]:
-    """nDCG@10 of each question of a group, (n,); `without` these factors of the ranking."""
+    """nDCG@10 of each question of a group, (n,); `without` these factors of the ranking.
+
+    by_file: any passage of a definition's file answers, and each file counts once.
+    """
     weights = {factor: 0.0 if factor in without else weight for factor, weight in ranking.WEIGHTS.items()}
     gains = []
     held = dict.fromkeys(indexes, nearest.NONE)
@@ -108,8 +122,38 @@ def on_code(
             question = Question(asked.text, mode=mode)
             answer = query.search(indexes[asked.repository], question, model.query, vectors=held[asked.repository])
             held[asked.repository] = answer.vectors
-            gains.append(_code_gain(answer.hits, asked.places))
+            gains.append(_code_gain(answer.hits, asked.places, by_file))
     return np.array(gains)
+
+
+def prose_rows(model: Model, sets: Sequence[str]) -> Iterator[list[str]]:
+    """A line for each set: its parts, the hybrid list, and how far that is from the better part."""
+    for name in sets:
+        found = prose(name, model)
+        better = max(found["lexical"], found["vector"], key=lambda score: score.value)
+        gap = found["hybrid"].minus(better)
+        verdict = "holds" if gap.value >= LEAST else "BELOW"
+        cells = [f"{found[mode].value:.3f}" for mode in ("lexical", "vector", "hybrid")]
+        yield [name, *cells, f"{gap.value:+.4f} ± {gap.error:.4f}", verdict]
+
+
+def code_rows(group: str, indexes: Mapping[str, Database], model: Model) -> Iterator[list[str]]:
+    """A line for each mode, with the ranking and without it, then one for each factor left out."""
+    kinds = np.array([question.kind for question in code.questions(group)])
+    whole = None
+    for mode in ("lexical", "vector", "hybrid"):
+        for without in (tuple(ranking.WEIGHTS), ()):
+            gains = on_code(group, indexes, model, mode, without)
+            files = on_code(group, indexes, model, mode, without, by_file=True)
+            score = metrics.mean(gains)
+            of_kinds = [f"{gains[kinds == kind].mean():.3f}" for kind in code.KINDS]
+            label = f"{mode}{'' if without else ', ranked'}"
+            yield [group, label, f"{score.value:.3f} ± {score.error:.3f}", *of_kinds, f"{files.mean():.3f}"]
+            whole = score
+    assert whole is not None
+    for factor in ranking.WEIGHTS:
+        loss = metrics.mean(on_code(group, indexes, model, without=[factor])).minus(whole)
+        yield [group, f"hybrid, ranked, without {factor!r}", f"{loss.value:+.3f} ± {loss.error:.3f}", *[""] * 4]
 
 
 @contextmanager
@@ -121,33 +165,23 @@ def _index(documents: list[Made], model: Model) -> Iterator[Database]:
         yield database
 
 
-def _answers(
-    database: Database, queries: Sequence[str], model: Model, modes: Sequence[str]
-) -> Iterator[tuple[str, list[tuple[Hit, ...]]]]:
-    vectors = nearest.NONE
-    for mode in modes:
-        found = []
-        for text in queries:
-            answer = query.search(database, Question(text, mode=mode), model.query, vectors=vectors)
-            vectors = answer.vectors
-            found.append(answer.hits)
-        yield mode, found
-
-
 def _prose_gain(hits: Sequence[Hit], relevant: NDArray[np.bool_]) -> float:
     ranked = [relevant[int(hit.document.path.rpartition(b"/")[2][:-4])] for hit in hits]
     return _ndcg(ranked, int(relevant.sum()))
 
 
-def _code_gain(hits: Sequence[Hit], places: Sequence[code.Place]) -> float:
-    open_places = list(places)
-    ranked = []
+def _code_gain(hits: Sequence[Hit], places: Sequence[code.Place], by_file: bool) -> float:
+    wanted = list({place.file: place for place in places}.values()) if by_file else list(places)
+    relevant, ranked, seen = len(wanted), [], set()
     for hit in hits:
         file = shown(hit.document.path, hit.document.root)
-        met = [p for p in open_places if p.file == file and _meets(hit, p)]
+        if by_file and file in seen:
+            continue
+        seen.add(file)
+        met = [place for place in wanted if place.file == file and (by_file or _meets(hit, place))]
         ranked.append(bool(met))
-        open_places = [p for p in open_places if p not in met]
-    return _ndcg(ranked, len(places))
+        wanted = [place for place in wanted if place not in met]
+    return _ndcg(ranked, relevant)
 
 
 def _meets(hit: Hit, place: code.Place) -> bool:
@@ -163,7 +197,7 @@ def _ndcg(ranked: Sequence[bool], relevant: int) -> float:
 def _split(file: Path, root: Path, model: Model) -> Made:
     text = file.read_text(encoding="utf-8")
     passages = []
-    for piece in splitter.split(text, "python", model.embedder.tokenizer, MOST_TOKENS):
+    for piece in splitter.split(text, "python", model.embedder.tokenizer, CHUNK_TOKENS):
         first = text.count("\n", 0, piece.start) + 1
         last = first + text.count("\n", piece.start, max(piece.start, piece.end - 1))
         passages.append(Passage(text[piece.start : piece.end], piece.context, piece.defines, first, last))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import gateless
 from .bases import KINDS
-from .counting import PAST, count, made, run
+from .counting import PAST, count, made, memory_disk, run
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
         parser.error(f"unknown kind {unknown[0]!r}; possible: {', '.join(kinds)}")
     if args.only:
         kind, seed, number = args.only.split(":")
-        with tempfile.TemporaryDirectory() as root:
+        with tempfile.TemporaryDirectory(dir=memory_disk()) as root:
             numbers = range(int(number), int(number) + 1)
             found = made([kind], Path(root))[kind]
             for _, became, what in run(kind, found, numbers, int(seed), gate_off=args.gate_off):

@@ -174,8 +174,18 @@ def _safetensors(root: Path) -> list[Base]:
                     or p.parent == folder)  # fmt: skip
         out.append(_tensor_file(folder, path, task))
     folder = _copy(made.checkpoint("nano"), root)
-    out.append(_tensor_file(folder, folder / "model.safetensors", "retrieval"))
-    return out
+    published = _tensor_file(folder, folder / "model.safetensors", "retrieval")
+    return [*out, replace(published, trained=_places)]
+
+
+def _places(raw: bytes) -> object:
+    """As `_order`, of a safetensors file."""
+    try:
+        (length,) = struct.unpack("<Q", raw[:8])
+        return sorted((name, entry["data_offsets"]) for name, entry in json.loads(raw[8 : 8 + length]).items()
+                      if name != "__metadata__")  # fmt: skip
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _tensor_file(folder: Path, path: Path, task: str | None) -> Base:

@@ -35,7 +35,7 @@ def run(
 ) -> Iterator[tuple[str, str, str]]:
     """(case, what became of it, what was done) for each number. found: see `made`. gate_off: see `gateless.run`."""
     farm.preload()
-    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-fuzz-") as room:
+    with tempfile.TemporaryDirectory(dir=memory_disk(), prefix="jina_local-fuzz-") as room:
         if gate_off:
             yield from gateless.run(found, kind, numbers, seed, Path(room), gate_off)
             return
@@ -52,12 +52,13 @@ def run(
 
 
 def made(kinds: Sequence[str], root: Path) -> dict[str, list[Base]]:
-    """The models to damage, by kind. An engine that has run here would be forked with its threads: a child makes them."""
+    """The models to damage, by kind. Made in a child, so that no engine has run here before forks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return {kind: pool.apply(bases, (kind, root)) for kind in kinds}
 
 
-def _memory_disk() -> str | None:
+def memory_disk() -> str | None:
+    """Where the folders of a case and its models are: hard links lead from one to the other."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -69,7 +70,7 @@ def _job(
     gate_off: str | None,
     lines: multiprocessing.Queue[tuple[str, str, str] | None],
 ) -> None:
-    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-models-") as root:
+    with tempfile.TemporaryDirectory(dir=memory_disk(), prefix="jina_local-models-") as root:
         models = made(kinds, Path(root))
         for kind in kinds:
             until = None if seconds is None else time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Damaged files at quick size: nothing dies, hangs, raises an untyped error, or gives the vectors of another model."""
+"""Damaged files at quick size: nothing dies, hangs, raises an untyped error, or gives another model's vectors."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def write(path: Path, documents: Iterable[Made], embed: Embed) -> None:
     with writing(path, "bench") as writer:
         with writer.transaction():
             for made in documents:
-                writer.add(_document(made), [_chunk(n, passage) for n, passage in enumerate(made.passages)])
+                writer.add(document_row(made), [chunk_row(n, passage) for n, passage in enumerate(made.passages)])
         if embed:
             chunks = list(writer.chunks())
             found = embed([f"{one.context}\n{one.text}" if one.context else one.text for one in chunks])
@@ -63,12 +63,14 @@ def opened(path: Path, documents: Iterable[Made], embed: Embed) -> Iterator[Data
         yield database
 
 
-def _document(made: Made) -> DocumentRow:
+def document_row(made: Made) -> DocumentRow:
+    """As the writer takes it."""
     path = ROOT + b"/" + made.path.encode()
     return DocumentRow(0, path, ROOT, 0, made.mtime_ns, 0, 0, hashlib.sha256(path).digest(), made.language)
 
 
-def _chunk(ordinal: int, one: Passage) -> ChunkRow:
+def chunk_row(ordinal: int, one: Passage) -> ChunkRow:
+    """As the writer takes it."""
     lines = one.first_line, one.last_line
     return ChunkRow(
         0, 0, ordinal, 0, len(one.text), 0, len(one.text.encode()), *lines, one.context, "\n".join(one.defines),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jina_local.errors import UsageError
-from jina_local.search import nearest, query, ranking
+from jina_local.search import nearest, query, ranking, words
 from jina_local.search.database import Database
 from jina_local.search.query import Question, related, search
 from jina_local.search.writer import writing
@@ -189,7 +189,7 @@ def test_a_reranker_decides_the_order(database):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("given", "message"),
     [
         ({"text": " "}, "empty"),
         ({"mode": "fuzzy"}, "hybrid, vector, lexical"),
@@ -197,9 +197,9 @@ def test_a_reranker_decides_the_order(database):
         ({"k": True}, "k True"),
     ],
 )
-def test_wrong_questions_are_refused(database, words, message):
+def test_wrong_questions_are_refused(database, given, message):
     with pytest.raises(UsageError, match=message):
-        search(database, Question(**{"text": "router", **words}), embed_one)
+        search(database, Question(**{"text": "router", **given}), embed_one)
 
 
 def test_related_passages(database):
@@ -243,6 +243,23 @@ def test_a_hit_says_whether_its_file_is_as_it_was(tmp_path):
         ]
 
 
+def test_common_words_decide_nothing_and_their_rows_are_bounded(tmp_path, monkeypatch):
+    """With limits as small as the index; the word `number` is in every passage, `blue` in a third of them."""
+    monkeypatch.setattr(words, "SCORED", 20)
+    monkeypatch.setattr(words, "ADDED", 60)
+    texts = [f"the number {n}{' blue' * (n % 3 == 1)}{' oven' * (n < 3)}" for n in range(100)]
+    with opened(
+        tmp_path / "index.sqlite", [Made("a.txt", "text", [Passage(text) for text in texts])], None
+    ) as database:
+        answer = search(database, Question("blue oven number", k=100, mode="lexical"))
+        assert sorted(hit.chunk.text.split()[2] for hit in answer.hits) == ["0", "1", "2"]
+        assert answer.hits[0].chunk.text == "the number 1 blue oven"
+        assert answer.missing == ()
+        common = search(database, Question("number", k=100, mode="lexical"))
+        assert {int(hit.chunk.text.split()[2]) for hit in common.hits} == set(range(80, 100))
+        assert common.missing == ("The question's words are all common: 20 of the passages with them were compared.",)
+
+
 ADD = "def add_item(cart, item): cart.append(item)"
 CODE = [
     Made("shop/cart.py", "python", [Passage(ADD, "add_item", ("add_item",))]),
@@ -276,8 +293,8 @@ def test_a_question_for_tests_gets_them(code):
     assert "test" not in by_name["tests/test_cart.py"].factors
 
 
-def test_more_passages_of_a_file_lose_a_share_each(tmp_path):
-    many = Made("a.py", "python", [Passage(f"reset {'x ' * n}") for n in range(3)])
+def test_more_passages_of_a_definition_lose_a_share_each(tmp_path):
+    many = Made("a.py", "python", [Passage(f"reset {'x ' * n}", "Router") for n in range(3)])
     with opened(tmp_path / "index.sqlite", [many, *CODE], None) as database:
         hits = search(database, Question("reset", mode="lexical")).hits
     losses = [hit.factors.get("repeated", 0) for hit in hits]
@@ -298,11 +315,11 @@ def test_prose_has_no_factors(tmp_path):
         ("add_item", "shop/cart.py", ["Cart.add_item"], {"defined"}),
         ("where is AddItem", "shop/cart.py", ["Cart.add_item"], {"defined"}),
         ("adding items", "shop/cart.py", ["Cart.add_item"], {"defines"}),
-        ("empty the cart", "shop/cart.py", [], {"file"}),
-        ("shop", "shop/cart.py", [], {"folder"}),
+        ("empty the cart", "shop/cart.py", ["a"], {"file"}),
         ("unrelated", "shop/cart.py", ["Cart.add_item"], set()),
-        ("unrelated", "shop/tests/cart.py", [], {"test"}),
-        ("unrelated", "third_party/cart.py", [], {"vendored"}),
+        ("unrelated", "shop/cart.py", ["LIMIT"], {"inside"}),
+        ("unrelated", "shop/tests/cart.py", ["a"], {"test"}),
+        ("unrelated", "third_party/cart.py", ["a"], {"vendored"}),
     ],
 )
 def test_factors(question, path, defines, factors):
