@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -134,6 +133,8 @@ def _updated(
 
 def _watch(index: Index, args: argparse.Namespace) -> None:
     """Update the index whenever its folders change, until a signal comes."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from ..search.watch import watch
 
     folders = index.status().folders
