@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -134,6 +133,8 @@ def _updated(
 
 def _watch(index: Index, args: argparse.Namespace) -> None:
     """Update the index whenever its folders change, until a signal comes."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from ..search.watch import watch
 
     folders = index.status().folders
@@ -194,8 +195,9 @@ def _opened(args: argparse.Namespace, path: Path) -> Index:
 
     settings = options.settings(args, "")
     named = settings.pop("name_or_path")
-    if args.model is None and path.exists() and args.action != "rebuild":
-        named = None  # JINA_LOCAL_MODEL is for a new index; one that is there has its own
+    if path.exists():  # the environment chooses the model of a new index; one that is there has its own
+        named = args.model
+        settings |= {"backend": args.backend or "auto", "weights": args.weights}
     return Index(
         path, model=named or None, task=args.task, truncate_dim=args.truncate_dim, loading=cast(Loading, settings)
     )

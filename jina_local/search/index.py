@@ -121,7 +121,8 @@ class Index:
         """Bring the index in line with its folders: words first, then vectors, newest files first.
 
         folders: join those that the index has. include, exclude: patterns of file names, which replace those of
-        earlier runs. rebuild: everything is made again; vectors of unchanged text come from the cache.
+        earlier runs. rebuild: everything is made again, with the same model if no other is given; vectors of
+            unchanged text come from the cache.
         wait: seconds to wait for another writer. command: what the lock says of this one.
         A run that is interrupted keeps all but the batch at hand, and the next run goes on.
         Raises UsageError, Locked, IndexDamaged, IndexMismatch, OutputError, and what `load` raises.

@@ -135,7 +135,7 @@ def _words(request: Mapping[str, Any]) -> Words:
 
 def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
     differences = [
-        f"{key}: {stored.get(key)} in the index, {asked.get(key)} asked for"
+        f"{key}: {_short(stored.get(key))} in the index, {_short(asked.get(key))} asked for"
         for key in sorted(stored.keys() | asked.keys())
         if stored.get(key) != asked.get(key)
     ]
@@ -144,3 +144,9 @@ def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]
             f"{path}: was made with other vectors ({'; '.join(differences)}). Leave the model out, or make the index "
             "again with `index --rebuild`."
         )
+
+
+def _short(value: object) -> str:
+    """A value as it is, the first characters of a digest."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

@@ -35,7 +35,7 @@ from .lock import held
 from .words import words_of
 
 _PAGE = 8192
-_KEPT = ("created", "folders", "include", "exclude")  # of the header, if all else goes
+_KEPT = ("created", "folders", "include", "exclude", "request")  # of the header, if all else goes
 LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
 _FORGET = "INSERT INTO words(words, rowid, text, context, path) VALUES ('delete', ?, ?, ?, ?)"
 
@@ -127,7 +127,7 @@ class Writer(Reader):
             self._put_block(int(row), codes)
 
     def clear(self) -> None:
-        """Take away everything but the folders and their patterns."""
+        """Take away everything but the folders, their patterns and the request for a model."""
         kept = {key: value for key, value in self.header().items() if key in _KEPT}
         self.connection.execute("DELETE FROM header")
         self.set_header(kept)
@@ -190,7 +190,7 @@ def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False)
     """The one Writer of an index, which is made if it is not there; at the end all commits are on disk.
 
     command: what the lock says to others. wait: seconds to wait for another writer.
-    rebuild: all that it holds goes, but its folders and patterns. A file that is damaged, or of another version, is
+    rebuild: all that it holds goes, but not what was asked for. A file that is damaged, or of another version, is
         deleted.
     Raises Locked, IndexDamaged, IndexMismatch, OutputError.
     """

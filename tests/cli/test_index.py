@@ -167,9 +167,14 @@ def test_a_lock_is_exit_code_75(notes, model, capfd):
 
 
 def test_a_model_that_was_set_for_new_indexes_is_not_tried_on_one_that_has_its_own(notes, model, monkeypatch):
-    run(notes, "--truncate-dim", "32")
-    monkeypatch.setenv("JINA_LOCAL_MODEL", "pico")
-    assert run(notes) == 0
+    run(notes, "--truncate-dim", "32", "--model", model.spec.name)
+    model.loaded = {}
+    for name, value in (("MODEL", "another"), ("WEIGHTS", "F16"), ("BACKEND", "mlx")):
+        monkeypatch.setenv(f"JINA_LOCAL_{name}", value)
+    (notes / "new.md").write_text(guide(3))
+    for argv in ([notes], ["--rebuild", notes]):
+        assert run(*argv) == 0
+        assert (model.loaded["name_or_path"], model.loaded["weights"]) == (model.spec.name, "32bit")
     with Index.open("My-notes") as index:
         assert index.status().dim == 32
 

@@ -212,7 +212,7 @@ def test_readers_in_many_threads_never_meet_half_a_document(path):
                     for row in reader.documents():
                         chunks = reader.chunks_of(row.id)
                         texts = {c.text for c in chunks}
-                        assert len(chunks) == 3 and len(texts) == 1, texts
+                        assert (len(chunks), len(texts)) == (3, 1), texts
                         seen.append(row.id)
             except BaseException as error:
                 problems.append(error)

@@ -20,6 +20,7 @@ from jina_local.search.index import Index
 from jina_local.search.query import Hit
 from jina_local.search.writer import writing
 from jina_local.store import local_store
+from tests import tiny_v3_and_rerankers
 from tests.search.standin import SearchEmbedder, guide
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -517,6 +518,23 @@ def test_a_model_with_late_chunking_reads_documents_of_several_passages_as_a_who
         assert len(index.update().failed) == 2
         late.BROKEN = "nothing of this"
         assert index.update().vectors == 2
+
+
+@pytest.mark.mlx
+def test_late_chunking_with_an_engine(notes, tmp_path):
+    pytest.importorskip("mlx.core")
+    folder = tiny_v3_and_rerankers.write(tmp_path / "v3", "v3")
+    with Index.open("x", model=folder, backend="mlx") as index:
+        index.update(notes)
+        document = index.document("1.md")
+        with index.database().reader() as reader:
+            chunks = reader.chunks_of(document.id)
+            halves = reader.halves([chunk.id for chunk in chunks])
+        spans = [(chunk.start_char, chunk.end_char) for chunk in chunks]
+        expected = index.embedder().encode_chunks(guide(1).rstrip(), spans)
+        for chunk, row in zip(chunks, expected, strict=True):
+            assert halves[chunk.id].astype(np.float32) @ row > 0.9999
+        assert index.search("router restarts").mode == "hybrid"
 
 
 @pytest.mark.llama
