@@ -309,6 +309,15 @@ def narrow(row: Published, *, hidden: int, max_positions: int, tasks: Iterable[s
     )
 
 
+def check_length(row: Published, *, hidden: int, max_positions: int, where: str) -> None:
+    """Raise ModelDamaged if a model of the published size would cut texts shorter than the published model does.
+
+    where: the file, and the name that the length has in it.
+    """
+    if hidden == max(row.spec.dims, default=0) and max_positions < row.spec.max_tokens:
+        raise ModelDamaged(f"{where} is {max_positions}; {row.spec.name} reads {row.spec.max_tokens} tokens.")
+
+
 def identify(*, architecture: str, rope_theta: float, where: str = "") -> Published:
     """The row whose architecture and RoPE base a file has; ModelDamaged, naming `where`, if there is none."""
     near: list[str] = []

@@ -80,6 +80,8 @@ def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str
     for path in adapters.values():
         SafetensorsFile(path).close()
     row = registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta, where=str(folder))
+    length = f"{folder}: max_position_embeddings"
+    registry.check_length(row, hidden=arch.hidden, max_positions=arch.max_positions, where=length)
     if row.spec.name != record.model:
         raise ModelDamaged(f"{folder}: its manifest says {record.model}, its config {row.spec.name}.")
     if unknown := adapters.keys() - (set(row.spec.tasks) - {NO_TASK}):

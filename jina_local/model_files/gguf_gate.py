@@ -11,6 +11,7 @@ import math
 import weakref
 from pathlib import Path
 
+from .. import registry
 from ..errors import ModelDamaged
 from ..formats import gguf
 from ..formats.checks import check_shapes
@@ -44,20 +45,12 @@ def check(header: Header, arch: Architecture, row: Published) -> None:
 def _check(header: Header, arch: Architecture, row: Published) -> None:
     path = str(header.path)
     gguf_keys.check(header.keys, Model(arch, row.spec.pooling, arch.max_positions), path)
-    _check_length(header, arch, row)
+    length = f"{path}: {arch.kind}.context_length"
+    registry.check_length(row, hidden=arch.hidden, max_positions=arch.max_positions, where=length)
     _check_tensors(header, arch)
     _check_file_type(header)
     _check_vocabulary(header, arch)
     _check_marks(header, row)
-
-
-def _check_length(header: Header, arch: Architecture, row: Published) -> None:
-    """A model of the published size cuts no text shorter than the published model does."""
-    if arch.hidden == max(row.spec.dims, default=0) and arch.max_positions < row.spec.max_tokens:
-        raise ModelDamaged(
-            f"{header.path}: {arch.kind}.context_length is {arch.max_positions}; {row.spec.name} reads "
-            f"{row.spec.max_tokens} tokens."
-        )
 
 
 def _check_tensors(header: Header, arch: Architecture) -> None:

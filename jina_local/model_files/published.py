@@ -19,6 +19,8 @@ def read(folder: Path, request: Request) -> ModelFiles:
     with Checkpoint(folder) as base:
         arch = base.arch
         row = registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta, where=str(folder))
+        length = f"{folder}: max_position_embeddings"
+        registry.check_length(row, hidden=arch.hidden, max_positions=arch.max_positions, where=length)
         if request.label and request.label.casefold() != base.dtype.casefold():
             command = how_to_convert(request.label, str(folder))
             raise UsageError(

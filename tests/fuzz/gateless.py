@@ -26,7 +26,8 @@ from .bases import Base, put
 
 KINDS = ("gguf", "safetensors", "adapter")  # what an engine reads
 DIED, ENDED = "the engine's process died", "the engine's process was ended"
-RIGHT = (farm.SAME, farm.REFUSED, farm.CHANGED, DIED, ENDED)
+CHANGED = "other vector"  # by no fault of an engine's process: the gate is what refuses such files
+RIGHT = (farm.SAME, farm.REFUSED, CHANGED, DIED, ENDED)
 _LIMIT = 10.0  # seconds for the engine's process to open a model, or to run a pass
 _LATE = 60.0  # seconds after which a case counts as hung
 
@@ -113,7 +114,7 @@ def case(base: Base, answer: str, seed: str, room: Path) -> tuple[str, str]:
     start = time.monotonic()
     became = _answer(base, folder)
     if len(became) == 64 and " " not in became:
-        became = farm.SAME if became == answer else farm.CHANGED
+        became = farm.SAME if became == answer else CHANGED
     if time.monotonic() - start > _LATE:
         became = f"{farm.HANG} over {_LATE:g} s: {became}"
     return became, f"{base.name}: {what}"

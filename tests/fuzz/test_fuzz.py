@@ -26,7 +26,7 @@ def test_damaged_files(kind):
     outcomes, faults = count([kind], 300, seed=2, jobs=2)
     assert faults == []
     assert sum(outcomes.values()) == 300
-    assert sum(outcomes[one] for one in PAST) >= 15, "some have to get past the gate, or nothing behind it is tried"
+    assert sum(outcomes[one] for one in PAST) >= 8, "some have to get past the gate, or nothing behind it is tried"
 
 
 @pytest.mark.slow

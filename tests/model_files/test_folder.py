@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
+from jina_local import registry
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
 from jina_local.model_files import folder
 from jina_local.store import find
@@ -348,3 +350,19 @@ def test_a_folder_without_a_model_lists_the_layouts_and_what_is_there(tmp_path):
     for layout in folder.LAYOUTS:
         assert layout.what in str(error.value)
     assert "Found: notes.txt." in str(error.value)
+
+
+def test_folders_of_the_published_width_have_the_published_length(nano, tmp_path, monkeypatch):
+    """A config that says less would have long texts cut without a word."""
+    out = converted(tmp_path / "out", nano, "mlx", "F32")
+    row = registry.lookup("v5-nano")
+    spec = replace(row.spec, dims=(32, 64), max_tokens=129)
+    monkeypatch.setattr("jina_local.registry.identify", lambda **_: replace(row, spec=spec))
+    for given in (nano, out):
+        with pytest.raises(
+            ModelDamaged, match=rf"{given}: max_position_embeddings is 128; {NANO} reads 129 tokens\."
+        ):
+            find.find(given)
+    monkeypatch.setattr("jina_local.registry.identify", lambda **_: replace(row, spec=replace(spec, max_tokens=128)))
+    for given in (nano, out):
+        assert find.find(given).model.max_tokens == 128

@@ -153,7 +153,11 @@ def test_the_tensors_of_the_two_bert_kinds():
         ("reranker-v2", {"architectures": ["XLMRobertaForMaskedLM"]}, "model_type is None"),
         ("reranker-v2", {"architectures": None}, "model_type is None"),
         ("reranker-v2", {"num_labels": 3}, "num_labels is 3"),
-        ("reranker-v2", {"max_position_embeddings": 2}, "leaves no position"),
+        (
+            "reranker-v2",
+            {"max_position_embeddings": 2},
+            "max_position_embeddings is 2; expected a whole number from 64",
+        ),
         (
             "reranker-v3",
             {"layer_types": ["sliding_attention", "full_attention"] * 14},
