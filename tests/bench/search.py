@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -93,8 +92,12 @@ def contenders(rows: Matrix) -> Iterator[tuple[str, Contender]]:
         if len(rows) <= 10_000:  # building it takes minutes beyond
             yield "usearch, HNSW, float16", _hnsw(rows)
     if importlib.util.find_spec("sqlite_vec"):
-        with suppress(AttributeError, sqlite3.OperationalError):  # a Python that may not load extensions
+        try:
             yield "sqlite-vec, int8", _sqlite_vec(codes)
+        except (AttributeError, sqlite3.OperationalError) as error:
+            print(
+                f"sqlite-vec is left out, because this Python loads no extensions of SQLite: {error}", file=sys.stderr
+            )
     if importlib.util.find_spec("lancedb"):
         yield "lancedb, flat, float32", _lancedb(rows)
 

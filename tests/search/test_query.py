@@ -81,6 +81,19 @@ def test_the_score_is_the_sum_of_both_standardised_scores(database):
     assert np.array([found[name].score for name in TEXTS]) - factors == pytest.approx(expected, abs=0.02)
 
 
+def test_words_count_less_if_most_of_the_question_stands_nowhere(database):
+    """As those of a question in another language: a few common names would stand out for no reason."""
+    text = "pruned qwertz asdfgh yxcvbn uiop"
+    found = search(database, Question(text), embed_one).hits
+    bm25, cosine = (np.array([getattr(hit, part) or 0 for hit in found]) for part in ("bm25", "cosine"))
+    weight = 5 * np.log((4 - 0 + 0.5) / 0.5) - np.log(4.5 / 0.5) + np.log((4 - 1 + 0.5) / 1.5)
+    trust = bm25.max() / weight / 0.4
+    assert 0.1 < trust < 0.5
+    expected = trust * (bm25 - bm25.mean()) / bm25.std() + 0.8 * (cosine - cosine.mean()) / cosine.std()
+    factors = np.array([sum(hit.factors.values()) for hit in found])
+    assert np.array([hit.score for hit in found]) - factors == pytest.approx(expected, abs=0.02)
+
+
 def test_lexical_needs_no_model(database):
     answer = search(database, Question("oven", mode="lexical"))
     assert (answer.mode, answer.missing, names(answer)) == ("lexical", (), ["cake.md"])
