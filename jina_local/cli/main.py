@@ -25,7 +25,7 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS = ("index", "embed", "rerank", "models", "cache", "doctor", "convert")
+_COMMANDS = ("index", "mcp", "embed", "rerank", "models", "cache", "doctor", "convert")
 _PROG = "jina-local"
 
 

@@ -58,6 +58,21 @@ def known(name_or_folder: str) -> Path:
     )
 
 
+def asked_for(name_or_folder: str | None) -> Path:
+    """The index that is named, else that of this folder, else the only one. Raises UsageError."""
+    if name_or_folder is not None:
+        return known(name_or_folder)
+    here, there = of_folder(os.curdir), every()
+    if here is None and len(there) != 1:
+        names = ", ".join(name_of(path) for path in there)
+        raise UsageError(
+            f"which index? This folder is in none; there are: {names}. Say which with --index."
+            if there
+            else "there is no index yet. Make one: `jina-local index FOLDER`."
+        )
+    return here or there[0]
+
+
 def of_folder(folder: str | os.PathLike[str]) -> Path | None:
     """The index that covers a folder: of several, the one whose own folder is the nearest."""
     wanted = absolute(folder)

@@ -1,0 +1,1 @@
+"""Other frameworks, one file each, through the public names of this package."""
