@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import ParamSpec
 
@@ -25,7 +26,9 @@ try:
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp_types import ToolAnnotations
 except ImportError as error:
-    raise EngineMissing("jina_local.integrations.mcp needs the package mcp: pip install 'jina_local[mcp]'.") from error
+    raise EngineMissing(
+        "jina_local.integrations.mcp needs the package mcp: pip install 'jina_local[mcp]'."
+    ) from error
 
 P = ParamSpec("P")
 
@@ -38,8 +41,8 @@ _MOST = 20.0  # seconds of one refresh; the next one goes on
 _LAST = 1.0  # seconds that the end waits for the batch at hand
 _OLD = "files that changed lately may be missing or old."
 
-_INSTRUCTIONS = """Finds passages in folders of this machine by meaning and by words. Ask `search` first, in plain words
-or with names from the code; it reads far less than grep and whole files. A hit is headed by PATH:FIRST-LAST;
+_INSTRUCTIONS = """Finds passages in folders of this machine by meaning and by words. Ask `search` first, in plain
+words or with names from the code: it costs far less than grep and whole files. A hit is headed by PATH:FIRST-LAST;
 `get` has the lines around it, `related` has passages like it."""
 
 
@@ -58,11 +61,24 @@ def serve(open_index: Callable[[], Index]) -> None:
 
 def server(tools: Tools) -> MCPServer:
     """The tools as a server of the SDK."""
-    made = MCPServer("jina-local", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
+    made = MCPServer(
+        "jina-local",
+        version=__version__,
+        instructions=_INSTRUCTIONS,
+        log_level="WARNING",
+        lifespan=_printing_elsewhere,
+    )
     reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
     for tool in (tools.search, tools.get, tools.related, tools.index_status):
         made.add_tool(_telling(tool), description=inspect.getdoc(tool), annotations=reads, structured_output=False)
     return made
+
+
+@asynccontextmanager
+async def _printing_elsewhere(_: object) -> AsyncIterator[None]:
+    """What is printed goes to stderr; the SDK diverts descriptor 1, but not what Python holds back until the end."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _telling(tool: Callable[P, str]) -> Callable[P, str]:
@@ -266,10 +282,13 @@ class _Found:
         return "  ".join(filter(None, (self.place, self.context, state)))
 
 
-def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: int = 0) -> str:
-    """Hits with their passages as long as there is room, then their places alone, then the notes."""
+def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: int | None = None) -> str:
+    """Hits with their passages as long as there is room, then their places alone, then the notes.
+
+    offset: of the first hit, if the next ones can be asked for.
+    """
     _at_least(1, max_tokens=most)
-    room, out, texts = most * _BYTES, list[str](), True
+    room, out, texts = most * _BYTES - sum(len(note) + 1 for note in notes), list[str](), True
     for n, one in enumerate(found[:_HITS]):
         head, text = len(one.head.encode()) + 1, len(one.text.encode()) + 2
         texts = texts and (n == 0 or head + text <= room)  # a worse hit does not take the place of a better one
@@ -277,10 +296,11 @@ def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: in
             break
         out.append(f"{one.head}\n{_cut(one.text, most)}\n" if texts else one.head)
         room -= head + (text if texts else 0)
+    shown = len(out)
     if not found:
-        out.append("Nothing was found." if not offset else f"There are no hits after the first {offset}.")
-    elif len(found) > len(out):
-        out.append(f"(More hits: offset={offset + len(out)}.)")
+        out.append(f"There are no hits after the first {offset}." if offset else "Nothing was found.")
+    elif len(found) > shown:
+        out.append(f"(More hits: {'raise max_tokens' if offset is None else f'offset={offset + shown}'}.)")
     return "\n".join([*out, *notes])
 
 

@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,4 +176,5 @@ def _replace(path: Path, text: str) -> None:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
     finally:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):
+            temp.unlink()
