@@ -34,7 +34,8 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "loading": ("store embedding reranking registry formats", ""),
     "bulk": ("embedding records", "numpy"),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
-    "cli": ("console records bulk backends registry store embedding reranking loading doctor", "numpy"),
+    "integrations": ("", "anyio mcp mcp_types"),
+    "cli": ("console records bulk backends registry store embedding reranking loading doctor integrations", "numpy"),
     "__init__": ("text embedding reranking loading", ""),
     "__main__": ("cli", ""),
 }

@@ -32,8 +32,8 @@ except ImportError as error:
 
 P = ParamSpec("P")
 
-_HITS = 10  # of a call
-_TOKENS = 1000  # of an answer with passages, if the agent does not say
+_HITS = 30  # of an answer: the best with their passages, the others by name
+_TOKENS = 800  # of an answer with passages, if the agent does not say
 _TOKENS_OF_LINES = 2000
 _BYTES = 4  # a token of an agent, whose tokenizer is not known: of code, English, German and Chinese it is about that
 _WAIT = 1.0  # seconds
@@ -107,7 +107,7 @@ class Tools:
 
         Args:
             query: a question in plain words, or names from the code.
-            max_tokens: about how long the answer may be. Hits beyond it are named without their text.
+            max_tokens: about how long the answer may be. The best hits come with their text, others are named.
             offset: hits to pass over, to see the next ones.
             paths: globs such as "src/*.py", or folders, to search in these only.
         """
@@ -283,19 +283,22 @@ class _Found:
 
 
 def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: int | None = None) -> str:
-    """Hits with their passages as long as there is room, then their places alone, then the notes.
+    """Hits, the best with their passages in half of the room, the others by their places alone; then the notes.
 
     offset: of the first hit, if the next ones can be asked for.
     """
     _at_least(1, max_tokens=most)
-    room, out, texts = most * _BYTES - sum(len(note) + 1 for note in notes), list[str](), True
-    for n, one in enumerate(found[:_HITS]):
-        head, text = len(one.head.encode()) + 1, len(one.text.encode()) + 2
-        texts = texts and (n == 0 or head + text <= room)  # a worse hit does not take the place of a better one
-        if not texts and head > room:
+    sizes = [(len(one.head.encode()) + 1, len(one.text.encode()) + 2) for one in found[:_HITS]]
+    room = most * _BYTES
+    for_texts = room if sum(map(sum, sizes)) <= room else room // 2
+    out, texts = list[str](), True
+    for one, (head, text) in zip(found, sizes, strict=False):
+        texts = texts and (not out or head + text <= for_texts)  # a worse hit does not take the place of a better one
+        size = head + text if texts else head
+        if out and size > room:
             break
         out.append(f"{one.head}\n{_cut(one.text, most)}\n" if texts else one.head)
-        room -= head + (text if texts else 0)
+        room, for_texts = room - size, for_texts - size
     shown = len(out)
     if not found:
         out.append(f"There are no hits after the first {offset}." if offset else "Nothing was found.")
