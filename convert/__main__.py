@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jina_local import console, registry
 from jina_local.errors import UsageError
@@ -38,31 +38,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(args.run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Raises faults as UsageError, so that they leave like every other error, and says which word is close."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(formatter_class=_RAW, allow_abbrev=False, epilog=_EXAMPLES, **words)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The parsed arguments. Raises UsageError."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = parsed.parser
+            known = [name for name in command._option_string_actions if name[:2] == "--"]
+            option = unknown[0].partition("=")[0]
+            what = f"unknown option {option}" if option[:1] == "-" else f"unexpected argument {option!r}"
+            command.error(f"{what}{registry.near_match(option, known)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += registry.near_match(str(value), [str(choice) for choice in action.choices or ()])
+            raise
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="python -m convert",
         description="Turn a published checkpoint into the files that jina_local runs.",
-        epilog=_EXAMPLES,
-        formatter_class=_RAW,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    merge = commands.add_parser(
-        "merge", help="merge the adapters; a plain checkpoint for any loader", epilog=_EXAMPLES, formatter_class=_RAW
-    )
+    merge = commands.add_parser("merge", help="merge the adapters; a plain checkpoint for any loader")
     _common(merge, "one folder, or one below it for each task")
     merge.add_argument("--task", help="a task, or all; a model with one task needs none")
     merge.add_argument("--dtype", choices=("F32", "F16", "BF16"), help="default: the source's")
-    merge.set_defaults(run=_merge)
+    merge.set_defaults(run=_merge, parser=merge)
 
-    mlx = commands.add_parser("mlx", help="MLX weights", epilog=_EXAMPLES, formatter_class=_RAW)
+    mlx = commands.add_parser("mlx", help="MLX weights")
     _common(mlx, "one folder, or one below it for each task; with separate adapters always one")
     _adapters(mlx)
     mlx.add_argument("--bits", type=int, choices=(4, 5, 6, 8, 16, 32), default=8, help="default: 8")
     mlx.add_argument(
         "--group-size", type=int, choices=(32, 64, 128), help="weights a scale (default: 32 for 4 bits, else 64)"
     )
-    mlx.set_defaults(run=_mlx)
+    mlx.set_defaults(run=_mlx, parser=mlx)
 
     _add_gguf(commands)
     _add_verify(commands)
@@ -70,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_gguf(commands: Any) -> None:
-    gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp", epilog=_EXAMPLES, formatter_class=_RAW)
+    gguf = commands.add_parser("gguf", help="GGUF files for llama.cpp")
     _common(gguf, "a folder for all files")
     _adapters(gguf)
     gguf.add_argument(
@@ -86,19 +111,17 @@ def _add_gguf(commands: Any) -> None:
         help="a text file, one text a line: weigh the rounding by what these texts use",
     )
     gguf.add_argument("--threads", type=int)
-    gguf.set_defaults(run=_gguf)
+    gguf.set_defaults(run=_gguf, parser=gguf)
 
 
 def _add_verify(commands: Any) -> None:
-    verify = commands.add_parser(
-        "verify", help="compare converted files with their source", epilog=_EXAMPLES, formatter_class=_RAW
-    )
+    verify = commands.add_parser("verify", help="compare converted files with their source")
     verify.add_argument("out", type=Path, help="a converted folder or a .gguf file")
     verify.add_argument("--against", required=True, metavar="SRC", help="the checkpoint it was made from")
     verify.add_argument("--weights", help="which of several, as Q4_K_M")
     verify.add_argument("--backend", choices=("auto", "mlx", "llama"), default="auto")
     _hub(verify)
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=_verify, parser=verify)
 
 
 def _common(parser: argparse.ArgumentParser, out: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from jina_local.errors import JinaError, Locked, OutputError
 from jina_local.formats import gguf, manifest
 from jina_local.formats.files import sha256
-from jina_local.formats.manifest import Entry, Manifest, Source
+from jina_local.formats.manifest import Entry, Manifest, Probes, Source
 from jina_local.formats.safetensors import SafetensorsFile
 
 _SPARE = 1.1  # what is asked for beyond the estimate: file systems need room of their own
@@ -83,6 +83,7 @@ def write_manifest(
     source: Source,
     tokenizer: str,
     weights: Mapping[str, tuple[str | None, str | None]],
+    probes: Probes | None = None,
 ) -> None:
     """Digest every file of `folder` and write its manifest. `weights`: path -> (task, label), see manifest.py."""
     files = {}
@@ -92,7 +93,7 @@ def write_manifest(
         header = _header_size(path) if task or label else None
         digest = None if header is None else sha256(path, header)
         files[name] = Entry(path.stat().st_size, sha256(path), task, label, header, digest)
-    body = Manifest(form, model, source, tokenizer, files).dump()
+    body = Manifest(form, model, source, tokenizer, files, probes or {}).dump()
     (folder / manifest.NAME).write_text(body, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from jina_local.formats import manifest, safetensors
 from jina_local.formats.files import sha256
 from jina_local.formats.manifest import Source
 from jina_local.registry import Published
-from jina_local.spec import NO_TASK, RERANK
+from jina_local.spec import NO_TASK, RERANK, ModelSpec
 from jina_local.weights import projector
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
@@ -57,6 +57,13 @@ def locate(wanted: str, *, revision: str | None, offline: bool | None) -> tuple[
 def row_of(checkpoint: Checkpoint) -> Published:
     """The registry row that a checkpoint belongs to."""
     return registry.identify(architecture=checkpoint.arch.kind, rope_theta=checkpoint.arch.rope_theta)
+
+
+def narrowed(checkpoint: Checkpoint, tasks: Sequence[str]) -> ModelSpec:
+    """The registry row as this checkpoint has it, for these tasks."""
+    arch = checkpoint.arch
+    row = row_of(checkpoint)
+    return registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=tasks)
 
 
 def choose_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> list[str]:

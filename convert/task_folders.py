@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local.formats import safetensors
+from jina_local.formats.manifest import Probes
 from jina_local.text.tokenizer import Tokenizer
 from jina_local.weights.checkpoint import Checkpoint
 
 from . import source
 from .publish import staging, write_manifest
+from .verify import probes
 
 Progress = Callable[[str, int, int], None]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -53,18 +55,30 @@ def write_folders(
 ) -> None:
     """Write `out` for one task, `out`/<task> for several, each whole in itself with a manifest of its own."""
     record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
-    fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
-    model = source.row_of(checkpoint).spec.name
+    tokenizer = Tokenizer.from_file(checkpoint.folder / "tokenizer.json")
+    fingerprint, model = tokenizer.fingerprint(), source.narrowed(checkpoint, tasks)
 
-    def seal(folder: Path, weights: Mapping[str, tuple[str | None, str]]) -> None:
-        write_manifest(folder, form=form.name, model=model, source=record, tokenizer=fingerprint, weights=weights)
+    def seal(folder: Path, tasks: Mapping[str, str], numbers: Probes) -> None:
+        weights = {path: (task, form.label) for path, task in tasks.items()}
+        known = {task: numbers[task] for task in tasks.values()}
+        write_manifest(
+            folder,
+            form=form.name,
+            model=model.name,
+            source=record,
+            tokenizer=fingerprint,
+            weights=weights,
+            probes=known,
+        )
 
     with staging(out, force=force, needs=size_of(form.layout) * len(tasks)) as temp:
         folders = {task: temp if len(tasks) == 1 else temp / task for task in tasks}
+        numbers: dict[str, Mapping[str, Sequence[Sequence[float]]]] = {}
         for task, folder in folders.items():
             folder.mkdir(exist_ok=True)
             safetensors.write(folder / WEIGHTS, form.layout, form.tensors(task), form.metadata)
             form.configs(folder, task)
+            numbers |= probes.of_files({folder / WEIGHTS: (task, form.label)}, checkpoint, model, tokenizer)
             if folder != temp:
-                seal(folder, {WEIGHTS: (task, form.label)})
-        seal(temp, {(f / WEIGHTS).relative_to(temp).as_posix(): (task, form.label) for task, f in folders.items()})
+                seal(folder, {WEIGHTS: task}, numbers)
+        seal(temp, {(f / WEIGHTS).relative_to(temp).as_posix(): task for task, f in folders.items()}, numbers)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .errors import JinaError
 
+TYPE_CHECKING = False  # `typing` is not imported: until this file is done, Ctrl-C is Python's own traceback
 if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .loading import load

@@ -84,6 +84,13 @@ print(json.dumps({"info": llama_cpp.llama_print_system_info().decode(errors="rep
                   "offload": bool(llama_cpp.llama_supports_gpu_offload())}))
 """
 
+_SELF_CHECK = """
+import json
+from jina_local import self_check
+told = self_check.of_package({!r})
+print(json.dumps({{"ok": told.ok, "text": told.text}}))
+"""
+
 
 def checks() -> list[Check]:
     """Look at everything, in the order in which a fault would bite."""
@@ -95,6 +102,7 @@ def checks() -> list[Check]:
         _numpy_blas(),
         _network(),
         *_places(),
+        *_vectors(),
         _model(),
         _reranker(),
     ]
@@ -291,6 +299,22 @@ def _places() -> list[Check]:
     if broken := local_store.converted()[1]:
         step = "Convert again with --force, or delete the folder."
         found.append(Check("conversions", False, "; ".join(broken), step))
+    return found
+
+
+def _vectors() -> list[Check]:
+    """Whether each engine gives the vectors that are known for the model in the package."""
+    found = []
+    for name in backends.BACKENDS:
+        if not backends.installed(name):
+            continue
+        answer, label = _child(_SELF_CHECK.format(name)), f"vectors {name}"
+        if isinstance(answer, str):
+            found.append(Check(label, False, answer, f"pip install --force-reinstall 'jina_local[{name}]'"))
+            continue
+        step = "Do not use this engine on this machine, and report what `jina-local doctor` prints."
+        ok = answer["ok"] is True
+        found.append(Check(label, ok, f"pico, {answer['text']}", None if ok else step))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
-from . import registry
+from . import registry, self_check
 from .embedding.embedder import Embedder
 from .errors import UsageError
 from .formats import manifest
@@ -41,6 +41,7 @@ def load(  # type: ignore[overload-overlap]  # a name that is a str and no liter
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    verify: bool = False,
 ) -> Reranker: ...
 
 
@@ -57,6 +58,7 @@ def load(
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    verify: bool = False,
 ) -> Embedder: ...
 
 
@@ -72,6 +74,7 @@ def load(
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    verify: bool = False,
 ) -> Embedder | Reranker:
     """Open a model: a converted folder, a .gguf file or a folder of them, a published checkpoint, or a name.
 
@@ -87,6 +90,9 @@ def load(
     isolate: "process" runs the engine in a process of its own, with the same bits. An abort in native code ends that
     process; the pass is run once more in a new one, and then EngineCrashed is raised. "auto" does so if the origin of
     the files is not known, see `origin_is_known`. None runs the engine in this process.
+    verify: compare the vectors of three fixed texts with the numbers that the converter wrote into the manifest, for
+    `task`, or for every task if none is given; other vectors raise ModelDamaged, and files of which none are known
+    UsageError.
     What was chosen, and why, is in `.spec.origin`. A model that ranks documents comes as a Reranker, which has no
     tasks to choose from. Raises ModelNotFound, ModelDamaged, EngineMissing, UsageError.
     """
@@ -109,9 +115,19 @@ def load(
         )
         files = replace(files, reasons=(*files.reasons, f"isolate: {why}"))
         apart = None if known else "process"
+    model: Embedder | Reranker
     if files.model.scoring is not None:
-        return Reranker(files, device=device, threads=threads, isolate=apart)
-    return Embedder(files, task=task, device=device, threads=threads, isolate=apart)
+        model = Reranker(files, device=device, threads=threads, isolate=apart)
+    else:
+        model = Embedder(files, task=task, device=device, threads=threads, isolate=apart)
+    if verify:
+        try:
+            own = None if task is None else registry.expand_tasks(registry.lookup(files.model.name), [task])
+            self_check.require(model, files, own)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 def origin_is_known(name_or_path: str | os.PathLike[str], files: ModelFiles) -> bool:

@@ -167,6 +167,8 @@ class ModelFiles:
     projector: Path | None = None
     # Of the tokenizer that the weights were converted with, as a manifest has it; None: there is no manifest.
     fingerprint: str | None = None
+    # Task -> the numbers that the converter expects of it, see self_check.py; empty: they are not known.
+    probes: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     # GGUF files, whose own vocabulary `tokenizer` has to agree with.
     vocabularies: tuple[Path, ...] = ()
 

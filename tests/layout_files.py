@@ -18,8 +18,8 @@ from jina_local.weights import architecture, tensor_names
 from . import tiny
 
 NANO, SMALL = "jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small"
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-         "head_dim": 32, "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+         "head_dim": 64, "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DIGEST = "5e" * 32  # of a base checkpoint
 
@@ -32,8 +32,8 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
     tokens = tokens if tokens is not None else [f"t{i}" for i in range(arch.vocab)]
     body = {
         f"{name}.block_count": 1, f"{name}.context_length": 128, f"{name}.embedding_length": 64,
-        f"{name}.feed_forward_length": 64, f"{name}.attention.head_count": 2, f"{name}.attention.head_count_kv": 2,
-        f"{name}.attention.key_length": 32, f"{name}.attention.layer_norm_rms_epsilon": arch.eps,
+        f"{name}.feed_forward_length": 64, f"{name}.attention.head_count": 1, f"{name}.attention.head_count_kv": 1,
+        f"{name}.attention.key_length": 64, f"{name}.attention.layer_norm_rms_epsilon": arch.eps,
         f"{name}.rope.freq_base": arch.rope_theta, f"{name}.pooling_type": 3,
         "general.file_type": {v: k for k, v in FILE_TYPES.items()}[label],
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "jina-v5-nano" if kind == "nano" else "qwen2",
@@ -46,7 +46,7 @@ def write_gguf(path, kind="nano", *, label="Q8_0", keys=None, drop=(), extra=Non
     for tensor, shape in (architecture.tensors(arch) | (extra or {})).items():
         if tensor not in drop:
             stored = tensor if tensor in (extra or {}) else renamed[tensor]
-            writer.add_tensor(stored, np.zeros((shapes or {}).get(tensor, shape), np.float32))
+            add_zeros(writer, stored, (shapes or {}).get(tensor, shape), label)
     return _written(writer, path)
 
 
@@ -76,6 +76,15 @@ def write_adapter(path, kind="nano", *, arch=None, task="retrieval", base=DIGEST
             kind = gguf.GGMLQuantizationType.BF16 if values.dtype == np.uint16 else None
             writer.add_tensor(name, values, raw_dtype=kind)
     return _written(writer, path)
+
+
+def add_zeros(writer, name, shape, label):
+    """A tensor of a file with this label: matrices have 16 bits if the label says so, all others have 32."""
+    short = len(shape) > 1 and label in ("F16", "BF16")
+    kind = gguf.GGMLQuantizationType.BF16 if short and label == "BF16" else None
+    writer.add_tensor(
+        name, np.zeros(shape, np.uint16 if kind else np.float16 if short else np.float32), raw_dtype=kind
+    )
 
 
 def _add_keys(writer, body):

@@ -75,15 +75,18 @@ def inline(pattern):
 INSTALLED_BY_CI = [block for block in blocks("sh") if block.name]
 SHELL = [block for block in blocks("sh", "console") if not block.name]
 BENCH = "python -m tests.bench"
+NEEDS_TORCH = r"tests\.bench\.fidelity (nano|small)"
 SLOW = ("convert/README.md", "notebooks/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
 
 
 def marked(found):
-    """As parameters: what converts or measures belongs to the slow run, what needs nbclient to that of notebooks."""
+    """As parameters: what converts or measures belongs to the slow run, notebooks and what needs torch to theirs."""
     parameters = []
     for number, block in enumerate(found):
         slow = block.document in SLOW or BENCH in block.text
         marks = [pytest.mark.notebooks] if "execute.py" in block.text else [pytest.mark.slow] if slow else []
+        if re.search(NEEDS_TORCH, block.text):
+            marks.append(pytest.mark.reference)
         first = block.commands[0][0] if block.language != "python" else block.text.splitlines()[2]
         name = f"{block.document}-{number}-{first[:50]}"
         parameters.append(pytest.param(block, marks=marks, id=name))
@@ -95,6 +98,13 @@ def marked(found):
 FILES = {
     "notes.txt": "buy milk\nMars looks red\nread a book\n",
     "more.md": "water the plants\n",
+    "notes/router.md": (
+        "# Router\n\nIt stands in the hall.\n\n## Reset\n\nHold the reset button for ten seconds, until it turns red.\n"
+        "Then wait for green.\n"
+    ),
+    "notes/garden.md": "# Garden\n\nWater the plants in the evening.\n\n## Tools\n\nThe spade is in the shed.\n",
+    "notes/bread.md": "# Bread\n\nFlour, water, salt and yeast.\n\n## Baking\n\nForty minutes at 220 degrees.\n",
+    "notes/tax.txt": "The tax return is due at the end of July. Receipts are in the blue folder.\n",
     "docs.txt": "Venus is hot.\nMars looks red.\n",
     "docs.jsonl": '{"id": "a", "body": "Mars looks red."}\n{"id": "b", "body": "Venus is hot."}\n',
     "paragraphs.txt": "Mars is a planet.\nIt looks red.\n",
@@ -136,6 +146,7 @@ def hub():
 def playground(hub, tmp_path):
     """A folder with the files that commands read, and the environment that they run in."""
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "SRC").symlink_to(made.checkpoint("nano"))
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
@@ -344,7 +355,8 @@ def test_the_converters_commands_are_named(command):
 
 
 def test_every_option_in_the_documents_exists():
-    helped = "".join(options("jina_local", c) for c in ("embed", "rerank", "models"))
+    commands = ("index", "search", "get", "related", "cache", "embed", "rerank", "models")
+    helped = "".join(options("jina_local", c) for c in commands)
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
     helped += "".join(options(f"tests.bench.{c}") for c in ("speed", "fidelity", "quality", "adapters", "digests"))

@@ -23,7 +23,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "console": ("", "tqdm"),
     "formats": ("", "numpy"),
     "weights": ("formats", "numpy"),
-    "text": ("formats", "numpy tokenizers"),
+    "text": ("formats", "numpy tokenizers semantic_text_splitter tree_sitter"),
     "records": ("formats", "numpy pyarrow"),
     "model_files": ("weights formats registry", ""),
     "backends": ("weights formats", "numpy mlx llama_cpp"),
@@ -31,19 +31,28 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
     "reranking": ("inference backends text weights", "numpy"),
-    "loading": ("store embedding reranking registry formats", ""),
-    "bulk": ("embedding records", "numpy"),
+    "self_check": ("store backends embedding reranking formats", "numpy"),
+    "loading": ("store embedding reranking registry formats self_check", ""),
+    "bulk": ("embedding records store", "numpy"),
+    "search": (
+        "bulk embedding reranking text loading store registry",
+        "numpy numkong pathspec watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
+    ),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
-    "integrations": ("", "anyio mcp mcp_types"),
-    "cli": ("console records bulk backends registry store embedding reranking loading doctor integrations", "numpy"),
-    "__init__": ("text embedding reranking loading", ""),
+    "cli": (
+        "console records bulk search backends registry store embedding reranking self_check loading doctor "
+        "integrations",
+        "numpy",
+    ),
+    "__init__": ("text embedding reranking loading search", ""),
+    "integrations": ("__init__", "numpy pyarrow ray anyio mcp mcp_types"),
     "__main__": ("cli", ""),
 }
 OPEN_TO_ALL = {"errors", "spec"}
 MOST_FLOORS = 10
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
-CONVERT_MORE = {"verify": {"backends", "inference", "reranking"}}  # by folder
+CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}}  # by folder
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 

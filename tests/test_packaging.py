@@ -66,7 +66,7 @@ def test_the_wheel_holds_both_packages_without_the_training(wheel):
     expected = {name for name in tracked("jina_local", "convert") if not name.startswith("convert/pico/")}
     assert names == expected
     assert "jina_local/py.typed" in names
-    assert "jina_local = jina_local.cli.main:run" in entry_points.replace("-", "_")
+    assert "jina_local = jina_local.__main__:run" in entry_points.replace("-", "_")
     assert licences
 
 

@@ -99,7 +99,7 @@ def add_identity(
 
 def add_own(writer: Any, model: ModelSpec, task: str | None) -> None:
     """What a file says in our namespace: model, task (none in a base) and prompts."""
-    writer.add_string("jina_local.loading", model.name)
+    writer.add_string("jina_local.model", model.name)
     if task is not None:
         writer.add_string(TASK_KEY, task)
     if model.prompts:

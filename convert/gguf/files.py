@@ -35,6 +35,7 @@ from jina_local.weights.gguf_keys import Model
 
 from .. import source
 from ..publish import staging, write_manifest
+from ..verify import probes
 from . import adapters, engine, vocabulary
 from . import imatrix as importance_of
 from .vocabulary import Vocabulary
@@ -125,8 +126,19 @@ def to_gguf(
             for name in ("tokenizer.json", "config.json"):
                 shutil.copyfile(folder / name, temp / name)
             source.write_projector(checkpoint, temp)
-            name, fingerprint = row.spec.name, words.fingerprint
-            write_manifest(temp, form="gguf", model=name, source=record, tokenizer=fingerprint, weights=weights)
+            files = {temp / name: entry for name, entry in weights.items()}
+            served = source.narrowed(
+                checkpoint, registry.tasks_served(row, chosen_tasks) if separate else chosen_tasks
+            )
+            write_manifest(
+                temp,
+                form="gguf",
+                model=row.spec.name,
+                source=record,
+                tokenizer=words.fingerprint,
+                weights=weights,
+                probes=probes.of_files(files, checkpoint, served, tokenizer),
+            )
 
 
 def _require_engines() -> None:
@@ -191,7 +203,7 @@ def _write_model(job: _Job, task: str | None, folder: Path) -> dict[str, str]:
     called = task or "base"
     files = {label: job.row.gguf_file.format(task=called, type=label) for label in job.types}
     full = folder / job.row.gguf_file.format(task=called, type="F32")
-    model = narrowed(job.checkpoint, job.row, [task or job.prompted])
+    model = source.narrowed(job.checkpoint, [task or job.prompted])
     _write_f32(job, model, task, full)
     _check_tokenizer(_verify(full, "F32", job), job)
     importance: dict[str, NDArray[np.float32]] | None = None
@@ -260,7 +272,7 @@ def _write_f32(job: _Job, model: ModelSpec, task: str | None, path: Path) -> Non
 def _write_adapter(job: _Job, task: str, folder: Path) -> str:
     """Write the adapter of one task; the file's name."""
     path = folder / job.row.gguf_file.format(task=task, type="adapter")
-    model = narrowed(job.checkpoint, job.row, [task])
+    model = source.narrowed(job.checkpoint, [task])
     wide = "F32" in job.types
     adapters.write(path, job.checkpoint, job.row, model, task, job.base, revision=job.revision, wide=wide)
     job.progress(f"{task} adapter", 1, 1)
@@ -297,12 +309,6 @@ def _model(checkpoint: Checkpoint, model: ModelSpec) -> Model:
     return Model(arch, model.pooling, arch.max_positions if arch.kind == "bert" else model.max_tokens)
 
 
-def narrowed(checkpoint: Checkpoint, row: Published, tasks: Sequence[str]) -> ModelSpec:
-    """The registry row as this checkpoint has it."""
-    arch = checkpoint.arch
-    return registry.narrow(row, hidden=arch.hidden, max_positions=arch.max_positions, tasks=tasks)
-
-
 def _verify(path: Path, label: str, job: _Job) -> format_.Header:
     """The header as the runtime reads it: complete, of the right type, every tensor in its shape, no key unknown.
 
@@ -319,7 +325,7 @@ def _verify(path: Path, label: str, job: _Job) -> format_.Header:
     if header.weights != label or {n: format_.plain(t.shape) for n, t in header.tensors.items()} != expected:
         raise OutputError(f"{path.name}: llama.cpp wrote {header.weights} with other tensors than it was given.")
     gguf_keys.check_types(header.keys, path.name)
-    model = narrowed(job.checkpoint, job.row, [job.prompted])
+    model = source.narrowed(job.checkpoint, [job.prompted])
     gguf_keys.check(header.keys, _model(job.checkpoint, model), path.name)
     gguf_keys.check_order(list(header.tensors), job.checkpoint.arch, path.name)
     return header

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jina_local import registry
 from jina_local.errors import UsageError
 from jina_local.formats import safetensors
 from jina_local.spec import NO_TASK, ModelSpec
@@ -20,6 +21,7 @@ from jina_local.weights.checkpoint import Checkpoint
 from .. import source
 from ..publish import staging, write_manifest
 from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
+from ..verify import probes
 
 
 def write_separate(
@@ -43,7 +45,7 @@ def write_separate(
     _refuse_nothing(checkpoint, model, tasks)
     tasks = [task for task in tasks if task != NO_TASK]
     record = source.describe(checkpoint, source_name or checkpoint.folder.resolve().name, revision, tasks)
-    fingerprint = Tokenizer.from_file(checkpoint.folder / "tokenizer.json").fingerprint()
+    tokenizer = Tokenizer.from_file(checkpoint.folder / "tokenizer.json")
     base = source.base_digest(checkpoint, record)
     layouts = {task: _layout(checkpoint, task, dtype) for task in tasks}
     with staging(out, force=force, needs=size_of(form.layout) + sum(map(size_of, layouts.values()))) as temp:
@@ -59,7 +61,17 @@ def write_separate(
             weights[name] = (task, None)
             if progress:
                 progress("mlx adapters", done, len(tasks))
-        write_manifest(temp, form=form.name, model=model.name, source=record, tokenizer=fingerprint, weights=weights)
+        served = source.narrowed(checkpoint, registry.tasks_served(source.row_of(checkpoint), tasks))
+        files = {temp / name: entry for name, entry in weights.items()}
+        write_manifest(
+            temp,
+            form=form.name,
+            model=model.name,
+            source=record,
+            tokenizer=tokenizer.fingerprint(),
+            weights=weights,
+            probes=probes.of_files(files, checkpoint, served, tokenizer),
+        )
 
 
 def _refuse_nothing(checkpoint: Checkpoint, model: ModelSpec, tasks: Sequence[str]) -> None:

@@ -11,8 +11,13 @@ import json
 import shutil
 from pathlib import Path
 
+from convert import source
 from convert.gguf.files import to_gguf
+from convert.verify import probes
 from jina_local.formats.files import sha256
+from jina_local.store import package
+from jina_local.text.tokenizer import Tokenizer
+from jina_local.weights.checkpoint import Checkpoint
 
 from .export import TASKS
 
@@ -26,6 +31,15 @@ def bundle(checkpoint: Path, root: Path) -> int:
         shutil.rmtree(root / name, ignore_errors=True)
     shutil.copytree(checkpoint, root / "checkpoint")
     to_gguf(root / "checkpoint", root / "gguf", tasks=TASKS, types=["Q8_0"], separate=True, source_name="pico")
+    with Checkpoint(root / "checkpoint") as opened:
+        tokenizer = Tokenizer.from_file(root / "checkpoint" / "tokenizer.json")
+        entries: dict[Path, tuple[str | None, str | None]] = {
+            root / "checkpoint" / "adapters" / task: (task, None) for task in TASKS
+        }
+        entries[root / "checkpoint" / "model.safetensors"] = (None, "F16")
+        known = probes.of_files(entries, opened, source.narrowed(opened, TASKS), tokenizer)
+    numbers = {task: of_label["F16"] for task, of_label in known.items()}
+    (root / package.PROBES).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != "digests.json")
     digests = {path.relative_to(root).as_posix(): sha256(path) for path in files}
     (root / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The forward pass in plain numpy, float32: what the converted files are held against.
 
 It shares no line with either engine: theta, epsilon, the order of norm and rotation, the head layout and the
-mask are written here once more, from the papers and the published configs. One text at a time, no padding.
+mask are written here once more, from the papers and the published configs. Each text by itself, no padding.
 """
 
 from __future__ import annotations
@@ -25,17 +25,23 @@ def hidden_states(
 
     `weights`: every tensor of `architecture.tensors(arch)`, the adapter added.
     """
+    return all_hidden_states(arch, weights, [ids])[0]
+
+
+def all_hidden_states(
+    arch: Architecture, weights: Mapping[str, Floats], texts: Sequence[Sequence[int] | NDArray[np.int32]]
+) -> list[Floats]:
+    """The same of several texts, each by itself; every tensor is asked for once, in the order of the layers."""
     if arch.xlm_roberta:
-        return reference_xlm_roberta.states(arch, weights, np.asarray(ids))
-    x = weights["embed_tokens.weight"][np.asarray(ids)].astype(np.float32)
-    cos, sin = _angles(arch, len(x))
+        return reference_xlm_roberta.states(arch, weights, [np.asarray(ids) for ids in texts])
+    table = weights["embed_tokens.weight"]
+    states = [table[np.asarray(ids)].astype(np.float32) for ids in texts]
+    del table
     for n in range(arch.layers):
         w = {k: weights[f"layers.{n}.{k}.weight"] for k in _names(arch)}
-        x = x + _attention(arch, w, _rms(x, w["input_layernorm"], arch.eps), cos, sin)
-        h = _rms(x, w["post_attention_layernorm"], arch.eps)
-        gate = h @ w["mlp.gate_proj"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
-    return _rms(x, weights["norm.weight"], arch.eps)
+        states = [_block(arch, w, x) for x in states]
+    norm = weights["norm.weight"]
+    return [_rms(x, norm, arch.eps) for x in states]
 
 
 def logits(arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int] | NDArray[np.int32]) -> Floats:
@@ -43,8 +49,16 @@ def logits(arch: Architecture, weights: Mapping[str, Floats], ids: Sequence[int]
     return reference_xlm_roberta.classify(weights, hidden_states(arch, weights, ids)[0])
 
 
-def _attention(arch: Architecture, w: Mapping[str, Floats], x: Floats, cos: Floats, sin: Floats) -> Floats:
+def _block(arch: Architecture, w: Mapping[str, Floats], x: Floats) -> Floats:
+    x = x + _attention(arch, w, _rms(x, w["input_layernorm"], arch.eps))
+    h = _rms(x, w["post_attention_layernorm"], arch.eps)
+    gate = h @ w["mlp.gate_proj"].T
+    return np.asarray(x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T)
+
+
+def _attention(arch: Architecture, w: Mapping[str, Floats], x: Floats) -> Floats:
     n = len(x)
+    cos, sin = _angles(arch, n)
     q = (x @ w["self_attn.q_proj"].T).reshape(n, arch.heads, arch.head_dim)
     k = (x @ w["self_attn.k_proj"].T).reshape(n, arch.kv_heads, arch.head_dim)
     v = (x @ w["self_attn.v_proj"].T).reshape(n, arch.kv_heads, arch.head_dim)

@@ -47,7 +47,7 @@ class Info:
 
 def digest_of(text: str) -> bytes:
     """The digest by which a text's vector is found."""
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 class VectorCache:

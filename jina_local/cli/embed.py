@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, registry
@@ -13,11 +17,12 @@ from ..records import output, writers
 from ..records.readers import Reading
 from ..records.source import Source
 from ..records.writers import Writer
+from ..store import local_store
 from . import options, terminal
 
 if TYPE_CHECKING:
     from .. import Embedder
-    from ..bulk.stream import Tally
+    from ..bulk.stream import Memory, Tally
     from ..spec import EmbeddingSpec, ModelSpec
 
 SUMMARY = "turn texts into vectors"
@@ -27,6 +32,7 @@ EXAMPLES = """examples:
   jina-local embed "red planet" --prompt-name query --truncate-dim 256
   jina-local embed --input notes.txt --output notes.npy
   jina-local embed --input docs.jsonl --field body --id key --output docs.parquet
+  jina-local embed --input notes.txt --output notes.csv --resume
   sort words.txt | jina-local embed --precision ubinary --keep text > words.jsonl
   jina-local embed --model v3 --late-chunking --input chapter.md > parts.jsonl
 """
@@ -39,11 +45,22 @@ csv, zero in npy and safetensors. --id and --keep need jsonl, csv or parquet.
 A bar is shown on a terminal, unless the vectors are shown there or the texts
 are arguments."""
 
+_GOES_ON = "; the same command goes on with what was done"
+
 _EPILOG = """--late-chunking:
   The texts are the pieces of one document, in their order. It is read as a
   whole, and each piece gets the mean over its own tokens. Together they have
   to fit into --max-length; a piece without a token is refused. The default task
   is that of documents. Only models that take a mean have it, not v5.
+--resume:
+  The vectors are also kept in FILE.resume until FILE is whole. After Ctrl-C, a
+  crash or a loss of power the same command goes on: it reads its input from the
+  start, and the model runs the texts alone that have no vector yet. Vectors
+  belong to texts, so the input may have changed, and the format too. Another
+  model, weights, task, width or precision is refused.
+--shard:
+  Every N-th text from the I-th on, for N machines with one input and an output
+  each. index counts the texts of all shards.
 tasks:
   v5 and pico: retrieval (the default), text-matching, clustering,
   classification. jina-embeddings-v3 has no default: retrieval.query,
@@ -76,16 +93,20 @@ def parser(add: Any) -> options.Parser:
     g.add_argument("--max-length", type=int, metavar="TOKENS", help="default: all that the model takes")
     g.add_argument("--overflow", choices=OVERFLOWS, help="a text that is too long (default: truncate)")
     g.add_argument("--late-chunking", action="store_true", help="the texts are the pieces of one document, see below")
+    g.add_argument("--cache", action="store_true", help="use vectors of earlier runs and indexes, and keep new ones")
     g.add_argument("--deterministic", action="store_true", help="one text a pass: the same bits in any company")
     options.add_input(p, "texts")
     g = options.add_output(p, ("table", *writers.FORMATS), _OUTPUT)
     g.add_argument("--id", metavar="FIELD", help="a field of the records that goes out as id")
+    g.add_argument("--resume", action="store_true", help="go on with a stopped run to --output FILE, see below")
+    g.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts of the texts, see below")
     g.add_argument("--keep", action="append", metavar="FIELD", help="another field that goes out; may be repeated")
     return p
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed; 1 if some texts have no vector."""
+    _check_options(args)
     settings = {**options.settings(args, registry.DEFAULT_MODEL), "task": args.task}
     _check_model(options.known_model(settings["name_or_path"]), args)
     keep = _kept(args)
@@ -94,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         writers.check(writers.format_of(args.output, args.format), keep)
     output.check_target(args.output)
     with (
-        options.telling_what_is_left(args.output),
+        options.telling_what_is_left(args.output, _GOES_ON if args.resume else ""),
         closing(options.open_source(args, args.texts, reading, EXAMPLES)) as source,
         console.quiet_stdout() as stdout,
     ):
@@ -108,10 +129,21 @@ def run(args: argparse.Namespace) -> int:
     return console.SOME_FAILED if tally.failed or tally.bad else console.OK
 
 
-def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
-    """Refuse early, if the model is known, what it cannot do."""
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that exclude each other."""
+    for name in ("resume", "shard", "cache"):
+        if args.late_chunking and getattr(args, name):
+            raise UsageError(f"--{name}: late chunking reads the input as one document, which cannot be divided.")
+    if args.cache and args.deterministic:
+        raise UsageError("--cache with --deterministic: the cache has vectors that were run in company.")
+    if args.resume and (not output.is_file(args.output) or output.written_directly(args.output)):
+        raise UsageError("--resume needs --output FILE: a stream cannot be gone on with.")
     if args.late_chunking and args.overflow == "truncate":
         raise UsageError("--overflow truncate: late chunking cuts nothing; input that is too long is an error.")
+
+
+def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
+    """Refuse early, if the model is known, what it cannot do."""
     if spec is None:
         return
     if spec.scoring is not None:
@@ -119,6 +151,14 @@ def _check_model(spec: ModelSpec | None, args: argparse.Namespace) -> None:
         raise UsageError(f"{spec.name} ranks documents and has no vectors: use `rerank`, or another model: {able}.")
     if args.late_chunking:
         check_late_chunking(spec)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The two numbers of `--shard I/N`."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N, as 1/4 to 4/4, not {text!r}")
+    return int(number), int(of)
 
 
 def _kept(args: argparse.Namespace) -> dict[str, str]:
@@ -176,15 +216,17 @@ def _embedded(
     words = _words(args)
     spec = resolve(embedder.spec, **words)
     tally = stream.Tally(spec.max_tokens)
-    made = stream.embed(
-        embedder, source.items, words, tally, reading=reading, keep=keep, deterministic=args.deterministic
-    )
     shown = options.on_terminal(args, stdout)
     wanted = False if args.progress is None and (args.texts or shown) else args.progress
     with (
         closing(console.progress(source.size, "texts" if source.size is None else "B", wanted)) as bar,
-        output.destination(args.output, stdout) as file,
+        _memories(args, embedder, words, spec) as memories,
+        output.destination(args.output, stdout, alone=args.resume) as file,
     ):
+        made = stream.embed(
+            embedder, source.items, words, tally, reading=reading, keep=keep, shard=stream.Shard(*args.shard or ()),
+            **memories, deterministic=args.deterministic,
+        )  # fmt: skip
         writer = _writer(chosen, file, spec, keep, terminal.columns(stdout) if shown else None)
         complete, seen = False, 0
         try:
@@ -197,6 +239,29 @@ def _embedded(
         finally:
             writer.close(complete)
     return tally
+
+
+@contextmanager
+def _memories(
+    args: argparse.Namespace, embedder: Embedder, words: Words, spec: EmbeddingSpec
+) -> Iterator[dict[str, Memory]]:
+    """The vectors of earlier runs, as arguments of `stream.embed`."""
+    from ..bulk import cache, resume, stream
+
+    memories: dict[str, Memory] = {}
+    with ExitStack() as stack:
+        space = embedder.space(**words) if args.cache or args.resume else {}
+        if args.cache:
+            opened = stack.enter_context(cache.VectorCache(local_store.vector_cache()))
+            memories["cache"] = stream.Cached(opened, json.dumps(space, sort_keys=True))
+        if args.resume:
+            target = Path(os.path.realpath(args.output))
+            more = {"precision": spec.precision, "overflow": spec.overflow, "deterministic": str(args.deterministic)}
+            left = stack.enter_context(resume.journal(target, {**space, **more}))
+            if left.count:
+                console.say(f"{target}{resume.SUFFIX} has {left.count} vectors of a stopped run")
+            memories["journal"] = left
+        yield memories
 
 
 def _writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, keep: dict[str, str], columns: int | None) -> Writer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, registry
 from ..errors import JinaError, SearchIndexError, UsageError
@@ -65,9 +67,10 @@ def parser(add: Any) -> options.Parser:
     p.add_argument(
         "--name", metavar="NAME", help="of the index, or the path of its file (default: the folder's name)"
     )
-    g = p.add_argument_group("actions, in place of an update").add_mutually_exclusive_group()
+    actions = p.add_argument_group("actions, in place of an update").add_mutually_exclusive_group()
     for action, text in _ACTIONS.items():
-        g.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
+        actions.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
+    p.add_argument("--watch", action="store_true", help="go on: update the index whenever a file changes")
     p.add_argument("--json", action="store_true", help="status and list as JSON")
     g = p.add_argument_group("what goes in")
     for name in ("include", "exclude"):
@@ -91,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     actions = {"status": _status, "verify": _verify, "remove": _remove, "list": _list}
     if args.json and args.action not in ("status", "list"):
         raise UsageError("--json goes with --status or --list.")
+    if args.watch and args.action not in (None, "rebuild"):
+        raise UsageError(f"--watch goes with an update, not with --{args.action}.")
     with console.quiet_stdout() as stdout:
         return actions[args.action](args, stdout) if args.action in actions else _update(args)
 
@@ -101,19 +106,60 @@ def _update(args: argparse.Namespace) -> int:
     path, folders = _target(args)
     if (why := places.unreliable(path)) is not None:
         console.say(f"warning: {path}: {why}")
-    with _opened(args, path) as index, _telling_what_is_in(index), _Bars(args.progress) as bars:
+    with _opened(args, path) as index, _telling_what_is_in(index):
+        done = _updated(index, args, folders, args.wait, rebuild=args.action == "rebuild")
+        if args.watch:
+            _watch(index, args)
+    return console.SOME_FAILED if done.failed else console.OK
+
+
+def _updated(
+    index: Index, args: argparse.Namespace, folders: Sequence[str], wait: float, *, rebuild: bool = False
+) -> Updated:
+    """One update, with bars and a summary."""
+    with _Bars(args.progress) as bars:
         done = index.update(
             *folders,
             include=args.include,
             exclude=args.exclude,
-            rebuild=args.action == "rebuild",
-            wait=args.wait,
+            rebuild=rebuild,
+            wait=wait,
             command=" ".join(["index", *(args.folders or ["."])]),
             progress=bars,
         )
-        status = index.status()
-    console.say(_summary(done, status))
-    return console.SOME_FAILED if done.failed else console.OK
+    console.say(_summary(done, index.status()))
+    return done
+
+
+def _watch(index: Index, args: argparse.Namespace) -> None:
+    """Update the index whenever its folders change, until a signal comes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ..search.watch import watch
+
+    folders = index.status().folders
+    changed, stop = threading.Event(), threading.Event()
+    changed.set()  # what changed during the first update
+
+    def look() -> None:
+        for paths in watch([os.fsencode(folder) for folder in folders], stop):
+            if not all(index.wrote(path) for path in paths):
+                changed.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        looking.add_done_callback(lambda _: changed.set())
+        console.say(f"watching {', '.join(folders)}; Ctrl-C ends it")
+        try:
+            while not looking.done():
+                changed.wait()
+                changed.clear()
+                missing = [folder for folder in folders if not os.path.isdir(folder)]
+                if not missing and not looking.done():
+                    _updated(index, args, (), math.inf)
+        finally:
+            stop.set()
+        looking.result()
 
 
 def _target(args: argparse.Namespace) -> tuple[Path, list[str]]:
@@ -140,27 +186,21 @@ def _one_index(args: argparse.Namespace) -> Path:
     given = [*args.folders, *([args.name] if args.name is not None else [])]
     if len(given) > 1:
         raise UsageError(f"--{args.action} is about one index, and several were given: {', '.join(given)}.")
-    if given:
-        return places.known(given[0])
-    every = places.every()
-    here = places.of_folder(os.curdir)
-    if here is None and len(every) != 1:
-        names = ", ".join(places.name_of(path) for path in every)
-        raise UsageError(
-            f"which index? This folder is in none; there are: {names}." if every
-            else f"there is no index yet: give a folder.\n\n{EXAMPLES.rstrip()}"
-        )  # fmt: skip
-    return here or every[0]
+    return places.asked_for(given[0] if given else None)
 
 
 def _opened(args: argparse.Namespace, path: Path) -> Index:
     from ..search.index import Index
+    from ..search.model import Loading
 
     settings = options.settings(args, "")
     named = settings.pop("name_or_path")
-    if args.model is None and path.exists() and args.action != "rebuild":
-        named = None  # JINA_LOCAL_MODEL is for a new index; one that is there has its own
-    return Index(path, model=named or None, task=args.task, truncate_dim=args.truncate_dim, loading=settings)
+    if path.exists():  # the environment chooses the model of a new index; one that is there has its own
+        named = args.model
+        settings |= {"backend": args.backend or "auto", "weights": args.weights}
+    return Index(
+        path, model=named or None, task=args.task, truncate_dim=args.truncate_dim, loading=cast(Loading, settings)
+    )
 
 
 @contextmanager

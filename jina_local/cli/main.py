@@ -25,7 +25,9 @@ class _Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-_COMMANDS = ("index", "mcp", "embed", "rerank", "models", "cache", "doctor", "convert")
+_COMMANDS = (
+    "index", "search", "get", "related", "mcp", "embed", "rerank", "export", "models", "cache", "doctor", "convert"
+)  # fmt: skip
 _PROG = "jina-local"
 
 

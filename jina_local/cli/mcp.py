@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import console
 from ..errors import UsageError
 from ..integrations import mcp_clients
 from . import options
-
-if TYPE_CHECKING:
-    from ..search.index import Index
+from .search import opened
 
 SUMMARY = "let coding agents search an index"
 
@@ -50,9 +48,7 @@ def parser(add: Any) -> options.Parser:
     )  # fmt: skip
     p.add_argument("--index", metavar="NAME|FOLDER", help="the index that answers")
     p.add_argument("--print", action="store_true", help="print what belongs into the settings, and write nothing")
-    p.set_defaults(
-        model=None, weights=None, backend=None, device=None, threads=None, offline=True, progress=False
-    )  # fmt: skip
+    p.set_defaults(device=None, threads=None, progress=False)
     return p
 
 
@@ -63,21 +59,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--print goes with `mcp install CLIENT`.")
         from ..integrations import mcp
 
-        mcp.serve(lambda: _opened(args))
+        mcp.serve(lambda: opened(args))
         return console.OK
     if args.client is None:
         raise UsageError(f"mcp install: for which program? Possible: {', '.join(mcp_clients.CLIENTS)}.")
     return _install(args)
-
-
-def _opened(args: argparse.Namespace) -> Index:
-    """The index that answers, open. Its model is never fetched."""
-    from ..search import places
-    from ..search.index import Index
-
-    settings = options.settings(args, "")
-    loading = {name: settings[name] for name in ("device", "threads", "offline", "show_progress")}
-    return Index.open(places.asked_for(args.index), **loading)
 
 
 def _install(args: argparse.Namespace) -> int:

@@ -186,15 +186,22 @@ def _rm(args: argparse.Namespace, stdout: BinaryIO) -> int:
 
 
 def _verify(args: argparse.Namespace, stdout: BinaryIO) -> int:
-    from ..store import inventory, places
+    from .. import self_check
+    from ..store import inventory
 
-    names = [args.name] if args.name is not None else [row.spec.name for row in registry.PUBLISHED if places.of(row)]
-    verified = [one for name in names for one in inventory.verify(name)]
-    for one in verified:
+    all_here = (row.spec.name for row in registry.PUBLISHED if inventory.whole(row))
+    names = all_here if args.name is None else [args.name]
+    damaged = False
+    for one in (one for name in names for one in inventory.verify(name)):
+        # Files that have changed are not opened.
+        computed = [] if one.faults else list(self_check.of_folder(one.path))
+        wrong = bool(one.faults) or any(told.ok is False for told in computed)
+        damaged |= wrong
         unknown = f", {one.unknown} without a known digest" if one.unknown else ""
-        stdout.write(_bytes(f"{'NOT OK' if one.faults else 'ok'}  {one.path}  ({one.checked} files{unknown})\n"))
-        stdout.write(_bytes("".join(f"        {fault}\n" for fault in one.faults)))
-    return console.DAMAGED if any(one.faults for one in verified) else console.OK
+        stdout.write(_bytes(f"{'NOT OK' if wrong else 'ok'}  {one.path}  ({one.checked} files{unknown})\n"))
+        stdout.write(_bytes("".join(f"        {line}\n" for line in (*one.faults, *map(str, computed)))))
+        stdout.flush()
+    return console.DAMAGED if damaged else console.OK
 
 
 ACTIONS = {
@@ -218,7 +225,8 @@ ACTIONS = {
         _rm, "delete a model from the hub cache and the local store", _NAME, (), ("jina-local models rm v5-nano",)
     ),
     "verify": _Action(
-        _verify, "compare files with their digests", "a model or a converted folder (default: all that is here)", (),
+        _verify, "compare files with their digests, and vectors with those that the converter wrote down",
+        "a model or a converted folder (default: all that is here)", (),
         ("jina-local models verify", "jina-local models verify ~/converted/v5-nano"),
     ),
 }  # fmt: skip

@@ -166,14 +166,14 @@ def on_terminal(args: argparse.Namespace, stdout: BinaryIO) -> bool:
 
 
 @contextmanager
-def telling_what_is_left(path: str | None) -> Iterator[None]:
-    """If the block is stopped by a signal, say what it has left at the --output."""
+def telling_what_is_left(path: str | None, more: str = "") -> Iterator[None]:
+    """If the block is stopped by a signal, say what it has left at the --output, and `more`."""
     try:
         yield
     except BaseException as error:
         left = output.left_by_a_stop(path)
         if console.is_stop(error) and left is not None:
-            console.say(left)
+            console.say(left + more)
         raise
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import console, registry
@@ -165,13 +164,8 @@ def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
         chosen = str(args.format)
     elif not output.is_file(args.output):
         chosen = "table" if options.on_terminal(args, stdout) else "jsonl"
-    elif (suffix := Path(args.output).suffix.lower()) in by_suffix:
-        chosen = by_suffix[suffix]
     else:
-        raise UsageError(
-            f"--output {args.output}: the format cannot be told from the name. "
-            f"Known suffixes: {', '.join(by_suffix)}; or give --format."
-        )
+        chosen = output.by_suffix("--output", args.output, by_suffix, "--format")
     if chosen == "table" and args.return_embeddings:
         raise UsageError("--return-embeddings has no place in a table: give --format jsonl or json.")
     return chosen

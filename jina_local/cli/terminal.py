@@ -54,6 +54,11 @@ def _pieces(text: str) -> Iterator[str]:
         yield char if seen else char.encode("unicode_escape").decode()
 
 
+def width_of(text: str) -> int:
+    """Columns of a text that `one_line` gave."""
+    return sum(map(_width, text))
+
+
 def _width(piece: str) -> int:
     """Columns of one character or escape. Of a sequence that is drawn as one emoji this is the most it can take."""
     if len(piece) > 1:
@@ -85,7 +90,7 @@ class VectorTable:
             numbers = block.failed.get(i) or " ".join(first) + " ..."
             tokens = f"{block.token_counts[i]}{'+' if block.truncated[i] else ''}"
             kept = ", ".join(as_cell(block.kept[name][i]) for name in self._kept)
-            self._line(block.start + i, tokens, numbers, kept)
+            self._line(block.indices[i], tokens, numbers, kept)
         self._file.flush()
 
     def close(self, complete: bool) -> None:

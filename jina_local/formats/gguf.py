@@ -102,7 +102,11 @@ def _parsed(path: Path, identity: tuple[int, ...]) -> Header:
     with open_regular(path) as file:
         if file.read(4) != b"GGUF":
             raise ModelDamaged(f"{path}: not a GGUF file.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # no memory, or a file system that maps nothing
+            raise ModelDamaged(f"{path}: cannot be read ({error.strerror}).") from error
+        with mapped as data:
             try:
                 return _Parser(path, data).header()
             except (struct.error, IndexError) as error:

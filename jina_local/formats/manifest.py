@@ -6,13 +6,14 @@
      "source": {"name": ..., "revision": ... or null, "files": {path: sha256}},
      "tokenizer": fingerprint of the token ids of fixed probe texts (text.tokenizer.Tokenizer.fingerprint),
      "files": {path: {"bytes": n, "sha256": hex, "task": ... or null, "weights": ... or null,
-                      "header_bytes": n, "header_sha256": hex}}}
+                      "header_bytes": n, "header_sha256": hex}},
+     "probes": {task: {weights: the numbers that self_check.py compares, a list for each of its texts}}}
 
 Merged weights of a task have both `task` and `weights`. A base that all tasks share has `weights` alone, and each
 adapter beside it `task` alone; one folder is of either kind, not of both.
 Paths are relative, with `/`. No dates, no absolute paths: the same input gives the same bytes.
 The header of a weight file is what stands before its first tensor. Sizes are checked at every load, and so are the
-digests of headers and of files that hold no weights; all digests by `models verify`.
+digests of headers and of files that hold no weights; all digests, and the probes, by `models verify`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import ModelDamaged
 from .files import parse_json, read_all, sha256, unchanged
-from .schema import Members, dict_of, matching, or_null, text, whole
+from .schema import Members, dict_of, list_of, matching, number, or_null, text, whole
 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
@@ -37,6 +38,11 @@ _INSIDE = matching(
     r"(?!.{300})[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*){0,4}",
     "a path of letters, digits, _, ., + and - that does not lead outside its folder",
 )
+
+
+# task -> weights -> a list of numbers for each probe text
+Probes = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
+_NUMBERS = list_of(list_of(number(-1e6, 1e6), most=64, least=1), most=16, least=1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Manifest:
     source: Source
     tokenizer: str
     files: Mapping[str, Entry]
+    probes: Probes = field(default_factory=dict)
 
     @property
     def bases(self) -> dict[str, Entry]:
@@ -93,7 +100,7 @@ class Manifest:
 
     def dump(self) -> str:
         """The bytes to write, as text."""
-        body = {
+        body: dict[str, object] = {
             "format": FORMAT,
             "form": self.form,
             "model": self.model,
@@ -105,7 +112,13 @@ class Manifest:
             "tokenizer": self.tokenizer,
             "files": {name: _members(entry) for name, entry in sorted(self.files.items())},
         }
+        if self.probes:
+            body["probes"] = {task: dict(sorted(known.items())) for task, known in sorted(self.probes.items())}
         return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+
+    def expected(self, weights: str) -> dict[str, Sequence[Sequence[float]]]:
+        """Task -> the numbers of the probe texts for the weights of one label, as far as they are known."""
+        return {task: known[weights] for task, known in self.probes.items() if weights in known}
 
 
 def load(folder: Path) -> Manifest:
@@ -194,6 +207,7 @@ def _read(path: Path) -> Manifest:
         ),
         tokenizer=members.take("tokenizer", text),
         files={name: _entry(entry) for name, entry in members.each("files", _MOST_FILES, _INSIDE)},
+        probes=members.take("probes", dict_of(dict_of(_NUMBERS, most=100), most=100), {}),
     )
     source.done()
     members.done()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,13 +42,27 @@ def read(folder: Path, request: Request) -> ModelFiles:
         files = ggufs.read(entries, folder, request, named(record))
         if files.model.name != record.model:
             raise ModelDamaged(f"{folder}: its manifest says {record.model}, its files are {files.model.name}.")
-        return replace(files, revision=record.source.revision, fingerprint=record.tokenizer)
+        return recorded(files, record)
     types = sorted({str(entry.weights) for entry in weights.values()})
     if len(types) > 1:
         raise ModelDamaged(f"{folder}: mixes weights of {' and '.join(types)}; each needs a folder of its own.")
     if request.label is not None and request.label.casefold() != types[0].casefold():
         raise UsageError(f"{folder}: has no weights {request.label!r}. There: {types[0]}.")
     return _of_safetensors(folder, record, request, types[0])
+
+
+def recorded(files: ModelFiles, record: Manifest) -> ModelFiles:
+    """GGUF files with what their manifest says of them."""
+    return replace(
+        files,
+        revision=record.source.revision,
+        fingerprint=record.tokenizer,
+        probes=_probes(record, files.label, files.files),
+    )
+
+
+def _probes(record: Manifest, label: str, tasks: Iterable[str]) -> dict[str, Sequence[Sequence[float]]]:
+    return {task: numbers for task, numbers in record.expected(label).items() if task in set(tasks)}
 
 
 def named(record: Manifest) -> Published | None:
@@ -86,6 +100,7 @@ def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str
         adapters=adapters,
         projector=beside.projector_of(row, home),
         fingerprint=record.tokenizer,
+        probes=_probes(record, label, files),
     )
 
 

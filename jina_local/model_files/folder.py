@@ -74,7 +74,7 @@ def read(path: Path, request: Request) -> ModelFiles:
     record = manifest.load(path.parent)
     entries = {path: record.files.get(path.name), **ggufs.adapters_beside(path, record.files)}
     files = ggufs.read(entries, path, request, converted.named(record))
-    return replace(files, revision=record.source.revision, fingerprint=record.tokenizer)
+    return converted.recorded(files, record)
 
 
 def _read_folder(path: Path, request: Request) -> ModelFiles:

@@ -89,7 +89,7 @@ def _check_file_type(header: Header) -> None:
     label = header.weights
     found = {tensor.type for tensor in header.tensors.values() if len(gguf.plain(tensor.shape)) > 1}
     if label in _PLAIN:
-        fits = found <= {label, "F32"} and (label in found or MADE_HERE not in header.keys)
+        fits = label in found <= {label, "F32"}
     else:
         fits = MADE_HERE not in header.keys or not found <= set(_PLAIN)
     if not fits:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -46,10 +46,22 @@ def is_file(path: str | None) -> TypeGuard[str]:
     return path is not None and path != "-" and descriptor(path) is None
 
 
+def by_suffix(option: str, path: str, known: Mapping[str, str], otherwise: str) -> str:
+    """What the suffix of the file in an option stands for. Raises UsageError, which names the option `otherwise`."""
+    suffix = Path(path).suffix.lower()
+    if suffix in known:
+        return known[suffix]
+    raise UsageError(
+        f"{option} {path}: the format cannot be told from the name. "
+        f"Known suffixes: {', '.join(known)}; or give {otherwise}."
+    )
+
+
 @contextmanager
-def destination(path: str | None, stdout: BinaryIO) -> Iterator[BinaryIO]:
+def destination(path: str | None, stdout: BinaryIO, *, alone: bool = False) -> Iterator[BinaryIO]:
     """Yield the file to write to: a temp file that takes the name `path` if the block ends well.
 
+    alone: no other process writes this output, so a temp file that is there is of a killed run and is written over.
     Standard output is `stdout`; a descriptor, device or FIFO is written to directly. Raises OutputError if it cannot
     be written or the disk is full. Then, and if interrupted, the file at `path` is untouched.
     """
@@ -61,13 +73,14 @@ def destination(path: str | None, stdout: BinaryIO) -> Iterator[BinaryIO]:
     assert path is not None
     target = Path(os.path.realpath(path))  # a link is followed: its target is what gets replaced
     with _full_disk(path):
-        if _written_directly(path):
+        if written_directly(path):
             with _opened(target, os.O_WRONLY, descriptor(path)) as file:
                 yield file
             return
-        temp = target.with_name(f".jina-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        mark = target.name if alone else f"{os.getpid()}-{os.urandom(4).hex()}"
+        temp = target.with_name(f".jina-{mark}.tmp")
         try:
-            with _opened(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            with _opened(temp, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if alone else os.O_EXCL)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -94,7 +107,7 @@ def left_by_a_stop(path: str | None) -> str | None:
     if is_stdout(path):
         return None
     assert path is not None
-    if _written_directly(path):
+    if written_directly(path):
         return f"{path} has what was written so far"
     return f"{path} is as it was before" if os.path.lexists(path) else f"{path} was not written"
 
@@ -110,7 +123,8 @@ def rewritable(file: BinaryIO) -> bool:
     return True
 
 
-def _written_directly(path: str) -> bool:
+def written_directly(path: str) -> bool:
+    """Whether an --output is a descriptor, device or FIFO, and not a file that is replaced."""
     target = Path(os.path.realpath(path))
     return not is_file(path) or (target.exists() and not stat.S_ISREG(target.stat().st_mode))
 

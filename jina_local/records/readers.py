@@ -209,11 +209,7 @@ class Reader:
         yield from self._rows(rows, lines, parse)
 
     def _open_parquet(self) -> Any:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError as error:
-            raise EngineMissing(f"{self._name}: parquet needs pyarrow: pip install 'jina_local[parquet]'.") from error
+        pa, pq = pyarrow(f"{self._name}: parquet")
         try:
             table = pq.ParquetFile(self._file)
         except (pa.ArrowException, OSError) as error:
@@ -329,6 +325,16 @@ def _string(value: Any, what: str, record: _Record | None, more: str = "") -> st
         return value
     kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
     raise _BadRow(f"{what} is {kinds.get(type(value), 'a number')}, expected a string{more}.", record)
+
+
+def pyarrow(who: str) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises EngineMissing for `who` needs them."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise EngineMissing(f"{who} needs pyarrow: pip install 'jina_local[parquet]'.") from error
+    return pa, pq
 
 
 def listed(names: Iterable[str]) -> str:

@@ -7,11 +7,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UsageError
-from .output import descriptor
+from .output import by_suffix, descriptor
 from .readers import FORMATS, PLAIN, Item, Reader, Reading
 
 
@@ -139,12 +138,7 @@ class _Input:
         elif self.descriptor is not None:
             chosen = "jsonl" if field else "txt"
         else:
-            chosen = Path(self._path).suffix.lower().removeprefix(".")
-            if chosen not in FORMATS:
-                raise UsageError(
-                    f"--input {self._path}: the format cannot be told from the name. "
-                    f"Known suffixes: {', '.join('.' + f for f in FORMATS)}; or give --input-format."
-                )
+            chosen = by_suffix("--input", self._path, {f".{name}": name for name in FORMATS}, "--input-format")
         if field and chosen in PLAIN:
             raise UsageError(
                 f"{self.name} is read as {chosen}, whose texts have no fields. For records give --input-format "

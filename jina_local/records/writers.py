@@ -20,13 +20,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..errors import EngineMissing, UsageError
+from ..errors import UsageError
 from ..spec import EmbeddingSpec
 from .json_text import dumps
-from .output import is_file, rewritable
+from .output import by_suffix, is_file, rewritable
+from .readers import pyarrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ _KEEPS = ("jsonl", "csv", "parquet")  # formats with room for fields beside the 
 _OWN = ("index", "embedding", "truncated", "error")  # names of a row's own fields
 UNUSABLE = "the model gave no usable vector (NaN, infinity or zero)"
 _NPY_HEADER = 128  # bytes; a multiple of 64, as the format asks, with room for any count
-_DTYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1", "binary": "|i1", "ubinary": "|u1"}
+DTYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1", "binary": "|i1", "ubinary": "|u1"}
 _SAFETENSORS = {"<f4": "F32", "|i1": "I8", "|u1": "U8"}
 
 
@@ -46,7 +46,7 @@ _SAFETENSORS = {"<f4": "F32", "|i1": "I8", "|u1": "U8"}
 class Block:
     """Consecutive results. Rows of `vectors` named in `failed` are zero."""
 
-    start: int  # the index of the first row in the whole run
+    indices: range  # of the rows, among all texts of the inputs
     vectors: NDArray[np.generic]  # (n, width) float32, int8 or uint8; finite
     token_counts: NDArray[np.int32]  # (n,): 0 for a bad row
     truncated: NDArray[np.bool_]  # (n,)
@@ -72,19 +72,13 @@ def format_of(path: str | None, asked: str | None) -> str:
         return asked
     if not is_file(path):
         return "jsonl"
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix in FORMATS:
-        return suffix
-    raise UsageError(
-        f"--output {path}: the format cannot be told from the name. "
-        f"Known suffixes: {', '.join('.' + f for f in FORMATS)}; or give --format."
-    )
+    return by_suffix("--output", path, {f".{name}": name for name in FORMATS}, "--format")
 
 
 def check(chosen: str, kept: Collection[str]) -> None:
     """Raise an error early for a format that cannot be written here, or has no place for the kept fields."""
     if chosen == "parquet":
-        _pyarrow()
+        pyarrow("--format parquet")
     if kept and chosen in FORMATS and chosen not in _KEEPS:
         raise UsageError(f"{chosen} has no place for --id and --keep: give --format {' or '.join(_KEEPS)}.")
     for name in kept:
@@ -117,7 +111,7 @@ class JsonlWriter:
             else:
                 cut = ', "truncated": true' if block.truncated[i] else ""
                 answer = f'"embedding": [{", ".join(numbers)}]{cut}'
-            self._file.write(f'{{"index": {block.start + i}{kept}, {answer}}}\n'.encode())
+            self._file.write(f'{{"index": {block.indices[i]}{kept}, {answer}}}\n'.encode())
         self._file.flush()
 
     def close(self, complete: bool) -> None:
@@ -153,7 +147,7 @@ class CsvWriter:
     def write(self, block: Block) -> None:
         for i, numbers in enumerate(_numbers(block)):
             kept = [as_cell(block.kept[name][i]) for name in self._kept]
-            self._rows.writerow([block.start + i, *kept, *(numbers or [""] * self._width)])
+            self._rows.writerow([block.indices[i], *kept, *(numbers or [""] * self._width)])
 
     def close(self, complete: bool) -> None:
         pass
@@ -209,7 +203,7 @@ class NpyWriter(_Counted):
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
         def header(rows: int) -> bytes:
-            fields = {"descr": _DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
+            fields = {"descr": DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
             start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little")
             return (start + repr(fields).encode()).ljust(_NPY_HEADER - 1) + b"\n"
 
@@ -220,7 +214,7 @@ class SafetensorsWriter(_Counted):
     """One tensor; see formats/safetensors.py. The header is padded with spaces, as the format allows."""
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
-        dtype = _DTYPES[spec.precision]
+        dtype = DTYPES[spec.precision]
         metadata = {
             "dim": str(spec.dim),
             "model": spec.model,
@@ -259,9 +253,9 @@ class ParquetWriter:
     """A row group a block."""
 
     def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
-        self._pa, self._pq = _pyarrow()
+        self._pa, self._pq = pyarrow("--format parquet")
         kind = {"<f4": self._pa.float32(), "|i1": self._pa.int8(), "|u1": self._pa.uint8()}
-        self._kind = self._pa.list_(kind[_DTYPES[spec.precision]], width(spec))
+        self._kind = self._pa.list_(kind[DTYPES[spec.precision]], width(spec))
         self._metadata = {"model": spec.model, "task": spec.task, "precision": spec.precision}
         self._kept: dict[str, Any] = dict.fromkeys(kept)  # name -> type, once a block has shown it
         self._gate = _Gate(file)
@@ -273,8 +267,7 @@ class ParquetWriter:
         self._open()
         gone = pa.array([i in block.failed for i in range(n)])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.reshape(-1)), type=self._kind, mask=gone)
-        index = pa.array(range(block.start, block.start + n), pa.int64())
-        columns = [index, *kept, vectors, pa.array(block.truncated)]
+        columns = [pa.array(block.indices, pa.int64()), *kept, vectors, pa.array(block.truncated)]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=n)
 
     def close(self, complete: bool) -> None:
@@ -298,7 +291,7 @@ class ParquetWriter:
         except (self._pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             before = f", and the values before are {kind}" if kind else ""
             raise UsageError(
-                f"--keep {name}: a Parquet column has one type{before} ({error}; after row {block.start}). "
+                f"--keep {name}: a Parquet column has one type{before} ({error}; after row {block.indices[0]}). "
                 "Give --format jsonl, or make the field alike in all records."
             ) from error
         if kind is None:
@@ -315,15 +308,6 @@ _WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec, tuple[str, ...]], Writer]
     "safetensors": SafetensorsWriter,
     "parquet": ParquetWriter,
 }
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise EngineMissing("--format parquet needs pyarrow: pip install 'jina_local[parquet]'.") from error
-    return pa, pq
 
 
 def _numbers(block: Block) -> Iterator[list[str] | None]:

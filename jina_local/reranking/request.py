@@ -71,10 +71,14 @@ def resolve(
         top_n=_number("top_n", top_n, 1, None, default=len(documents)),
         max_length=_number("max_length", max_length, 1, longest, longest if listwise else min(_PAIR_LENGTH, longest)),
         max_query_length=_number(
-            "max_query_length", max_query_length, 1, longest, min(_QUERY_LENGTH, longest // (8 if listwise else 2))
+            "max_query_length",
+            max_query_length,
+            1,
+            longest,
+            max(1, min(_QUERY_LENGTH, longest // (8 if listwise else 2))),
         ),
         instruction=_checked_instruction(instruction),
-        max_doc_length=_number("max_doc_length", max_doc_length, 1, longest, min(_DOC_LENGTH, longest // 4)),
+        max_doc_length=_number("max_doc_length", max_doc_length, 1, longest, max(1, min(_DOC_LENGTH, longest // 4))),
         block_size=_number("block_size", block_size, 1, _BLOCK, _BLOCK),
         return_embeddings=return_embeddings,
         overlap_tokens=_number("overlap_tokens", overlap_tokens, 0, longest, _OVERLAP),

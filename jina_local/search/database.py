@@ -1,7 +1,8 @@
 """One index as one SQLite file: schema, header, readers. Knows no model, and walks no folder. `writer` writes it.
 
 Tables:
-    header      key, value: the folders, the space of the vectors, and `generation`, which every commit raises by one
+    header      key, value: the folders, the space of the vectors, and `generation`, which every commit raises by one;
+                it begins with the milliseconds of `created`, so that a new file never repeats those of an old one
     documents   a row for each file; `seen_ns` is when it was read
     skipped     files that have no text, and why
     chunks      the passages of the documents, with their spans
@@ -26,18 +27,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
+from ..errors import EngineMissing, IndexDamaged, IndexMismatch, IndexNotFound, JinaError, Locked, OutputError
 from .words import TOKENIZER
 
 VERSION = 1  # of the schema
 SLOTS = 256  # vectors a block; a commit writes whole blocks
 APPLICATION = 0x4A4E4158  # tells the file from other SQLite files
+_OLDEST = (3, 37, 0)  # SQLite
 _BUSY = 10.0  # seconds to wait for SQLite's own locks, which are held for moments
 
 SCHEMA = f"""
@@ -77,7 +80,7 @@ class DocumentRow:
     seen_ns: int
     digest: bytes  # SHA-256 of the file
     language: str | None
-    unit: str  # what the lines of its chunks count: "line", "page" of a PDF, ...
+    unit: str = "line"  # what the lines of its chunks count: "line", "page" of a PDF, ...
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Raises IndexNotFound, IndexDamaged, or IndexMismatch if the file is of another version."""
         self.path = path
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[int, sqlite3.Connection]] = []  # with the number of the file
         self._lock = threading.Lock()
         self._closed = False
-        if not path.is_file():
-            raise IndexNotFound(f"{path}: there is no index here. Make one: `index FOLDER`.")
         with self.reader() as reader:
             check_schema(reader.connection, path)
 
@@ -163,7 +164,11 @@ class Database:
             with self._lock:
                 if self._closed:
                     raise IndexNotFound(f"{self.path}: this index is closed.")
-                connection = self._idle.pop() if self._idle else None
+                inode, connection = self._idle.pop() if self._idle else (0, None)
+            now = self._inode()
+            if connection is not None and inode != now:
+                connection.close()  # another file has taken the place of its file
+                connection = None
             connection = connection or connect(self.path, read_only=True)
             healthy = False
             try:
@@ -175,16 +180,21 @@ class Database:
                 with self._lock:
                     keep = healthy and not self._closed
                     if keep:
-                        self._idle.append(connection)
+                        self._idle.append((now, connection))
                 if not keep:
                     connection.close()
+
+    def _inode(self) -> int:
+        if not self.path.is_file():
+            raise IndexNotFound(f"{self.path}: there is no index here. Make one: `index FOLDER`.")
+        return self.path.stat().st_ino
 
     def close(self) -> None:
         """Close all connections; those in use when their block ends."""
         with self._lock:
             self._closed = True
             while self._idle:
-                self._idle.pop().close()
+                self._idle.pop()[1].close()
 
     def __enter__(self) -> Database:
         return self
@@ -310,6 +320,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """A connection to an existing file; transactions are begun and ended by hand."""
+    _require_sqlite()
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
         uri=True,
@@ -321,6 +332,24 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection.execute(f"PRAGMA {pragma}")
     connection.execute("PRAGMA temp_store = MEMORY")  # no text of the user in /tmp
     return connection
+
+
+@lru_cache
+def _require_sqlite() -> None:
+    """Raise EngineMissing if the SQLite of this Python is too old, or has no full-text search."""
+    with closing(sqlite3.connect(":memory:")) as memory:
+        try:
+            memory.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
+        except sqlite3.OperationalError as error:
+            raise EngineMissing(
+                f"an index needs SQLite with FTS5, and that of this Python ({sqlite3.sqlite_version}) has none "
+                f"({error}). Use a Python of python.org, of a Linux distribution, of Homebrew or of uv."
+            ) from error
+    if sqlite3.sqlite_version_info < _OLDEST:
+        wanted = ".".join(map(str, _OLDEST))
+        raise EngineMissing(
+            f"an index needs SQLite {wanted}; that of this Python is {sqlite3.sqlite_version}. Use a newer Python."
+        )
 
 
 def damaged(path: Path, what: str) -> str:
@@ -342,11 +371,17 @@ def _objects(connection: sqlite3.Connection) -> set[tuple[str, str]]:
     return {(name, sql) for name, sql in found if not name.startswith("words_")}
 
 
-# A piece of SQLite's message -> our error, and the way out. The first that fits decides.
+# A piece of SQLite's message, or of the error's name -> our error, and the way out. The first that fits decides.
 _FAULTS: tuple[tuple[str, type[JinaError], str], ...] = (
     ("disk is full", OutputError, "What was committed is kept: free some space, and run the same command again"),
     ("readonly", OutputError, "Make the file and its folder writable"),
     ("unable to open", OutputError, "Make the file and its folder readable and writable"),
+    ("SHORT_READ", IndexDamaged, "`index --rebuild` makes the index again"),
+    (
+        "disk I/O error",
+        OutputError,
+        "The disk, or a limit on the size of files, refuses to go on. What was committed is kept",
+    ),
     ("locked", Locked, "Another program locks the file; end it"),
     ("", IndexDamaged, "`index --rebuild` makes the index again"),
 )
@@ -359,6 +394,11 @@ def translate_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise  # a bug of ours
+    except UnicodeDecodeError as error:
+        if not bytes(error.object).startswith(b"malformed"):
+            raise
+        raise IndexDamaged(damaged(path, "the list of tables")) from error  # which SQLite's message quotes
     except sqlite3.DatabaseError as error:
-        kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in str(error))
+        name = getattr(error, "sqlite_errorname", "")  # from Python 3.11 on
+        kind, way = next((kind, way) for piece, kind, way in _FAULTS if piece in f"{error} {name}")
         raise kind(f"{path}: {error}. {way}.") from error

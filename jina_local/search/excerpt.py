@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from .database import DocumentRow, shown
-from .extract import MOST_DOCUMENT, NotText, extract
+from .documents import NotText
+from .extract import extract, most_bytes
 from .folder import Unreadable, read_stable
 
 
@@ -27,11 +28,11 @@ def passage(document: DocumentRow, line: int, count: int | None) -> Passage:
     """`count` lines from `line` on, fewer at the end. Raises UsageError if there are none."""
     name = shown(document.path, document.root)
     try:
-        data, _ = read_stable(document.path, MOST_DOCUMENT)
+        data, _ = read_stable(document.path, most_bytes(document.path))
         found = extract(document.path, data)
     except (Unreadable, NotText) as error:
         raise UsageError(f"{name}: {error}. It was readable when it was indexed; run `index` again.") from None
-    lines = found.text.split("\n")
+    lines = found.text.removesuffix("\n").split("\n")
     numbers = found.lines or range(1, len(lines) + 1)
     last = numbers[len(lines) - 1] if count is None else line + count - 1
     taken = [(number, text) for number, text in zip(numbers, lines, strict=False) if line <= number <= last]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,9 @@ from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
 from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
 from ..reranking.reranker import Reranker
-from ..spec import Embedded
 from ..store import local_store
 from ..text import splitter
-from . import places, words
+from . import extract, places, words
 from .database import Counts, Database, DocumentRow, SkippedRow
 from .excerpt import Passage, passage
 from .folder import walk
@@ -29,7 +28,7 @@ from .lock import held
 from .model import IndexModel, Loading, names_of
 from .nearest import NONE
 from .query import Answer, Embed, Question, related, search
-from .update import CHUNK_TOKENS, Progress, Updated, add_vectors, take_in_words
+from .update import CHUNK_TOKENS, Model, Progress, Updated, add_vectors, take_in_words
 from .verify import faults
 from .writer import Writer, delete, writing
 
@@ -71,6 +70,8 @@ class Index:
         self.path = path
         self._model = IndexModel(path, model, task, truncate_dim, loading or {})
         self._database: Database | None = None
+        own = (path, local_store.vector_cache())
+        self._own = tuple(os.fsencode(os.path.realpath(file)) for file in own)
         self._vectors = NONE  # as they were at the last question
         self._lock = threading.RLock()
         self._closed = False
@@ -120,33 +121,24 @@ class Index:
         """Bring the index in line with its folders: words first, then vectors, newest files first.
 
         folders: join those that the index has. include, exclude: patterns of file names, which replace those of
-        earlier runs. rebuild: everything is made again; vectors of unchanged text come from the cache.
+        earlier runs. rebuild: everything is made again, with the same model if no other is given; vectors of
+            unchanged text come from the cache.
         wait: seconds to wait for another writer. command: what the lock says of this one.
         A run that is interrupted keeps all but the batch at hand, and the next run goes on.
         Raises UsageError, Locked, IndexDamaged, IndexMismatch, OutputError, and what `load` raises.
         """
         done, tell = Updated(), progress or (lambda _: None)
-        with self._writing(command, wait, rebuild) as writer:
-            header = writer.header()
-            roots = _roots(header, folders)
-            asked = {"folders": json.dumps([os.fsdecode(root) for root in roots])}
-            for key, patterns in (("include", include), ("exclude", exclude)):
-                if patterns is not None:
-                    asked[key] = json.dumps(list(patterns))
-            _check_versions(self.path, header)
-            asked |= _VERSIONS | {"request": json.dumps(self._model.request(header))}
-            other_model = "space" in header and asked["request"] != header["request"]
-            if other_model:
-                self._model.open(header)  # which refuses another space
-            if any(header.get(key) != value for key, value in asked.items()):
-                with writer.transaction():
-                    writer.set_header(asked)
-            header |= asked
-            found = walk(roots, _patterns(header, "include"), _patterns(header, "exclude"))
-            take_in_words(writer, found, lambda: self._model.open(header).tokenizer, tell, done)
+        if not self.path.exists():
+            _roots({}, folders)  # nothing is made if they are refused
+        with writing(self.path, command, wait, rebuild=rebuild) as writer:
+            header = self._settled_header(writer, folders, include, exclude)
+            model = partial(self._document_side, writer, header)
+            seen = walk(places.folders_of(header), _patterns(header, "include"), _patterns(header, "exclude"))
+            take_in_words(writer, (one for one in seen if not self.wrote(one.path)), model, tell, done)
             counts = writer.counts()
             if counts.vectors < counts.chunks:
-                self._add_vectors(writer, header, tell, done)
+                with VectorCache(local_store.vector_cache()) as cache:
+                    add_vectors(writer, model(), cache, tell, done)
         return done
 
     def search(
@@ -201,6 +193,12 @@ class Index:
             raise UsageError(f"line {line} and count {count}: both count from 1.")
         return passage(self.document(path), line, count)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has for the index's model, without special tokens and prompt."""
+        tokenizer = self.embedder().tokenizer
+        own = len(tokenizer.ids(""))
+        return [len(tokenizer.ids(text)) - own for text in texts]
+
     def document(self, path: str | os.PathLike[str]) -> DocumentRow:
         """A file of the index: by its path, or by the path below the folder that was given. Raises UsageError."""
         given = os.fsencode(path)
@@ -211,6 +209,10 @@ class Index:
                     if (found := reader.document(spelled)) is not None:
                         return found
         raise UsageError(f"{os.fspath(path)}: is not in the index {places.name_of(self.path)}.")
+
+    def wrote(self, path: bytes) -> bool:
+        """Whether a file is written by the index itself, which may lie in a folder that it covers."""
+        return path.startswith(self._own)
 
     def database(self) -> Database:
         """The file of the index, open for reading. Raises IndexNotFound, IndexDamaged, IndexMismatch."""
@@ -301,35 +303,44 @@ class Index:
 
         return embed, ()
 
-    @contextmanager
-    def _writing(self, command: str, wait: float, rebuild: bool) -> Iterator[Writer]:
-        if rebuild:
-            with self._lock:
-                self._close_database()
-        with writing(self.path, command, wait, rebuild=rebuild) as writer:
-            yield writer
+    def _settled_header(
+        self,
+        writer: Writer,
+        folders: Sequence[str | os.PathLike[str]],
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+    ) -> dict[str, str]:
+        """The header with what was asked for now, stored. Raises UsageError, IndexMismatch."""
+        header = writer.header()
+        _check_versions(self.path, header)
+        asked = dict(_VERSIONS)
+        asked["folders"] = json.dumps([os.fsdecode(root) for root in _roots(header, folders)])
+        for key, patterns in (("include", include), ("exclude", exclude)):
+            if patterns is not None:
+                asked[key] = json.dumps(list(patterns))
+        if "space" in header:
+            asked["request"] = json.dumps(self._model.request(header))
+            if asked["request"] != header["request"]:
+                self._model.open(header)  # which refuses another space
+        if any(header.get(key) != value for key, value in asked.items()):
+            with writer.transaction():
+                writer.set_header(asked)
+        return header | asked
+
+    def _document_side(self, writer: Writer, header: dict[str, str]) -> Model:
+        """The model, open; from now on it is the index's."""
+        model = self._model.documents(header)
+        if "space" not in header:
+            request = self._model.request(header) | names_of(self._model.open(header))
+            header |= {"space": model.space, "request": json.dumps(request)}
+            with writer.transaction():
+                writer.set_header(header)
+        return model
 
     def _close_database(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
-
-    def _add_vectors(
-        self, writer: Writer, header: Mapping[str, str], tell: Callable[[Progress], object], done: Updated
-    ) -> None:
-        embedder, asked = self._model.open(header), self._model.words(header, "document")
-        space = json.dumps(embedder.space(**asked), sort_keys=True)
-        if "space" not in header:
-            with writer.transaction():
-                writer.set_header(
-                    {"space": space, "request": json.dumps(self._model.request(header) | names_of(embedder))}
-                )
-
-        def embed(texts: list[str]) -> Embedded:
-            return embedder.embed(texts, show_progress=False, **asked)
-
-        with VectorCache(local_store.vector_cache()) as cache:
-            add_vectors(writer, space, embed, cache, tell, done)
 
 
 def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:
@@ -342,7 +353,11 @@ def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]
     return scores
 
 
-_VERSIONS = {"words": words.VERSION, "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens"}
+_VERSIONS = {
+    "words": words.VERSION,
+    "splitter": f"{splitter.VERSION}, {CHUNK_TOKENS} tokens",
+    "extractor": str(extract.VERSION),
+}
 
 
 def _roots(header: Mapping[str, str], folders: Sequence[str | os.PathLike[str]]) -> list[bytes]:
@@ -369,6 +384,6 @@ def _check_versions(path: Path, header: Mapping[str, str]) -> None:
     for key, value in _VERSIONS.items():
         if header.get(key, value) != value:
             raise IndexMismatch(
-                f"{path}: its {key} is of version {header[key]!r}, and that of this jina_local is {value!r}. Make the "
+                f"{path}: its {key} is of version {header[key]!r}, and this jina_local has {value!r}. Make the "
                 "index again with `index --rebuild`; vectors of unchanged text are kept."
             )

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import registry
 from ..embedding.embedder import Embedder
 from ..embedding.request import Words
 from ..errors import IndexMismatch, UsageError
+from ..spec import Embedded
+from .update import Model
 
 
 class Loading(TypedDict, total=False):
@@ -44,7 +49,7 @@ class IndexModel:
 
     def request(self, header: Mapping[str, str]) -> dict[str, Any]:
         """What was asked for when the index was made, and now: the latter counts."""
-        before = json.loads(header.get("request", "{}"))
+        before: dict[str, Any] = json.loads(header.get("request", "{}"))
         asked: dict[str, Any] = {"task": self._task, "truncate_dim": self._dim}
         asked |= {key: self._loading.get(key) for key in ("backend", "weights")}
         if isinstance(self._asked, str | os.PathLike):
@@ -67,6 +72,32 @@ class IndexModel:
                 _check_space(self._index, json.loads(header["space"]), self._embedder.space(**_words(request)))
                 self._fitting = header["space"]
             return self._embedder
+
+    def documents(self, header: Mapping[str, str]) -> Model:
+        """The document's side of the model, open."""
+        embedder, words = self.open(header), self.words(header, "document")
+
+        def embed(texts: list[str]) -> Embedded:
+            return embedder.embed(texts, show_progress=False, **words)
+
+        def embed_parts(document: str, spans: list[tuple[int, int]]) -> NDArray[np.float32]:
+            rows = embedder.encode_chunks(
+                document,
+                spans,
+                prompt_name="document",
+                task=words["task"],
+                truncate_dim=words["truncate_dim"],
+                show_progress=False,
+            )
+            return np.asarray(rows, np.float32)
+
+        late = embedder.spec.late_chunking
+        return Model(
+            json.dumps(embedder.space(**words), sort_keys=True),
+            embedder.tokenizer,
+            embed,
+            embed_parts if late else None,
+        )
 
     def words(self, header: Mapping[str, str], side: str) -> Words:
         """The words of `Embedder.embed` for a side, "document" or "query"."""
@@ -104,7 +135,7 @@ def _words(request: Mapping[str, Any]) -> Words:
 
 def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
     differences = [
-        f"{key}: {stored.get(key)} in the index, {asked.get(key)} asked for"
+        f"{key}: {_short(stored.get(key))} in the index, {_short(asked.get(key))} asked for"
         for key in sorted(stored.keys() | asked.keys())
         if stored.get(key) != asked.get(key)
     ]
@@ -113,3 +144,9 @@ def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]
             f"{path}: was made with other vectors ({'; '.join(differences)}). Leave the model out, or make the index "
             "again with `index --rebuild`."
         )
+
+
+def _short(value: object) -> str:
+    """A value as it is, the first characters of a digest."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

@@ -101,7 +101,8 @@ def best(scores: Floats, count: int, allowed: NDArray[np.bool_] | None = None) -
 
 def rescore(rows: NDArray[np.float16], query: Floats) -> Floats:
     """Cosines of (n, dim) float16 unit vectors with the question's, (n,) float32."""
-    return np.asarray(rows.astype(np.float32) @ query, np.float32)
+    # A matrix product would round a row in another way in other company.
+    return np.asarray(np.einsum("ij,j->i", rows.astype(np.float32), query), np.float32)
 
 
 def _numkong(codes: NDArray[np.int8], asked: NDArray[Any]) -> Floats:

@@ -21,10 +21,17 @@ _SYNCED = ("Dropbox", "OneDrive", "iCloud Drive", "Mobile Documents", "CloudStor
 
 
 def named(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of an index, which need not be there: a path if it has a separator or the suffix, else a name."""
+    """The file of an index, which need not be there. A str without a separator and without the suffix is a name.
+
+    A folder stands for the index that covers it. Raises UsageError if there is none.
+    """
     given = os.fspath(name_or_path)
-    if os.sep in given or given.endswith(SUFFIX):
-        return Path(given).expanduser().absolute()
+    if not isinstance(name_or_path, str) or os.sep in given or given.endswith(SUFFIX):
+        path = Path(given).expanduser().absolute()
+        covering = of_folder(path) if path.is_dir() else path
+        if covering is None:
+            raise UsageError(f"{given}: is a folder that no index covers. Give the index a name, and it the folder.")
+        return covering
     if not _NAME.fullmatch(given):
         raise UsageError(
             f"{given!r} is no name for an index: it takes letters, digits, dot, underscore and hyphen, 64 at most."
@@ -39,7 +46,7 @@ def name_of(path: Path) -> str:
 
 def every() -> list[Path]:
     """All indexes that have a name."""
-    return sorted(local_store.indexes().glob(f"*{SUFFIX}"))
+    return sorted(local_store.indexes().glob(f"*{SUFFIX}"), key=lambda path: path.stem)
 
 
 def known(name_or_folder: str) -> Path:
@@ -66,7 +73,7 @@ def asked_for(name_or_folder: str | None) -> Path:
     if here is None and len(there) != 1:
         names = ", ".join(name_of(path) for path in there)
         raise UsageError(
-            f"which index? This folder is in none; there are: {names}. Say which with --index."
+            f"which index? This folder is in none; there are: {names}. Name one of them."
             if there
             else "there is no index yet. Make one: `jina-local index FOLDER`."
         )

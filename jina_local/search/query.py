@@ -25,8 +25,12 @@ Rerank = Callable[[str, Sequence[str]], Sequence[float]]  # a question and passa
 MODES = ("hybrid", "vector", "lexical")
 POOL = 200  # passages that the factors of code may reorder
 RERANKED = 50  # passages that a reranker reads
-_COLUMNS = (1.0, 1.0, 1.0)  # BM25's weights of text, context, path
+_COLUMNS = (1.0, 3.0, 3.0)  # BM25's weights of text, context, path
 _SLOW_WITHOUT_KERNEL = 200_000  # vectors
+
+# Chosen on the sets of tests/bench/README.md.
+_COSINE = 0.8  # the vectors' part of the sum, beside 1 for the words
+_REACH = 0.4  # words count in full if the best passage has this share of the question's weight
 
 
 @dataclass(frozen=True)
@@ -170,42 +174,49 @@ def _scores(
         assert asked is not None
         cosine = nearest.scan(vectors.codes, asked)
         return mode, _filled(_Scores(vectors.chunks, cosine, np.full_like(cosine, np.nan), cosine, 1.0))
-    ids, bm25 = _lexical(reader, question.text, rows, notes)
+    ids, bm25, reach = _lexical(reader, question.text, rows, notes)
     if mode == "lexical":
         return mode, _Scores(ids, bm25, bm25, np.full_like(bm25, np.nan))
     assert asked is not None
-    return mode, _hybrid(ids, bm25, rows, vectors, nearest.scan(vectors.codes, asked))
+    return mode, _hybrid(ids, bm25, min(1.0, reach / _REACH), rows, vectors, nearest.scan(vectors.codes, asked))
 
 
-def _lexical(reader: Reader, question: str, rows: int, notes: list[str]) -> tuple[Ints, Floats]:
-    """The chunks that hold words of the question, and their BM25."""
+def _lexical(reader: Reader, question: str, rows: int, notes: list[str]) -> tuple[Ints, Floats, float]:
+    """The chunks that hold words of the question, their BM25, and the best one's share of the question's weight."""
+
+    newest = reader.connection.execute("SELECT max(id) FROM chunks").fetchone()[0]
 
     def count(term: str, most: int) -> int:
-        sql = "SELECT count(*) FROM (SELECT rowid FROM words WHERE words MATCH ? LIMIT ?)"
-        return int(reader.connection.execute(sql, (term, most)).fetchone()[0])
+        inner = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        sql = f"SELECT count(*), min(rowid) FROM ({inner})"
+        found, oldest = reader.connection.execute(sql, (term, most)).fetchone()
+        # Of a common word the newest rows say how dense it is: counting all of them would take too long.
+        return int(found) if found < most else max(most, rows * most // (newest - oldest + 1))
 
     match = match_of(question, count, rows)
     if match is None:
-        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return np.zeros(0, np.int32), np.zeros(0, np.float32), 0.0
     sql = f"SELECT rowid, -bm25(words, {', '.join(map(str, _COLUMNS))}) FROM words WHERE words MATCH ?"
     if match.most is not None:
         sql += f" ORDER BY rowid DESC LIMIT {match.most}"
         notes.append(f"The question's words are all common: {match.most:,} of the passages with them were compared.")
     found = np.array(reader.connection.execute(sql, (match.expression,)).fetchall(), np.float64).reshape(-1, 2)
-    return found[:, 0].astype(np.int32), found[:, 1].astype(np.float32)
+    bm25 = found[:, 1].astype(np.float32)
+    return found[:, 0].astype(np.int32), bm25, float(bm25.max(initial=0)) / match.weight
 
 
-def _hybrid(ids: Ints, bm25: Floats, rows: int, vectors: Vectors, cosine: Floats) -> _Scores:
-    """z(BM25) + z(cosine) over all chunks. Without the words BM25 is 0; without a vector the cosine is the mean.
+def _hybrid(ids: Ints, bm25: Floats, trust: float, rows: int, vectors: Vectors, cosine: Floats) -> _Scores:
+    """trust * z(BM25) + _COSINE * z(cosine) over all chunks. Without words BM25 is 0; without a vector z(cosine) is.
 
-    A sum of ranks would not do, because ranks cannot say how far the best stand out.
+    A sum of ranks would not do, because ranks cannot say how far the best stand out. `trust` is small if most of the
+    question's words stand nowhere, such as those of another language: its few hits would stand out for no reason.
     """
     held = cosine[vectors.chunks > 0] if vectors.count < len(cosine) else cosine
     middle, spread = float(held.mean()), float(held.std())
-    slope = 1 / spread if spread > 0 else 0.0
+    slope = _COSINE / spread if spread > 0 else 0.0
     mean = float(bm25.sum(dtype=np.float64)) / rows
     deviation = max(float(np.square(bm25, dtype=np.float64).sum()) / rows - mean**2, 0) ** 0.5
-    weight = 1 / deviation if deviation > 0 else 0.0
+    weight = trust / deviation if deviation > 0 else 0.0
     total = np.float32(slope) * (cosine - np.float32(middle)) - np.float32(mean * weight)
     own = np.full(len(cosine), np.nan, np.float32)
     places = vectors.places_of(ids)
@@ -238,7 +249,7 @@ def _hits(reader: Reader, question: Question, scores: _Scores, asked: Floats | N
     pool = _exact(reader, pool, asked)
     rows = {chunk.id: chunk for chunk in reader.chunks(pool.ids.tolist())}
     documents = {one.id: one for one in reader.documents({chunk.document for chunk in rows.values()})}
-    best = max(float(pool.total.max(initial=0)), 0)
+    best = float(scores.total.max(initial=0))  # of all, so that a filter changes no score
     facts = ranking.Asked.of(question.text)
     hits = []
     for number, total, bm25, cosine in zip(pool.ids.tolist(), pool.total, pool.bm25, pool.cosine, strict=True):
@@ -268,12 +279,13 @@ def _exact(reader: Reader, pool: _Scores, asked: Floats | None) -> _Scores:
 
 
 def _repeated(hits: list[Hit], best: float) -> list[Hit]:
-    """By falling score; of a file of code, each passage after its best loses a share more."""
-    seen: Counter[int] = Counter()
+    """By falling score; of a definition in several passages, each one after the best loses a share more."""
+    seen: Counter[tuple[int, str]] = Counter()
     out = []
     for hit in sorted(hits, key=lambda hit: -hit.score):
-        loss = best * ranking.WEIGHTS["repeated"] * seen[hit.document.id]
-        seen[hit.document.id] += hit.document.language not in ranking.PROSE
+        definition = hit.document.id, hit.chunk.context
+        loss = best * ranking.WEIGHTS["repeated"] * seen[definition]
+        seen[definition] += bool(hit.chunk.context) and hit.document.language not in ranking.PROSE
         out.append(replace(hit, score=hit.score + loss, factors={**hit.factors, "repeated": loss}) if loss else hit)
     return sorted(out, key=lambda hit: -hit.score)
 

@@ -10,30 +10,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .words import parts_of
+from .words import ASKING, parts_of
 
 # Factor -> its weight, a share of the best score.
 WEIGHTS: Mapping[str, float] = {
     "defined": 0.8,  # the passage defines a name that the question spells
-    "defines": 0.4,  # the words of a defined name are in the question
+    "defines": 0.6,  # words of a defined name are in the question: for one word half of it, for two three quarters
     "file": 0.3,  # the words of the file's name are in the question
-    "folder": 0.1,  # words of its folders are
+    "inside": -0.2,  # it defines nothing, or constants alone: imports, or the middle of a definition
     "test": -0.4,  # it is a test, an example or a benchmark, and the question asks for none
     "vendored": -0.4,  # it is a copy of another project's code
-    "repeated": -0.15,  # for each better passage of the same file
+    "repeated": -0.2,  # for each better passage of the same definition
 }
-PROSE = frozenset({"markdown", "html", "text", "docx", "pdf", "rst", "notebook", None})
+PROSE = frozenset({"markdown", "html", "text", "docx", "pdf", "notebook", "csv", None})  # and what is no code
 _TESTS = frozenset(
     ("test", "tests", "testing", "spec", "specs", "example", "examples", "demo", "bench", "benchmark", "benchmarks")
 )
 _VENDORED = frozenset(("vendor", "vendored", "vendors", "third_party", "thirdparty", "node_modules", "extern"))
-_STOP = frozenset(  # of questions, and the words for code itself
-    re.findall(
-        r"\w+",
-        "a an and are as at be by can class code do does for from function get how i if in is it its me method module "
-        "of on or that the this to was what when where which who why will with",
-    )
-)
+_STOP = ASKING | {"class", "code", "function", "get", "method", "module"}
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "ies", "ied", "er", "ed", "es", "s", "e", "y")
 _LEAST_STEM = 3
 _SPELLED = re.compile(r"[^\W\d]\w*")
@@ -75,9 +69,9 @@ def factors(asked: Asked, path: str, language: str | None, defines: Sequence[str
     spelled = any(one.replace("_", "").lower() in asked.names for one in last)
     shares = {
         "defined": float(spelled),
-        "defines": 0.0 if spelled else max((_covered(one, asked) for one in last), default=0.0),
+        "defines": 0.0 if spelled else max((_shared(one, asked) for one in last), default=0.0),
         "file": _covered(name, asked),
-        "folder": max((_covered(folder, asked) for folder in folders), default=0.0),
+        "inside": float(all(one.isupper() for one in last)),
         "test": float(of_test and not asked.tests),
         "vendored": float(bool(_VENDORED & inside)),
     }
@@ -94,6 +88,13 @@ def stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= _LEAST_STEM:
             return word[: -len(ending)]
     return word
+
+
+def _shared(name: str, asked: Asked) -> float:
+    """The share of a name's words that the question has, the more the more words they are."""
+    stems = {stem(part) for part in parts_of(name)} - _STOP
+    common = len(stems & asked.stems)
+    return common / len(stems) * (1 - 0.5**common) if common else 0.0
 
 
 def _covered(name: str, asked: Asked) -> float:

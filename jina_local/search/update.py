@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bulk.cache import VectorCache, digest_of
 from ..embedding import vectors
+from ..errors import NonFiniteError
 from ..text import splitter
 from .database import ChunkRow, DocumentRow, SkippedRow
-from .extract import MOST_DOCUMENT, Document, NotText, extract
+from .documents import Document, NotText, places
+from .extract import extract, most_bytes
 from .folder import FileSeen, Skipped, Unreadable, read_stable
 from .writer import Writer
 
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 240  # of a chunk; with prompt and special tokens it fits into one pass of the engines
-_COMMIT_SECONDS = 0.5
+_COMMIT_SECONDS = 0.25
 _FIRST, _MOST = 64, 1024  # chunks a batch: few at first, then more, because larger batches fill passes better
-_BATCH_SECONDS = 4.0  # what is lost if a run is stopped
+_BATCH_SECONDS = 8.0  # about what is lost if a run is stopped
 # A file may be written again within the same tick of its time stamp.
 _TICK, _COARSE_TICK = 50_000_000, 2_000_000_000  # nanoseconds; the second is that of stamps in whole seconds
 
@@ -66,77 +67,61 @@ class Progress:
     tokens_per_second: float = 0.0
 
 
-class Embed(Protocol):
-    """Texts -> float32 vectors of unit length, and the tokens of each."""
+@dataclass(frozen=True)
+class Model:
+    """The document's side of an open model."""
 
-    def __call__(self, texts: list[str]) -> Embedded: ...
+    space: str  # all that its vectors depend on
+    tokenizer: Tokenizer
+    embed: Callable[[list[str]], Embedded]
+    # Late chunking: (document, spans) -> (n_spans, dim); None if the model has none.
+    embed_parts: Callable[[str, list[tuple[int, int]]], NDArray[np.float32]] | None = None
+
+
+Tell = Callable[[Progress], object]
 
 
 def take_in_words(
-    writer: Writer,
-    found: Iterable[FileSeen | Skipped],
-    tokenizer: Callable[[], Tokenizer],
-    tell: Callable[[Progress], object],
-    done: Updated,
+    writer: Writer, found: Iterable[FileSeen | Skipped], model: Callable[[], Model], tell: Tell, done: Updated
 ) -> None:
-    """Bring documents, chunks and words in line with the files that were found."""
+    """Bring documents, chunks and words in line with the files that were found. `model` is opened if it is needed."""
     documents = {row.path: row for row in writer.documents()}
     skipped = {row.path: row for row in writer.skipped()}
-    fresh, refused = [], []
+    refused: list[Skipped] = []
+    fresh: list[tuple[FileSeen, DocumentRow | None]] = []
     for one in found:
+        refusal = skipped.pop(one.path, None)
         if isinstance(one, Skipped):
             done.skipped += 1
-            old = skipped.pop(one.path, None)
-            if old is None or old.reason != one.reason:
+            if refusal is None or refusal.reason != one.reason:
                 refused.append(one)
             continue
         before = documents.pop(one.path, None)
-        refusal = skipped.pop(one.path, None)
         if _unchanged(one, before):
             done.unchanged += 1
         elif _unchanged(one, refusal):
             done.skipped += 1
         else:
             fresh.append((one, before))
-    fresh.sort(key=lambda pair: -pair[0].mtime_ns)
     gone = {path: row for path, row in documents.items() if not _out_of_reach(path)}
-    if not (fresh or refused or gone or skipped):
-        return
-    intake = _Intake(writer, tokenizer() if fresh else None, gone, done)
-    work = iter([*refused, *fresh])
-    total, taken, more = len(refused) + len(fresh), 0, True
-    while more:
-        with writer.transaction():
-            until = time.monotonic() + _COMMIT_SECONDS
-            more = False
-            for job in work:
-                intake.skip(job) if isinstance(job, Skipped) else intake.take(*job)
-                taken += 1
-                if time.monotonic() > until:
-                    more = True
-                    break
-            if not more:
+    if fresh or refused or gone or skipped:
+        fresh.sort(key=lambda pair: -pair[0].mtime_ns)
+        intake = _Intake(writer, model() if fresh else None, gone, done)
+        intake.run(refused, fresh, tell)
+        if intake.gone or skipped:
+            with writer.transaction():  # last, because a file that moved keeps its document
                 for path in (*intake.gone, *skipped):
                     writer.remove(path)
-        tell(Progress("words", taken, total))
-    done.removed += len(intake.gone)
+        done.removed += len(intake.gone)
 
 
-def add_vectors(
-    writer: Writer,
-    space: str,
-    embed: Embed,
-    cache: VectorCache | None,
-    tell: Callable[[Progress], object],
-    done: Updated,
-) -> None:
+def add_vectors(writer: Writer, model: Model, cache: VectorCache, tell: Tell, done: Updated) -> None:
     """Give a vector to every chunk that has none."""
     pending = writer.without_vector()
     start, size = 0, _FIRST
     while start < len(pending):
         began = time.monotonic()
-        chunks = {chunk.id: chunk for chunk in writer.chunks(pending[start : start + size])}
-        _add_batch(writer, list(chunks.values()), space, embed, cache, done)
+        _add_batch(writer, list(writer.chunks(pending[start : start + size])), model, cache, done)
         start += size
         rate = done.tokens / done.seconds if done.seconds else 0.0
         tell(Progress("vectors", min(start, len(pending)), len(pending), rate))
@@ -149,32 +134,20 @@ def fed(chunk: ChunkRow) -> str:
     return splitter.fed(chunk.text, splitter.Piece(0, len(chunk.text), chunk.context))
 
 
-def _add_batch(
-    writer: Writer,
-    chunks: Sequence[ChunkRow],
-    space: str,
-    embed: Embed,
-    cache: VectorCache | None,
-    done: Updated,
-) -> None:
-    known: dict[bytes, NDArray[np.float32]] = {}
-    if cache is not None:
-        digests = [chunk.digest for chunk in chunks]
-        known = {digests[place]: vector for place, vector in cache.get(space, digests).items()}
-    texts = {chunk.digest: fed(chunk) for chunk in chunks if chunk.digest not in known}
-    done.cached += len(chunks) - sum(chunk.digest in texts for chunk in chunks)
-    if texts:
+def _add_batch(writer: Writer, chunks: Sequence[ChunkRow], model: Model, cache: VectorCache, done: Updated) -> None:
+    digests = [chunk.digest for chunk in chunks]
+    known = {digests[place]: vector for place, vector in cache.get(model.space, digests).items()}
+    lacking = {chunk.digest: chunk for chunk in chunks if chunk.digest not in known}
+    done.cached += len(known)
+    if lacking:
         began = time.monotonic()
-        answer = embed(list(texts.values()))
+        late = _embedded_late(writer, lacking.values(), model, done) if model.embed_parts else {}
+        made = _embedded([chunk for digest, chunk in lacking.items() if digest not in late], model, done)
+        made |= {digest: vector for digest, vector in late.items() if vector is not None}
         done.seconds += time.monotonic() - began
-        done.tokens += int(answer.token_counts.sum())
-        done.cut += int(answer.truncated.sum())
-        usable = [place for place in range(len(texts)) if place not in answer.failed]
-        digests = [digest for place, digest in enumerate(texts) if place not in answer.failed]
-        made = np.asarray(answer.vectors[usable], np.float32)
-        known |= dict(zip(digests, made, strict=True))
-        if cache is not None:
-            cache.put(space, digests, made)
+        if made:
+            cache.put(model.space, list(made), np.stack(list(made.values())))
+        known |= made
     ready = [chunk for chunk in chunks if chunk.digest in known]
     done.failed += [chunk.id for chunk in chunks if chunk.digest not in known]
     if ready:
@@ -185,15 +158,64 @@ def _add_batch(
         done.vectors += len(ready)
 
 
-class _Intake:
-    """Takes files in, one by one, in the transaction of the caller. `gone` are documents without a file so far."""
+def _embedded(chunks: Sequence[ChunkRow], model: Model, done: Updated) -> dict[bytes, NDArray[np.float32]]:
+    """Digest -> vector; without the chunks for which the model gave none."""
+    if not chunks:
+        return {}
+    answer = model.embed([fed(chunk) for chunk in chunks])
+    done.tokens += int(answer.token_counts.sum())
+    done.cut += int(answer.truncated.sum())
+    rows = np.asarray(answer.vectors, np.float32)
+    return {chunk.digest: rows[n] for n, chunk in enumerate(chunks) if n not in answer.failed}
 
-    def __init__(
-        self, writer: Writer, tokenizer: Tokenizer | None, gone: dict[bytes, DocumentRow], done: Updated
-    ) -> None:
-        self._writer, self._tokenizer, self._done = writer, tokenizer, done
+
+def _embedded_late(
+    writer: Writer, chunks: Iterable[ChunkRow], model: Model, done: Updated
+) -> dict[bytes, NDArray[np.float32] | None]:
+    """Digest -> vector of all chunks of the documents that have several; None where the model gave none.
+
+    The model reads each document as a whole.
+    """
+    assert model.embed_parts is not None
+    made: dict[bytes, NDArray[np.float32] | None] = {}
+    for document in dict.fromkeys(chunk.document for chunk in chunks):
+        parts = writer.chunks_of(document)
+        if len(parts) == 1:
+            continue
+        ends = [0, *(part.end_char for part in parts)]
+        # Only white space lies between the parts.
+        text = "".join("\n" * (part.start_char - end) + part.text for part, end in zip(parts, ends, strict=False))
+        done.tokens += len(model.tokenizer.plain([text])[0])
+        try:
+            rows = list(model.embed_parts(text, [(part.start_char, part.end_char) for part in parts]))
+        except NonFiniteError:
+            rows = [None] * len(parts)
+        made |= {part.digest: row for part, row in zip(parts, rows, strict=True)}
+    return made
+
+
+class _Intake:
+    """Takes files in, one by one. `gone` are the documents whose file was not found, and is not found elsewhere."""
+
+    def __init__(self, writer: Writer, model: Model | None, gone: dict[bytes, DocumentRow], done: Updated) -> None:
+        self._writer, self._model, self._done = writer, model, done
         self.gone = gone
         self._by_digest = {(row.digest, _suffix(path)): path for path, row in gone.items()}
+
+    def run(
+        self, refused: Sequence[Skipped], fresh: Sequence[tuple[FileSeen, DocumentRow | None]], tell: Tell
+    ) -> None:
+        """Take in all of them, in transactions of a fraction of a second."""
+        jobs: list[Callable[[], None]] = [partial(self.skip, one) for one in refused]
+        jobs += [partial(self.take, *pair) for pair in fresh]
+        taken = 0
+        while taken < len(jobs):
+            with self._writer.transaction():
+                until = time.monotonic() + _COMMIT_SECONDS
+                while taken < len(jobs) and time.monotonic() < until:
+                    jobs[taken]()
+                    taken += 1
+            tell(Progress("words", taken, len(jobs)))
 
     def skip(self, one: Skipped) -> None:
         self._writer.skip(SkippedRow(one.path, one.root, 0, 0, 0, 0, one.reason))
@@ -202,7 +224,7 @@ class _Intake:
     def take(self, file: FileSeen, before: DocumentRow | None) -> None:
         now = time.time_ns()
         try:
-            data, stat = read_stable(file.path, MOST_DOCUMENT)
+            data, stat = read_stable(file.path, most_bytes(file.path))
             row = DocumentRow(
                 0, file.path, file.root, stat.st_size, stat.st_mtime_ns, stat.st_ino, now,
                 hashlib.sha256(data).digest(), None, "line",
@@ -218,8 +240,8 @@ class _Intake:
             self._writer.skip(SkippedRow(file.path, file.root, file.size, file.mtime_ns, file.inode, now, str(error)))
             return
         row = replace(row, language=document.language, unit=document.unit)
-        assert self._tokenizer is not None
-        self._writer.add(row, chunks_of(document, self._tokenizer))
+        assert self._model is not None
+        self._writer.add(row, chunks_of(document, self._model.tokenizer, late=self._model.embed_parts is not None))
         if before is None:
             self._done.added += 1
         else:
@@ -232,56 +254,26 @@ class _Intake:
         return None if path is None else self.gone.pop(path)
 
 
-def chunks_of(document: Document, tokenizer: Tokenizer) -> list[ChunkRow]:
-    """The chunks of a document, ready to be stored."""
+def chunks_of(document: Document, tokenizer: Tokenizer, *, late: bool = False) -> list[ChunkRow]:
+    """The chunks of a document, ready to be stored. late: their vectors depend on the whole document."""
     text = document.text
     pieces = splitter.split(text, document.language, tokenizer, CHUNK_TOKENS)
-    line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-    bytes_at = _byte_offsets(text, document.encoding, pieces)
-    rows = []
-    for n, piece in enumerate(pieces):
-        first, last = (bisect_right(line_starts, at) for at in (piece.start, max(piece.start, piece.end - 1)))
-        if document.lines is not None:
-            first, last = document.lines[first - 1], document.lines[last - 1]
-        rows.append(
-            ChunkRow(
-                0,
-                0,
-                n,
-                piece.start,
-                piece.end,
-                *next(bytes_at),
-                first,
-                last,
-                piece.context,
-                "\n".join(piece.defines),
-                text[piece.start : piece.end],
-                digest_of(splitter.fed(text, piece)),
-            )  # fmt: skip
+    whole = digest_of(text).hex() if late and len(pieces) > 1 else ""
+    where = places(document, [(piece.start, piece.end) for piece in pieces])
+    return [
+        ChunkRow(
+            0, 0, n, piece.start, piece.end, place.start_byte, place.end_byte, place.start_line, place.end_line,
+            piece.context, "\n".join(piece.defines), text[piece.start : piece.end],
+            digest_of(f"{whole} {piece.start} {piece.end}" if whole else splitter.fed(text, piece)),
         )
-    return rows
-
-
-def _byte_offsets(
-    text: str, encoding: str | None, pieces: Sequence[splitter.Piece]
-) -> Iterator[tuple[int, int] | tuple[None, None]]:
-    """(start, end) of each piece in the bytes of the file."""
-    char, byte = 0, 0
-    for piece in pieces:
-        if encoding is None:
-            yield None, None
-            continue
-        if piece.start < char:
-            char, byte = 0, 0
-        start = byte + len(text[char : piece.start].encode(encoding))
-        char, byte = piece.end, start + len(text[piece.start : piece.end].encode(encoding))
-        yield start, byte
+        for n, (piece, place) in enumerate(zip(pieces, where, strict=True))
+    ]  # fmt: skip
 
 
 def _unchanged(seen: FileSeen, before: DocumentRow | SkippedRow | None) -> bool:
     if before is None or (seen.size, seen.mtime_ns, seen.inode) != (before.size, before.mtime_ns, before.inode):
         return False
-    if seen.root != before.root:
+    if seen.root != before.root or (isinstance(before, SkippedRow) and "pip install" in before.reason):
         return False
     tick = _TICK if seen.mtime_ns % 1_000_000_000 else _COARSE_TICK
     return before.mtime_ns + tick < before.seen_ns

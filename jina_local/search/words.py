@@ -7,6 +7,7 @@ is given the same words again, so the header of an index holds the `VERSION` of 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -30,10 +31,19 @@ _POINTS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0640\u064b-\u065f\u0670]+")
 _IDENTIFIER = re.compile(r"\b\w*(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z]|[^\W_]_+[^\W_])\w*")
 _PART = re.compile(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[^\WA-Z_]+")
 _SHORTEST_PART = 2
+# Words that ask, or join others. In code and in other languages they may be rare, and would decide for no reason.
+ASKING = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be by can could did do does for from had has have how i if in into is it its me my of "
+        "on or should so than that the their them then there these they this those to was we were what when where "
+        "which while who whom whose why will with without would you your",
+    )
+)
 
 # FTS5 scores a row in about a microsecond, and passes one over in 0.03 of it.
 SCORED = 20_000  # rows that the words of one question may bring
-ADDED = 100_000  # a word in more rows than these adds nothing: counting them alone would take 3 ms
+ADDED = 100_000  # a word in more rows than these adds nothing: passing over them alone would take 3 ms
 
 
 def words_of(text: str) -> str:
@@ -66,42 +76,62 @@ def _in_word(character: str) -> bool:
 
 @dataclass(frozen=True)
 class Match:
-    """A question for FTS5. `most`: how many rows to score, the newest first; None for all."""
+    """A question for FTS5.
+
+    most: how many rows to score, the newest first; None for all.
+    weight: of all its words in BM25. A row that has each of them once scores about as much.
+    """
 
     expression: str
-    most: int | None = None
+    most: int | None
+    weight: float
 
 
 def match_of(question: str, count: Callable[[str, int], int], rows: int) -> Match | None:
     """The expression that finds a question's rows, in bounded time; None if no word of it is anywhere.
 
-    count: says in how many rows a term stands, or its second argument if there are more.
+    count: says in how many rows a term stands: exactly up to its second argument, about how many beyond.
     rows: of the whole table.
 
     Common words decide nothing: the rarest bring the rows, at most `SCORED` of them, and the others add half their
     weight to rows that are found anyway. A question of nothing but common words is asked with the rarest of them.
+    Words of ASKING are left out if there are others.
     """
-    counted = sorted((count(term, ADDED + 1), n, term) for n, term in enumerate(terms_of(question)))
+    terms = terms_of(question)
+    terms = [term for term in terms if term.strip('"') not in ASKING] or terms
+    counted = sorted((count(term, SCORED + 1), n, term) for n, term in enumerate(terms))
     found = [(number, term) for number, _, term in counted if number]
+    # Most pairs of an unspaced script that stand nowhere reach over the end of a word.
+    absent = sum(not number and not _RUN.search(term) for number, _, term in counted)
     if not found:
         return None
-    deciding, total = [], 0
+    deciding: list[str] = []
+    total = 0
     for number, term in found:
         if deciding and total + number > SCORED and rows > SCORED:
             break
         deciding.append(term)
         total += number
     # A word in half of the rows has no weight in FTS5's BM25.
-    adding = [term for number, term in found[len(deciding) :] if number <= min(ADDED, rows // 2)]
+    adding = [(number, term) for number, term in found[len(deciding) :] if number <= min(ADDED, rows // 2)]
+    weight = absent * _weight(0, rows) + sum(_weight(number, rows) for number, _ in found[: len(deciding)])
     rare = " OR ".join(deciding)
-    # Each branch is in every row found, so that BM25 counts the rare words twice in all of them.
-    expression = f"({rare}) AND ({' OR '.join([rare, *adding])})" if adding else rare
-    return Match(expression, SCORED if total > SCORED and rows > SCORED else None)
+    most = SCORED if total > SCORED and rows > SCORED else None
+    if not adding:
+        return Match(rare, most, weight)
+    # Both branches are in every row that is found, so that BM25 counts the rare words twice.
+    expression = f"({rare}) AND ({rare} OR {' OR '.join(term for _, term in adding)})"
+    return Match(expression, most, 2 * weight + sum(_weight(number, rows) for number, _ in adding))
 
 
 def parts_of(identifier: str) -> list[str]:
     """The words of a name, lower-case: `readFile` and `read_file` have two."""
     return [part.lower() for part in _PART.findall(identifier)]
+
+
+def _weight(count: int, rows: int) -> float:
+    """A word's weight in FTS5's BM25."""
+    return max(math.log((rows - count + 0.5) / (count + 0.5)), 1e-6)
 
 
 def _spread(identifier: re.Match[str]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from .lock import held
 from .words import words_of
 
 _PAGE = 8192
+_KEPT = ("created", "folders", "include", "exclude", "request")  # of the header, if all else goes
 LEARN = "INSERT INTO words(rowid, text, context, path) VALUES (?, ?, ?, ?)"
 _FORGET = "INSERT INTO words(words, rowid, text, context, path) VALUES ('delete', ?, ?, ?, ?)"
 
@@ -71,10 +74,10 @@ class Writer(Reader):
         """Store a document in place of the one of the same path."""
         self.remove(document.path)
         document = replace(document, id=self._next("documents"))
-        self._put("documents", [astuple(document)])
+        self._put("documents", [_values(document)])
         first = self._next("chunks")
         stored = [replace(chunk, id=first + n, document=document.id) for n, chunk in enumerate(chunks)]
-        self._put("chunks", map(astuple, stored))
+        self._put("chunks", map(_values, stored))
         self._index_words(LEARN, stored, document)
 
     def update(self, old: DocumentRow, new: DocumentRow) -> None:
@@ -85,12 +88,12 @@ class Writer(Reader):
             chunks = self.chunks_of(old.id)
             self._index_words(_FORGET, chunks, old)
             self._index_words(LEARN, chunks, new)
-        self._put("documents", [astuple(replace(new, id=old.id))])
+        self._put("documents", [_values(replace(new, id=old.id))])
 
     def skip(self, row: SkippedRow) -> None:
         """Store why a file is not in the index. What was stored of it goes."""
         self.remove(row.path)
-        self._put("skipped", [astuple(row)])
+        self._put("skipped", [_values(row)])
 
     def remove(self, path: bytes) -> None:
         """Take away what is stored of a file: its document, chunks, words and vectors, or why it was skipped."""
@@ -124,8 +127,8 @@ class Writer(Reader):
             self._put_block(int(row), codes)
 
     def clear(self) -> None:
-        """Take away everything but the folders and their patterns."""
-        kept = {key: value for key, value in self.header().items() if key in ("folders", "include", "exclude")}
+        """Take away everything but the folders, their patterns and the request for a model."""
+        kept = {key: value for key, value in self.header().items() if key in _KEPT}
         self.connection.execute("DELETE FROM header")
         self.set_header(kept)
         for table in ("documents", "skipped", "chunks", "vectors", "halves"):
@@ -178,12 +181,16 @@ class Writer(Reader):
         self._put("vectors", [(row + 1, self._generation, ids.tobytes(), codes.tobytes())])
 
 
+def _values(row: DocumentRow | ChunkRow | SkippedRow) -> tuple[object, ...]:
+    return tuple(vars(row).values())  # dataclasses.astuple copies every value, which takes longer than SQLite
+
+
 @contextmanager
 def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False) -> Iterator[Writer]:
     """The one Writer of an index, which is made if it is not there; at the end all commits are on disk.
 
     command: what the lock says to others. wait: seconds to wait for another writer.
-    rebuild: all that it holds goes, but its folders and patterns. A file that is damaged, or of another version, is
+    rebuild: all that it holds goes, but not what was asked for. A file that is damaged, or of another version, is
         deleted.
     Raises Locked, IndexDamaged, IndexMismatch, OutputError.
     """
@@ -200,6 +207,8 @@ def writing(path: Path, command: str, wait: float = 0, *, rebuild: bool = False)
             connection = _open(path)
         with closing(connection):
             yield Writer(connection, path)
+            _sync(path.with_name(path.name + "-wal"))  # because a reader at work may keep the next step from it
+            connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -207,6 +216,11 @@ def delete(path: Path) -> None:
     """Delete an index, with the files beside it but the lock's. The caller holds the lock."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC) if hasattr(fcntl, "F_FULLFSYNC") else os.fsync(file)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -248,6 +262,7 @@ def _create(path: Path) -> None:
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")
             writer = Writer(connection, new)
-            writer.set_header({"generation": "0"})
+            now = str(time.time_ns() // 1_000_000)
+            writer.set_header({"created": now, "generation": now})
         os.fsync(descriptor)
         os.replace(new, path)

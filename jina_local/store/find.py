@@ -18,7 +18,7 @@ from ..model_files import folder, ggufs, labels, published
 from ..model_files.request import Request, how_to_convert, is_bits, require_engine
 from ..registry import Published
 from ..spec import ModelFiles
-from . import hub, hub_cache, local_store, places
+from . import hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
@@ -56,6 +56,8 @@ def find(
             raise UsageError(
                 f"revision {revision!r} was given with a path, {wanted}; it belongs to a name on the hub."
             )
+        if (snapshot := hub_cache.snapshot_of(path)) and (fault := hub_cache.link_outside(snapshot)):
+            raise ModelDamaged(fault)
         label = labels.ALL.get(weights.casefold(), weights) if weights else None
         return _completed(folder.read(path, Request(engines_for(backend, label), label, tuple(tasks or ()))))
     if isinstance(name_or_path, Path):
@@ -185,7 +187,9 @@ def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> M
     if fit.place.where == STORE and fit.rivals:
         why = f"{fit.label} in {path}: the first choice of {fit.rivals + 1} in the local store"
     request = replace(request, engines=(fit.place.engine,), label=fit.label, reasons=(why,))
-    return _completed(folder.read(path, request))
+    files = _completed(folder.read(path, request))
+    known = package.probes(row, fit.place.engine) if fit.place.where == PACKAGE else {}
+    return replace(files, probes=known) if known else files
 
 
 def _commit(files: Mapping[str, Path]) -> str | None:

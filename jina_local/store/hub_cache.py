@@ -91,10 +91,16 @@ def _commit(root: Path, revision: str) -> str:
 
 def commit_of(path: Path) -> str | None:
     """The commit of a snapshot folder, or of a file in it, in a cache of the hub's layout."""
-    parts = path.absolute().parts
-    for n, part in enumerate(parts[1:-1], 1):
-        if part == "snapshots" and parts[n - 1].startswith("models--"):
-            return parts[n + 1]
+    folder = snapshot_of(path)
+    return folder.name if folder else None
+
+
+def snapshot_of(path: Path) -> Path | None:
+    """The snapshot folder that a path is or lies in, in a cache of the hub's layout; None if it lies in none."""
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder
     return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ModelNotFound, OutputError, UsageError
 from ..formats import manifest
+from ..registry import Published
 from . import find, package, places
 from .hub_cache import Verified, cache_folder, commit_of, root_of, verify_snapshot
 from .places import PACKAGE, STORE, Place
@@ -22,11 +23,16 @@ def verify(name: str | Path) -> list[Verified]:
     if str(name) and folder.is_dir():
         return [_compare(folder)]
     row = find.row_of(str(name))
-    there = [place for place in places.of(row) if place.form != "part"]
+    there = whole(row)
     if not there:
         raise ModelNotFound(f"{row.spec.name}: nothing of it is on this machine. {find.how_to_fetch(row)}")
     folders = [package.root(row) if place.where == PACKAGE else place.path for place in there]
     return [_compare(folder) for folder in dict.fromkeys(folders)]
+
+
+def whole(row: Published) -> list[Place]:
+    """The places of a model, without those that have parts of files only."""
+    return [place for place in places.of(row) if place.form != "part"]
 
 
 def remove(name: str) -> list[Place]:

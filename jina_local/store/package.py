@@ -11,6 +11,7 @@ from ..registry import Published
 
 _ROOT = Path(__file__).parents[1] / "bundled_models"
 DIGESTS = "digests.json"  # {path: sha256} of every other file
+PROBES = "probes.json"  # {task: numbers of self_check.py} of the checkpoint
 LABELS = {"llama": "Q8_0", "mlx": "F16"}  # the engine -> the type of the weights that are there for it
 FORMS = {"llama": "gguf", "mlx": "checkpoint"}
 
@@ -26,6 +27,14 @@ def folder(row: Published, engine: str) -> Path:
     if not path.is_dir():
         raise ModelDamaged(f"{path}: is missing from the installation. Install the package again.")
     return path
+
+
+def probes(row: Published, engine: str) -> dict[str, list[list[float]]]:
+    """Task -> the numbers of `self_check` for a form without a manifest; empty if its manifest has them."""
+    if FORMS[engine] != "checkpoint":
+        return {}
+    known: dict[str, list[list[float]]] = json.loads((root(row) / PROBES).read_text(encoding="utf-8"))
+    return known
 
 
 def verify(root: Path) -> tuple[int, tuple[str, ...]]:

@@ -131,9 +131,9 @@ _LANGUAGES = {
 }
 PARSED = frozenset(_LANGUAGES)
 # Nodes around a definition that belong to it: decorators, `export`, `template <...>`.
-_WRAPPERS = frozenset(
-    "decorated_definition export_statement template_declaration lexical_declaration variable_declaration".split()
-)
+_WRAPPERS = frozenset({
+    "decorated_definition", "export_statement", "template_declaration", "lexical_declaration", "variable_declaration",
+})  # fmt: skip
 _ABOVE = re.compile(r"[ \t]*(?:#|//|/\*|\*|--|@|\[)")  # a line that speaks of the next: a comment, an attribute
 _WORD = re.compile(r"\w")
 
@@ -178,11 +178,8 @@ def passages(text: str, language: str, size: int) -> list[Passage]:
 
 def _safe(text: str, place: int) -> int:
     """This place, or the next start of a line if a grapheme might be cut here."""
-    if (
-        text[place - 1 : place] == "\n"
-        or text[place - 1 : place + 1] != "\r\n"
-        and text[place - 1 : place + 1].isascii()
-    ):
+    around = text[place - 1 : place + 1]
+    if around.startswith("\n") or (around.isascii() and around != "\r\n"):
         return place
     return text.find("\n", place) + 1 or len(text)
 
@@ -247,12 +244,12 @@ def _characters(data: bytes, text: str, edges: list[int]) -> dict[int, int]:
 
 def _first_line(text: str, start: int, least: int) -> int:
     """Where a definition's own lines begin: with the comments and attributes right above it."""
-    line = text.rfind("\n", least, start) + 1 or least
-    if line == least and least and text[least - 1] != "\n" or text[line:start].strip():
+    line = text.rfind("\n", 0, start) + 1
+    if line < least or text[line:start].strip():
         return start
     while line > least:
-        above = text.rfind("\n", least, line - 1) + 1 or least
-        if above == least and least and text[least - 1] != "\n" or not _ABOVE.match(text, above, line):
+        above = text.rfind("\n", 0, line - 1) + 1
+        if above < least or not _ABOVE.match(text, above, line):
             break
         line = above
     return line

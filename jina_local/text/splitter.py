@@ -53,8 +53,8 @@ def split(text: str, language: str | None, tokenizer: Tokenizer, max_tokens: int
     """The pieces of a document in order. Every character that is not white space lies in exactly one.
 
     language: "markdown", a programming language such as "python", or anything else for plain text.
-    max_tokens: the most tokens of `fed(text, piece)`; prompt and special tokens come on top. A grapheme is cut only if
-        it alone has more, a single character never.
+    max_tokens: the most tokens of `fed(text, piece)`; prompt and special tokens come on top. A grapheme is cut only
+        if it alone has more, a single character never.
     """
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < LEAST_TOKENS:
         raise UsageError(f"pieces of {max_tokens!r} tokens: expected a whole number from {LEAST_TOKENS}.")
@@ -81,7 +81,7 @@ def _within_budget(text: str, pieces: list[Piece], cutter: Cutter, tokenizer: To
         counts = _counts([fed(text, piece) for piece in pieces], tokenizer, most)
         smaller: list[Piece] = []
         for piece, count in zip(pieces, counts, strict=True):
-            if count <= most or piece.end - piece.start == 1 and not piece.context:
+            if count <= most or (piece.end - piece.start == 1 and not piece.context):
                 done.append(piece)
             elif piece.context and _counts([piece.context], tokenizer, most // 4)[0] > most // 4:
                 smaller.append(replace(piece, context=""))

@@ -208,7 +208,7 @@ class Tokenizer:
 
     def _front(self, text: str, room: int) -> list[int]:
         """At least room + 1 ids from the front of a very long text, or all of its ids."""
-        chars = room * _CHARS_PER_TOKEN
+        chars = max(1, room) * _CHARS_PER_TOKEN
         while True:
             piece = text[:chars]
             encoding = self._encode(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ _LIMITS = {
     "max_position_embeddings": (1, 1 << 20),
 }
 _THETA = number(1, 1e12)
+# Kind -> the epsilon of the norms, and the width of a head, in every published model. No shape of a tensor tells
+# them, so nothing else would notice another value. Qwen3's norms have the width of a head.
+_EPS = {"qwen3": 1e-6, "eurobert": 1e-5, "jina-bert-v3": 1e-5, "bert": 1e-5}
+_HEAD_DIM = {"eurobert": 64, "jina-bert-v3": 64, "bert": 64}
 
 
 POSITION_OFFSET = 2  # XLM-R's learned positions start after the row 1, which is the padding token's own
@@ -116,6 +121,7 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
     eps = config.get(eps_key)
     if not isinstance(eps, float) or not 1e-12 <= eps <= 1e-2:
         raise ModelDamaged(f"{where}: {eps_key} is {eps!r}; expected a number from 1e-12 to 1e-2.")
+    _refuse_unpublished(kind, eps, head_dim, where)
     _refuse_other_passes(config, _COMPUTED_XLM_ROBERTA if post_norm else _COMPUTED, where)
     positions = sizes["max_position_embeddings"] - (POSITION_OFFSET if kind == "bert" else 0)
     if positions < 1:
@@ -134,6 +140,19 @@ def from_config(config: Mapping[str, object], where: str = "config.json") -> Arc
         max_positions=positions,
         labels=1 if kind == "bert" else 0,
     )
+
+
+def _refuse_unpublished(kind: str, eps: float, head_dim: int, where: str) -> None:
+    """Raise ModelDamaged if a number that changes every vector is not the published models'."""
+    if not math.isclose(eps, _EPS[kind], rel_tol=1e-6):  # as close as 32 bits come
+        raise ModelDamaged(
+            f"{where}: the epsilon of its norms is {eps:g}; the published models of this architecture have "
+            f"{_EPS[kind]:g}."
+        )
+    if head_dim != (width := _HEAD_DIM.get(kind, head_dim)):
+        raise ModelDamaged(
+            f"{where}: its heads are {head_dim} wide; those of the published models of this architecture are {width}."
+        )
 
 
 def _refuse_other_passes(

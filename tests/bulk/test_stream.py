@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jina_local.bulk import stream
+from jina_local.bulk.cache import VectorCache
+from jina_local.embedding.request import PRECISIONS
 from jina_local.errors import TextError, UsageError
 from jina_local.records.readers import Item, Reading
 from jina_local.records.writers import UNUSABLE
@@ -31,7 +33,7 @@ def test_blocks_have_the_vectors_of_their_texts_in_order_and_grow():
     fake = FakeEmbedder()
     blocks, tally = run([item(i, text) for i, text in enumerate(texts, 1)], embedder=fake)
     assert fake.calls == [64, 128, 8]
-    assert [block.start for block in blocks] == [0, 64, 192]
+    assert [block.indices for block in blocks] == [range(64), range(64, 192), range(192, 200)]
     assert np.array_equal(np.concatenate([block.vectors for block in blocks]), FakeEmbedder().embed(texts).vectors)
     assert blocks[0].token_counts.tolist() == [len(text) for text in texts[:64]]
     assert (tally.total, tally.cut, tally.failed, tally.bad) == (200, 0, 0, 0)
@@ -49,6 +51,75 @@ def test_a_block_is_embedded_before_the_next_is_read():
     assert taken == []
     next(made)
     assert len(taken) == 64
+
+
+def test_shards_are_all_items_once_with_their_places_among_all():
+    texts = [f"text {i}" for i in range(300)]
+    rows = [item(i, text) for i, text in enumerate(texts, 1)]
+    whole = FakeEmbedder().embed(texts).vectors
+    seen = {}
+    for number in (1, 2, 3):
+        blocks, tally = run(rows, shard=stream.Shard(number, 3))
+        for block in blocks:
+            seen.update(zip(block.indices, block.vectors, strict=True))
+        assert tally.total == 100
+    assert sorted(seen) == list(range(300))
+    assert all(np.array_equal(seen[i], whole[i]) for i in seen)
+    assert run(rows[:1], shard=stream.Shard(2, 2))[0] == []
+
+
+class Remembers:
+    """A Memory that knows some texts from the start."""
+
+    def __init__(self, texts):
+        answer = FakeEmbedder().embed(texts)
+        # Not what the model would say.
+        self.known = {text: stream.Known(-answer.vectors[i], True) for i, text in enumerate(texts)}
+        self.told = []
+
+    def get(self, texts):
+        return [self.known.get(text) for text in texts]
+
+    def put(self, texts, answer):
+        self.told.append((texts, answer.failed))
+
+
+def test_memories_are_asked_in_their_order_before_the_model_is():
+    near, far = Remembers(["a"]), Remembers(["a", "b"])
+    fake = FakeEmbedder()
+    texts = ["c", "b", FakeEmbedder.BROKEN, "a", "c"]
+    rows = [item(i, text) for i, text in enumerate(texts)]
+    (block,), tally = run(rows, embedder=fake, journal=near, cache=far)
+    a, b, c = FakeEmbedder().embed(["a", "b", "c"]).vectors
+    assert np.array_equal(block.vectors, [c, -b, 0 * a, -a, c])
+    assert block.token_counts.tolist() == [1, 0, 7, 0, 1]
+    assert block.truncated.tolist() == [False, True, False, True, False]
+    assert (fake.calls, block.failed, tally.failed) == ([3], {2: UNUSABLE}, 1)
+    assert near.told == [(["c", "b", FakeEmbedder.BROKEN, "c"], (2,))]
+    assert far.told == [(["c", FakeEmbedder.BROKEN, "c"], (1,))]
+
+
+def test_a_text_that_is_refused_is_named_by_its_place_among_the_known():
+    rows = [item(1, "a"), item(2, "\ud800"), item(3, "a"), item(4, "b")]
+    with pytest.raises(UsageError, match=r"^in\.jsonl line 2: invalid surrogate"):
+        run(rows, Reading(), journal=Remembers(["a"]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_cache_has_float32_for_every_precision(tmp_path, precision):
+    rows = [item(i, text) for i, text in enumerate(["a", "x" * 101, FakeEmbedder.BROKEN, "b", "\ud800"])]
+    (plain,), _ = run(rows, words={"precision": precision})
+    fake = FakeEmbedder()
+    with VectorCache(tmp_path / "vectors.sqlite") as cache:
+        for asked in (5, 3):  # what was cut, has no vector or was refused is not kept
+            fake.calls.clear()
+            words = {"precision": precision}
+            (block,), tally = run(rows, embedder=fake, words=words, cache=stream.Cached(cache, "space"))
+            assert fake.calls[0] == asked
+            assert (block.vectors.dtype, block.vectors.tolist()) == (plain.vectors.dtype, plain.vectors.tolist())
+            assert (block.failed, tally.cut, tally.failed, tally.bad) == (plain.failed, 1, 1, 1)
+        (block,), _ = run(rows[:1], embedder=fake, cache=stream.Cached(cache, "another space"))
+        assert fake.calls[-1] == 1
 
 
 def test_each_row_says_why_it_has_no_vector():

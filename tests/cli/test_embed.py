@@ -54,7 +54,7 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: embed, rerank, models, "),
+        (["embedd"], r"unknown command 'embedd' \(did you mean 'embed'\?\)\. Commands: .*embed, rerank, "),
         (["zzz"], r"unknown command 'zzz'\. Commands"),
         ([], r"no command was given\.\n\nusage: jina-local"),
         (["--bogus"], r"unknown option --bogus\. See `jina-local --help`"),
@@ -95,6 +95,19 @@ def test_help_and_version(capsys):
         (["embed", "a", "--prompt-name", "passage"], r"unknown prompt_name 'passage'"),
         (["embed", "a", "--max-length", "0"], r"max_length 0 is out of range"),
         (["embed", "a", "--precision", "int8", "--no-normalize"], r"cannot be had with normalize=False"),
+        (["embed", "a", "--resume"], r"--resume needs --output FILE: a stream cannot be gone on with"),
+        (["embed", "a", "--resume", "--output", "/dev/stderr"], r"--resume needs --output FILE"),
+        (["embed", "a", "--resume", "--output", "/dev/null", "--format", "npy"], r"--resume needs --output FILE"),
+        (["embed", "a", "--late-chunking", "--shard", "1/2"], r"--shard: late chunking reads the input as one docu"),
+        (
+            ["embed", "a", "--late-chunking", "--resume", "--output", "a.npy"],
+            r"--resume: late chunking reads the inp",
+        ),
+        (["embed", "a", "--late-chunking", "--cache"], r"--cache: late chunking reads the input as one document"),
+        (["embed", "a", "--cache", "--deterministic"], r"the cache has vectors that were run in company"),
+        (["embed", "a", "--shard", "0/2"], r"--shard: expected I/N, as 1/4 to 4/4, not '0/2'"),
+        (["embed", "a", "--shard", "3/2"], r"--shard: expected I/N"),
+        (["embed", "a", "--shard", "2"], r"--shard: expected I/N"),
         (["models", "lst"], r"'lst' .*did you mean 'list'"),
     ],
 )
@@ -268,6 +281,88 @@ def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_embedder, capf
         "", "has no 'text'. It has: 'body'. Give --field NAME.", "not valid JSON: Expecting value",
         "invalid surrogate", "",
     ]  # fmt: skip
+
+
+def test_a_stopped_run_goes_on(fake_embedder, capfdbinary, tmp_path, monkeypatch):
+    path, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    lines = [f"line {i}" for i in range(300)]
+    path.write_text("\n".join(lines))
+    out.write_bytes(b"old")
+    plain = fake_embedder.embed
+
+    def interrupted(texts, **words):
+        if len(fake_embedder.calls) == 2:
+            raise KeyboardInterrupt
+        return plain(texts, **words)
+
+    command = ["embed", "--input", str(path), "--output", str(out), "--resume"]
+    monkeypatch.setattr(fake_embedder, "embed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main.main(command)
+    assert capfdbinary.readouterr().err.decode() == (
+        f"{out} is as it was before; the same command goes on with what was done\n"
+    )
+    assert out.read_bytes() == b"old"
+    monkeypatch.setattr(fake_embedder, "embed", plain)
+    with pytest.raises(UsageError, match="dim was '64' and is '32'"):
+        main.main([*command, "--truncate-dim", "32"])
+    capfdbinary.readouterr()
+    assert main.main(command) == 0
+    assert capfdbinary.readouterr().err.decode() == f"{out}.resume has 192 vectors of a stopped run\n"
+    assert np.array_equal(np.load(out), expected(lines))
+    assert [n for n in fake_embedder.calls if n] == [64, 128, 108]
+    assert {one.name for one in tmp_path.iterdir()} == {"in.txt", "out.npy"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--precision", "int8"], "precision was 'float32' and is 'int8'"),
+        (["--overflow", "error"], "overflow was 'truncate' and is 'error'"),
+        (["--deterministic"], "deterministic was 'False' and is 'True'"),
+    ],
+)
+def test_a_run_goes_on_with_the_same_request_only(fake_embedder, tmp_path, monkeypatch, more, message):
+    command = ["embed", "one", "--output", str(tmp_path / "out.npy"), "--resume"]
+    monkeypatch.setattr("jina_local.records.writers.NpyWriter.close", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main(command)
+    with pytest.raises(UsageError, match=message):
+        main.main([*command, *more])
+
+
+def test_a_bad_row_ends_a_run_that_goes_on_without_it(fake_embedder, capfdbinary, tmp_path):
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.npy"
+    path.write_text('"text"\n' * 64 + "[\n" + '"other"\n')
+    command = ["embed", "--input", str(path), "--output", str(out), "--resume"]
+    with pytest.raises(UsageError, match=r"in\.jsonl line 65: not valid JSON"):
+        main.main(command)
+    assert main.main([*command, "--errors", "skip"]) == 1
+    assert [n for n in fake_embedder.calls if n] == [64, 1]
+    text, other = expected(["text", "other"])
+    assert np.array_equal(np.load(out), [text] * 64 + [0 * text, other])
+
+
+def test_the_cache_of_all_runs(fake_embedder, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path))
+    for calls in ([2], [2, 0], [2, 0, 1]):
+        texts = ["two", "one", "three"][: 2 + len(calls) // 3]
+        assert main.main(["embed", *texts, "--cache"]) == 0
+        assert fake_embedder.calls == calls
+        assert np.array_equal(rows(capfdbinary.readouterr().out), expected(texts))
+
+
+def test_shards_together_are_the_whole(fake_embedder, capfdbinary, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "{i}", "key": "k{i}"}}\n' for i in range(5)) + "[\n")
+    found = []
+    for shard in ("1/2", "2/2"):
+        code = main.main(["embed", "--input", str(path), "--id", "key", "--shard", shard, "--errors", "skip"])
+        assert code == (shard == "2/2")
+        found += map(json.loads, capfdbinary.readouterr().out.splitlines())
+    assert [one["index"] for one in found] == [0, 2, 4, 1, 3, 5]
+    assert [one["id"] for one in found] == ["k0", "k2", "k4", "k1", "k3", None]
+    assert np.array_equal(np.float32([one["embedding"] for one in found[:5]]), expected(list("02413")))
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])

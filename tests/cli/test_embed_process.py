@@ -150,7 +150,8 @@ def test_an_interrupted_run_ends_quietly_and_leaves_nothing(number, code, tmp_pa
 
 
 @posix
-def test_a_hundred_thousand_lines_in_constant_memory():
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_hundred_thousand_lines_in_constant_memory(resume, tmp_path):
     code = FAKE.replace(
         "cli.run()",
         "import resource\n"
@@ -165,6 +166,8 @@ def test_a_hundred_thousand_lines_in_constant_memory():
         "console.run(main)",
     )
     options = ["--truncate-dim", "32", "--precision", "ubinary", "--format", "npy"]
+    if resume:
+        options += ["--output", str(tmp_path / "out.npy"), "--resume"]
     lines = 100_000
     with started("-c", code, "embed", *options) as child:
         feeder = threading.Thread(target=lambda: (child.stdin.write(b"a short line\n" * lines), child.stdin.close()))
@@ -172,7 +175,7 @@ def test_a_hundred_thousand_lines_in_constant_memory():
         out, err = child.stdout.read(), child.stderr.read()
         feeder.join()
         assert child.wait(30) == 0, err
-    assert len(out) == 128 + 4 * lines
+    assert len((tmp_path / "out.npy").read_bytes() if resume else out) == 128 + 4 * lines
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(re.search(rb"grew by (\d+) units", err)[1]) * unit < 50 << 20
 

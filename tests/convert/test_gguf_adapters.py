@@ -102,7 +102,7 @@ def test_the_keys_of_an_adapter_are_complete(separate):
         "general.base_model.0.repo_url": f"https://huggingface.co/jinaai/{name}",
         "general.tags": [b"feature-extraction", b"sentence-similarity", b"embeddings"], "general.file_type": 1,
         "adapter.type": "lora", "adapter.lora.alpha": float(tiny.RANK), "adapter.lora.task_name": "clustering",
-        "adapter.lora.prompt_prefix": "Document: ", "jina_local.loading": name, "jina_local.task": "clustering",
+        "adapter.lora.prompt_prefix": "Document: ", "jina_local.model": name, "jina_local.task": "clustering",
         "jina_local.prompts": '{"query": "Query: ", "document": "Document: "}',
         "jina_local.default_prompt": "document",
     }  # fmt: skip

@@ -138,7 +138,7 @@ def test_the_keys_are_complete(converted):
         "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.bos_token_id": config["bos_token_id"],
         "tokenizer.ggml.eos_token_id": config["eos_token_id"],
         "tokenizer.ggml.padding_token_id": config["pad_token_id"],
-        "jina_local.loading": f"jina-embeddings-v5-text-{kind}", "jina_local.task": "retrieval",
+        "jina_local.model": f"jina-embeddings-v5-text-{kind}", "jina_local.task": "retrieval",
         "jina_local.prompts": '{"query": "Query: ", "document": "Document: "}',
         "jina_local.default_prompt": "document", "jina_local.matryoshka_dims": [32, 64, 128, 256],
         "jina_local.tokenizer_fingerprint": manifest.load(out).tokenizer,
@@ -185,7 +185,7 @@ def test_llama_cpp_reads_our_vocabulary_as_we_do(converted):
 @pytest.mark.skipif(not tiny.SHARED.exists(), reason="needs ../shared/data, which is not beside this checkout")
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_reads_the_real_vocabularies_as_we_do(tmp_path, kind):
-    thin = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 8}
+    thin = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 64}
     source = tiny.write(tmp_path / "source", kind, real=True, dtype="F16", tasks=("retrieval",), config=thin)
     to_gguf(source, tmp_path / "out", tasks=["retrieval"], types=["F32"])
     path = path_of(kind, tmp_path / "out", "F32")

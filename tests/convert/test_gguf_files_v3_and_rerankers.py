@@ -155,7 +155,7 @@ def test_the_keys_are_complete(converted):
         f"{arch}.attention.key_length": config.get("head_dim", 64),
         f"{arch}.attention.value_length": config.get("head_dim", 64),
         f"{arch}.pooling_type": {"v3": 1, "reranker-v3": 0, "reranker-v2": 4}[kind],
-        "jina_local.loading": model, "jina_local.task": "retrieval.query" if kind == "v3" else RERANK,
+        "jina_local.model": model, "jina_local.task": "retrieval.query" if kind == "v3" else RERANK,
         "jina_local.tokenizer_fingerprint": manifest.load(out).tokenizer,
     }  # fmt: skip
     if kind == "v3":

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from convert.gguf import engine, imatrix
-from convert.gguf.files import FILE_TYPES, narrowed, to_gguf
+from convert.gguf.files import FILE_TYPES, to_gguf
+from convert.source import narrowed
 from convert.verify import reference
-from jina_local import registry
 from jina_local.errors import EngineError, UsageError
 from jina_local.formats.gguf import read_header
 from jina_local.text.tokenizer import Tokenizer
@@ -39,8 +39,7 @@ def model(request, tmp_path_factory):
 
 def ids_of(source, texts=TEXTS):
     with Checkpoint(source) as checkpoint:
-        row = registry.identify(architecture=checkpoint.arch.kind, rope_theta=checkpoint.arch.rope_theta)
-        spec = narrowed(checkpoint, row, ["retrieval"])
+        spec = narrowed(checkpoint, ["retrieval"])
     return imatrix.encode(list(texts), Tokenizer.from_file(source / "tokenizer.json"), spec, "retrieval")
 
 

@@ -24,7 +24,7 @@ def trained():
 
     tokenizer = vocabulary.train([*TEXTS, "Document: Query: the quick brown fox"] * 3, 320)
     size = tokenizer.get_vocab_size()
-    shape = Shape(vocab=size, hidden=64, heads=2, intermediate=96, dims=(32, 64))
+    shape = Shape(vocab=size, hidden=128, heads=2, intermediate=96, dims=(32, 128))
     settings = replace(Settings(), shape=shape, rank=4)
     torch.manual_seed(0)
     return Student(settings.shape), tokenizer, settings

@@ -104,6 +104,36 @@ def test_one_writer_at_a_time(tmp_path):
     assert (tmp_path / "out" / "b.txt").exists()
 
 
+def test_everything_is_on_disk_before_the_name_is_and_the_name_afterwards(tmp_path, monkeypatch):
+    events = []
+
+    def fsync(descriptor, real=os.fsync):
+        events.append(("sync", os.stat(descriptor).st_ino))
+        real(descriptor)
+
+    def rename(source, target, real=os.rename):
+        events.append(("rename", os.stat(source).st_ino))
+        real(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    publish(tmp_path / "out")
+    out = tmp_path / "out"
+    named = events.index(("rename", out.stat().st_ino))
+    synced = {inode for what, inode in events[:named] if what == "sync"}
+    assert synced == {path.stat().st_ino for path in [out, *out.rglob("*")]}
+    assert ("sync", tmp_path.stat().st_ino) in events[named:]
+
+
+def test_a_folder_without_a_manifest_is_not_published(tmp_path):
+    with (
+        pytest.raises(AssertionError, match="only with its manifest"),
+        staging(tmp_path / "out", force=False, needs=1) as folder,
+    ):
+        (folder / "b.txt").write_text("new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_dead_run_left_is_removed(tmp_path):
     dead = tmp_path / ".out.tmp-99999-abcd"
     dead.mkdir()

@@ -197,3 +197,15 @@ def test_damaged_headers_are_refused_or_stay_within_the_file(tmp_path):
             assert 0 <= tensor.start <= tensor.start + tensor.nbytes <= header.size
             assert int(np.prod(tensor.shape)) > 0 or tensor.nbytes == 0
     assert 0 < passed < 4000
+
+
+def test_a_file_that_cannot_be_mapped_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+
+    def full(*args, **words):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(gguf_format.mmap, "mmap", full)
+    with pytest.raises(ModelDamaged, match=r"x\.gguf: cannot be read \(Cannot allocate memory\)\."):
+        read_header(path)

@@ -6,13 +6,17 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import mutate
+
+if TYPE_CHECKING:
+    from jina_local import Embedder, Reranker
 
 TEXTS = ("Document: the quick brown fox", "naïve café 日本語\n\tx = 1", "")
 QUERY = "which planet is red?"
@@ -29,9 +33,14 @@ class Base:
     task: str | None
     weights: tuple[int, int]  # bytes of the subject that hold weights, where a change gives other vectors
     fields: Callable[[Random, bytes], tuple[bytes, str]]  # the mutation that knows the file's fields
+    trained: Callable[[bytes], object] | None = None  # what training chose of the rest, as weights are
 
     def damage(self, rng: Random, raw: bytes) -> tuple[bytes, str, bool]:
         """(the damaged file, what was done, whether weights may have changed)."""
+        changed, what, weights = self._damage(rng, raw)
+        return changed, what, weights or (self.trained is not None and self.trained(changed) != self.trained(raw))
+
+    def _damage(self, rng: Random, raw: bytes) -> tuple[bytes, str, bool]:
         start, end = self.weights
         kind = rng.random()
         if kind < 0.6:
@@ -47,21 +56,28 @@ class Base:
 
 def ask(folder: Path, backend: str, task: str | None) -> np.ndarray:
     """Open the model and run it: vectors of all texts, or scores. Raises whatever comes."""
-    from jina_local import Embedder, load
+    from jina_local import load
 
     with load(folder, backend=backend, task=task, threads=1, offline=True) as model:
-        if isinstance(model, Embedder):
-            asked = task or (model.spec.default_task or "retrieval")
-            return np.asarray(model.encode(TEXTS, task=asked, deterministic=True))
-        ranking = model.rerank(QUERY, ["Mars looks red.", "Venus is hot, and far from here."], deterministic=True)
-        return np.array([one.score for one in sorted(ranking, key=lambda one: one.index)])
+        return put(model, task)
+
+
+def put(model: Embedder | Reranker, task: str | None) -> np.ndarray:
+    """What is asked of an open model: vectors of all texts, or scores."""
+    from jina_local import Embedder
+
+    if isinstance(model, Embedder):
+        asked = task or (model.spec.default_task or "retrieval")
+        return np.asarray(model.encode(TEXTS, task=asked, deterministic=True))
+    ranking = model.rerank(QUERY, ["Mars looks red.", "Venus is hot, and far from here."], deterministic=True)
+    return np.array([one.score for one in sorted(ranking, key=lambda one: one.index)])
 
 
 def bases(kind: str, root: Path) -> list[Base]:
     """The models whose files of a kind are damaged, made under `root`."""
     return {
         "gguf": _ggufs, "safetensors": _safetensors, "tokenizer": _tokenizers, "config": _configs,
-        "adapter": _adapters, "manifest": _manifests,
+        "adapter": _adapters, "manifest": _manifests, "hub": lambda root: [],
     }[kind](root)  # fmt: skip
 
 
@@ -112,7 +128,39 @@ def _ggufs(root: Path) -> list[Base]:
             path = next(folder.glob("*separation*.gguf"))
             at = mutate.Gguf(path.read_bytes()).data_at
         out.append(_of(folder, path.name, "llama", task, (at, path.stat().st_size), mutate.of_gguf))
-    return out
+    return [*out, *(_foreign(root, *one) for one in (("nano", "retrieval"), ("v3", "separation"),
+                                                     ("reranker-v3", None), ("reranker-v2", None)))]  # fmt: skip
+
+
+def _foreign(root: Path, kind: str, task: str | None) -> Base:
+    """A merged file without a manifest and without the keys by which our converter's files are known."""
+    from tests import made
+
+    source = made.gguf_file(kind, "Q8_0").parent if kind == "nano" else _gguf_folder(kind)
+    path = next(source.glob("*separation*.gguf" if kind == "v3" else "*Q8_0.gguf"))
+    folder = root / f"{kind}-foreign"
+    if not folder.exists():
+        folder.mkdir()
+        for beside in source.iterdir():
+            if beside.is_file() and beside.suffix != ".gguf" and beside.name != "manifest.json":
+                shutil.copy(beside, folder)
+        file = mutate.Gguf(path.read_bytes())
+        file.keys = [key for key in file.keys if key[0] not in _OURS]
+        (folder / path.name).write_bytes(file.dump())
+    raw = (folder / path.name).read_bytes()
+    weights = (mutate.Gguf(raw).data_at, len(raw))
+    return replace(_of(folder, path.name, "llama", task, weights, mutate.of_gguf), trained=_order)
+
+
+_OURS = (b"jina_local.loading", b"jina_local.tokenizer_fingerprint")
+
+
+def _order(raw: bytes) -> object:
+    """Which data each tensor has. If nothing records it, two of one shape that were exchanged are another model."""
+    try:
+        return sorted((name, offset) for name, _, _, offset in mutate.Gguf(raw).tensors)
+    except (struct.error, IndexError, KeyError, MemoryError, OverflowError, RecursionError):
+        return None
 
 
 def _safetensors(root: Path) -> list[Base]:
@@ -126,8 +174,18 @@ def _safetensors(root: Path) -> list[Base]:
                     or p.parent == folder)  # fmt: skip
         out.append(_tensor_file(folder, path, task))
     folder = _copy(made.checkpoint("nano"), root)
-    out.append(_tensor_file(folder, folder / "model.safetensors", "retrieval"))
-    return out
+    published = _tensor_file(folder, folder / "model.safetensors", "retrieval")
+    return [*out, replace(published, trained=_places)]
+
+
+def _places(raw: bytes) -> object:
+    """As `_order`, of a safetensors file."""
+    try:
+        (length,) = struct.unpack("<Q", raw[:8])
+        return sorted((name, entry["data_offsets"]) for name, entry in json.loads(raw[8 : 8 + length]).items()
+                      if name != "__metadata__")  # fmt: skip
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _tensor_file(folder: Path, path: Path, task: str | None) -> Base:
@@ -161,7 +219,10 @@ def _configs(root: Path) -> list[Base]:
     from tests import made
 
     folders = [(_mlx_folder(kind), "mlx", task) for kind, task in _MLX]
-    return _named(root, "config.json", [*folders, (made.checkpoint("small"), "mlx", "retrieval")])
+    published = [(made.checkpoint(kind), "mlx", task) for kind, task in
+                 (("small", "retrieval"), ("nano", "retrieval"), ("v3", "separation"), ("reranker-v2", None),
+                  ("reranker-v3", None))]  # fmt: skip
+    return _named(root, "config.json", [*folders, *published])
 
 
 def _manifests(root: Path) -> list[Base]:
@@ -187,8 +248,17 @@ def _adapters(root: Path) -> list[Base]:
         name = home.relative_to(target).as_posix()
         out.append(_of(target, name, "mlx", "retrieval", (8 + length, home.stat().st_size), mutate.of_safetensors))
     folder = _copy(made.checkpoint("nano"), root)
-    out += _named(root, "adapter_config.json", [(folder, "mlx", "retrieval")])
+    out += [replace(base, trained=_alpha) for base in _named(root, "adapter_config.json",
+                                                             [(folder, "mlx", "retrieval")])]  # fmt: skip
     return out
+
+
+def _alpha(raw: bytes) -> object:
+    """The scale of an adapter that no record tells of: another one is another adapter."""
+    try:
+        return json.loads(raw)["lora_alpha"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def listing() -> bytes:

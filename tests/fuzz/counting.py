@@ -8,10 +8,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import farm
+from . import farm, gateless
 from .bases import Base, bases
 
 # Outcomes that only a file past every check can have.
@@ -25,48 +25,80 @@ PAST = (
 
 
 def run(
-    kind: str, numbers: Iterator[int] | range, seed: int, root: Path, until: float | None = None
+    kind: str,
+    found: list[Base],
+    numbers: range,
+    seed: int,
+    until: float | None = None,
+    *,
+    gate_off: str | None = None,
 ) -> Iterator[tuple[str, str, str]]:
-    """(case, what became of it, what was done) for each number."""
-    found, answers = ([], []) if kind == "hub" else _prepared(kind, root)
-    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-fuzz-") as room:
+    """(case, what became of it, what was done) for each number. found: see `made`. gate_off: see `gateless.run`."""
+    farm.preload()
+    with tempfile.TemporaryDirectory(dir=memory_disk(), prefix="jina_local-fuzz-") as room:
+        if gate_off:
+            yield from gateless.run(found, kind, numbers, seed, Path(room), gate_off)
+            return
+        answers = [farm.expected(base) for base in found]
         for number in numbers:
             if until is not None and time.monotonic() > until:
                 return
             name = f"{kind}:{seed}:{number}"
             if kind == "hub":
-                yield (name, *farm.hub_case(name))
+                yield (name, *farm.hub_case(name, Path(room)))
             else:
                 at = number % len(found)
                 yield (name, *farm.case(found[at], answers[at], name, Path(room)))
 
 
-def _prepared(kind: str, root: Path) -> tuple[list[Base], list[str]]:
-    # Models are made in a process of their own: an engine that has run here would be forked with its threads.
+def made(kinds: Sequence[str], root: Path) -> dict[str, list[Base]]:
+    """The models to damage, by kind. Made in a child, so that no engine has run here before forks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(bases, (kind, root))
-    farm.preload()
-    return found, [farm.expected(base) for base in found]
+        return {kind: pool.apply(bases, (kind, root)) for kind in kinds}
 
 
-def _memory_disk() -> str | None:
+def memory_disk() -> str | None:
+    """Where the folders of a case and its models are: hard links lead from one to the other."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def _job(kind: str, numbers: range, seed: int, seconds: float | None, lines: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    with tempfile.TemporaryDirectory(dir=_memory_disk(), prefix="jina_local-models-") as root:
-        until = None if seconds is None else time.monotonic() + seconds
-        for one in run(kind, numbers, seed, Path(root), until):
-            lines.put(one)
+def _job(
+    kinds: Sequence[str],
+    numbers: range,
+    seed: int,
+    seconds: float | None,
+    gate_off: str | None,
+    lines: multiprocessing.Queue[tuple[str, str, str] | None],
+) -> None:
+    with tempfile.TemporaryDirectory(dir=memory_disk(), prefix="jina_local-models-") as root:
+        models = made(kinds, Path(root))
+        for kind in kinds:
+            until = None if seconds is None else time.monotonic() + seconds
+            for one in run(kind, models[kind], numbers, seed, until, gate_off=gate_off):
+                lines.put(one)
     lines.put(None)
 
 
-def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) -> tuple[Counter[str], list[str]]:
-    """(how many had each outcome, the faults) of the cases of one kind."""
+def count(
+    kinds: Sequence[str],
+    cases: int,
+    seed: int,
+    jobs: int,
+    seconds: float | None = None,
+    *,
+    gate_off: str | None = None,
+    show: str | None = None,
+) -> tuple[Counter[str], list[str]]:
+    """(how many had each outcome, the faults) of the cases of some kinds, so many of each.
+
+    gate_off: "spawn" or "fork", see `gateless`. show: outcomes that begin so are printed, though they are no faults.
+    """
+    right = gateless.RIGHT if gate_off else farm.RIGHT
     context = multiprocessing.get_context("spawn")
     lines = context.Queue()
     children = [
-        context.Process(target=_job, args=(kind, range(n, cases, jobs), seed, seconds, lines)) for n in range(jobs)
+        context.Process(target=_job, args=(kinds, range(n, cases, jobs), seed, seconds, gate_off, lines))
+        for n in range(jobs)
     ]
     for child in children:
         child.start()
@@ -75,7 +107,7 @@ def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) ->
     left = jobs
     while left:
         if any(child.exitcode not in (None, 0) for child in children):
-            raise RuntimeError(f"{kind}: the farm itself broke; see above")
+            raise RuntimeError(f"{', '.join(kinds)}: the farm itself broke; see above")
         try:
             one = lines.get(timeout=5)
         except queue.Empty:
@@ -84,14 +116,15 @@ def count(kind: str, cases: int, seed: int, jobs: int, seconds: float | None) ->
             left -= 1
             continue
         name, became, what = one
-        outcome = next((o for o in (*farm.RIGHT, farm.OTHER, farm.DEATH, farm.HANG, farm.UNTYPED, farm.ODD,
+        outcome = next((o for o in (*right, farm.OTHER, farm.DEATH, farm.HANG, farm.UNTYPED, farm.ODD,
                                     farm.MEMORY) if became.startswith(o)), became)  # fmt: skip
-        outcomes[outcome] += 1
-        if outcome not in farm.RIGHT:
+        outcomes[became.split(":")[0] if outcome == gateless.DIED else outcome] += 1
+        if outcome not in right:
             faults.append(f"{name}  {became}\n    {what}")
-            print(faults[-1], file=sys.stderr)
+        if outcome not in right or (show is not None and became.startswith(show)):
+            print(f"{name}  {became}\n    {what}", file=sys.stderr)
         if sys.stderr.isatty() and sum(outcomes.values()) % 50 == 0:
-            print(f"\r{kind} {sum(outcomes.values())}", end="\r", file=sys.stderr)
+            print(f"\r{kinds[0]} {sum(outcomes.values())}", end="\r", file=sys.stderr)
     for child in children:
         child.join()
     return outcomes, faults

@@ -153,7 +153,7 @@ class Gguf:
         self.tensors: list[list[Any]] = []
         for _ in range(tensors):
             name, (rank,) = self._text(), self._take("I")
-            dims = list(self._take("Q" * rank))
+            dims = [self._take("Q")[0] for _ in range(rank)]
             kind, offset = self._take("IQ")
             self.tensors.append([name, dims, kind, offset])
         self.data_at = self._at + -self._at % 32

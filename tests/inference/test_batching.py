@@ -49,6 +49,7 @@ def test_padding_on_the_mix_is_under_five_percent():
 def test_packs_on_the_mix_are_full():
     lengths = mix()
     groups = plan(lengths, PACKED)
+    assert sorted(itertools.chain.from_iterable(groups)) == list(range(len(lengths)))
     fits = [i for i, n in enumerate(lengths) if n <= PACKED.tokens]
     assert len(groups) <= 1.35 * sum(lengths[i] for i in fits) / PACKED.tokens + len(lengths) - len(fits)
 

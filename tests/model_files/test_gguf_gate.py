@@ -242,6 +242,12 @@ def test_a_file_type_that_its_tensors_do_not_have_is_refused(number, label, tmp_
     assert "general.file_type says Q8_0, and its tensors are F16" in refused(path)
 
 
+def test_32_bits_are_not_called_16_whoever_wrote_the_file(tmp_path):
+    path = changed(made.gguf_file("nano", "F32"), tmp_path / "v5-nano-retrieval-F16.gguf",
+                   {"general.file_type": 1, gguf_keys.MADE_HERE: None})  # fmt: skip
+    assert "general.file_type says F16, and its tensors are F32" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "keys", "expected"),
     [
@@ -274,7 +280,7 @@ def test_what_other_programs_write_is_taken(tmp_path):
         "tokenizer.chat_template": "{{ messages }}", "tokenizer.ggml.eot_token_id": 3, "general.sampling.temp": 0.6,
         "tokenizer.ggml.fim_pre_token_id": 4, "qwen3.rope.dimension_count": 128, "general.languages": [b"en"],
         "quantize.imatrix.file": "x.dat", "mradermacher.convert_type": "hf", "general.license.link": "https://x",
-        "tokenizer.ggml.add_eos_token": False, "general.alignment": 32, "jina_local.loading": None,
+        "tokenizer.ggml.add_eos_token": False, "general.alignment": 32, "jina_local.model": None,
     }  # fmt: skip
     assert identify(changed(whole("small"), tmp_path / whole("small").name, keys)).task == "retrieval"
 

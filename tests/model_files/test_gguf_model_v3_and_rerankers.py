@@ -25,12 +25,12 @@ from .. import layout_files
 places = layout_files.places
 pytestmark = pytest.mark.usefixtures("places")
 
-SIZE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+SIZE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64,
         "vocab_size": 40, "max_position_embeddings": 128}  # fmt: skip
 XLM = {"model_type": "xlm-roberta", "layer_norm_eps": 1e-5}
 CONFIGS = {
     "v3": {**SIZE, **XLM, "position_embedding_type": "rotary", "rotary_emb_base": 20000.0},
-    "reranker-v3": {**SIZE, "model_type": "qwen3", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "num_key_value_heads": 2},
+    "reranker-v3": {**SIZE, "model_type": "qwen3", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "num_key_value_heads": 1},
     "reranker-v2": {**SIZE, **XLM, "architectures": ["XLMRobertaForSequenceClassification"]},
 }
 NAMES = {"v3": "v3-separation-Q8_0.gguf", "reranker-v3": "jina-reranker-v3-Q8_0.gguf",
@@ -46,14 +46,14 @@ def write(path: Path, kind: str, *, label: str = "Q8_0", keys=None, drop=(), ext
     tokens = [f"t{n}" for n in range(arch.vocab)]
     body = {
         f"{name}.block_count": 1, f"{name}.context_length": arch.max_positions, f"{name}.embedding_length": 64,
-        f"{name}.feed_forward_length": 64, f"{name}.attention.head_count": 2,
+        f"{name}.feed_forward_length": 64, f"{name}.attention.head_count": 1,
         "general.file_type": {v: k for k, v in FILE_TYPES.items()}[label],
     }  # fmt: skip
     if arch.rope_theta:
         body[f"{name}.rope.freq_base"] = arch.rope_theta
     if kind == "reranker-v3":
         tokens[-2:] = ["<|embed_token|>", "<|rerank_token|>"]
-        body |= {f"{name}.attention.head_count_kv": 2, f"{name}.attention.key_length": 32,
+        body |= {f"{name}.attention.head_count_kv": 1, f"{name}.attention.key_length": 64,
                  f"{name}.attention.layer_norm_rms_epsilon": arch.eps, "tokenizer.ggml.model": "gpt2",
                  "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.token_type": [1] * 40}  # fmt: skip
     else:
@@ -67,7 +67,7 @@ def write(path: Path, kind: str, *, label: str = "Q8_0", keys=None, drop=(), ext
     layout_files._add_keys(writer, body)
     for tensor, shape in (tensor_names.gguf_shapes(arch) | (extra or {})).items():
         if tensor not in drop:
-            writer.add_tensor(tensor, np.zeros((shapes or {}).get(tensor, shape), np.float32))
+            layout_files.add_zeros(writer, tensor, (shapes or {}).get(tensor, shape), label)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -18,7 +18,7 @@ from tests import tiny
 from tests.parity import written_out
 from tests.parity.written_out import CrossEncoder, ListwiseRanker, RotaryEncoder
 
-_SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96}
+_SMALL = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 96}
 _CONFIGS = {
     "reranker-v3": {**_SMALL, "num_key_value_heads": 1, "head_dim": 32},
     "reranker-v2": {**_SMALL, "max_position_embeddings": 1026},
@@ -243,7 +243,7 @@ def test_late_chunking_in_windows_worked_out_by_hand(folder, model, engine):
     document = " ".join(WORDS)
     words = tok.encode(document, add_special_tokens=False).ids
     assert len(words) == 40, "one token a word"
-    sums, counts = np.zeros((4, 64)), np.zeros(4)
+    sums, counts = np.zeros((4, 128)), np.zeros(4)
     for (start, end), parts in WINDOWS:
         states = published.states([0, *words[start:end], 2])
         for chunk, (first, last) in parts.items():

@@ -44,7 +44,9 @@ def block(vectors, start=0, cut=(), failed=(), **kept):
     truncated = np.zeros(len(vectors), np.bool_)
     truncated[list(cut)] = True
     counts = np.ones(len(vectors), np.int32)
-    return Block(start, vectors, counts, truncated, dict.fromkeys(failed, UNUSABLE), kept)
+    return Block(
+        range(start, start + len(vectors)), vectors, counts, truncated, dict.fromkeys(failed, UNUSABLE), kept
+    )
 
 
 def written(chosen, spec, *blocks, complete=True, file=None, kept=()):

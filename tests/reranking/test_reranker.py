@@ -410,6 +410,20 @@ def test_what_cannot_be_honoured_is_refused(reranker, opened, whose, words, mess
         assert not opened[-1].batches
 
 
+@pytest.mark.parametrize("longest", [1, 4, 7, 40])
+@pytest.mark.parametrize("scoring", KINDS)
+def test_a_model_without_room_for_a_document_says_so(opened, tmp_path, scoring, longest):
+    files = found(tmp_path, scoring)
+    model = Reranker(replace(files, model=replace(files.model, max_tokens=longest)))
+    if scoring == "pairwise" and longest > 4:
+        assert len(model.rerank(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+        return
+    with pytest.raises(
+        UsageError, match=r"is too small for a block of one document|leaves no room|is less than twice"
+    ):
+        model.rerank(QUERY, DOCUMENTS)
+
+
 def test_defaults_may_be_given_by_name(reranker):
     listwise = {"max_doc_length": 2048, "max_query_length": 512, "block_size": 125, "return_embeddings": False}
     pairwise = {"max_length": 1024, "max_query_length": 512, "overlap_tokens": 80, "window": True}

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import os
 import random
-import select
 import shutil
 import signal
 import sys
@@ -24,12 +23,12 @@ import numpy as np
 
 from jina_local.embedding import vectors
 from jina_local.errors import IndexNotFound
-from jina_local.search.database import ChunkRow, Database, DocumentRow
+from jina_local.search.database import ChunkRow, Database, DocumentRow, Reader
 from jina_local.search.verify import faults
 from jina_local.search.writer import Writer, writing
 from tests.fakes import noise
 
-WORDS = "router button press reset cable light window garden music letter paper water stone bread".split()
+WORDS = ("router", "button", "press", "reset", "cable", "light", "window", "garden", "music", "letter", "paper")
 FILES = 30
 DIM = 16
 RENEWED = 10  # kills until the index is made anew
@@ -81,10 +80,12 @@ def chunk(n: int, text: str) -> ChunkRow:
 
 
 def held(path: Path) -> tuple[int, State]:
-    """The generation of an index, and what it holds. Raises AssertionError for a vector that is another text's."""
+    """How many transactions an index has seen, and what it holds. AssertionError for a vector of another text."""
     with Database(path) as database, database.reader() as reader:
         state: State = {}
-        placed = {int(i): codes for block in reader.blocks() for i, codes in zip(block.chunks, block.int8) if i}
+        placed = {
+            int(i): codes for block in reader.blocks() for i, codes in zip(block.chunks, block.int8, strict=True) if i
+        }
         for row in reader.documents():
             chunks = reader.chunks_of(row.id)
             halves = reader.halves([c.id for c in chunks])
@@ -93,7 +94,12 @@ def held(path: Path) -> tuple[int, State]:
                 if c.id in halves:
                     assert np.array_equal(halves[c.id], vector_of(c.text).astype(np.float16))
                     assert np.array_equal(placed[c.id], vectors.quantise(vector_of(c.text)[None], "int8")[0])
-        return reader.generation(), state
+        return commits(reader), state
+
+
+def commits(reader: Reader) -> int:
+    """How many transactions an index has seen."""
+    return reader.generation() - int(reader.header()["created"])
 
 
 def work(path: Path, seed: str, state: State, pipe: int) -> None:
@@ -101,14 +107,14 @@ def work(path: Path, seed: str, state: State, pipe: int) -> None:
     while True:
         with writing(path, "kills") as writer:
             for _ in range(25):  # then all is checkpointed, and the file opened again
-                number = writer.generation() + 1
+                number = commits(writer) + 1
                 with writer.transaction():
                     transaction(state, seed, number, writer)
                 os.write(pipe, number.to_bytes(4, "big"))
 
 
-def killed(path: Path, seed: str, state: State, after: float) -> int:
-    """Kill a child `after` seconds from its start; the number of the last transaction that it acknowledged."""
+def killed(path: Path, seed: str, state: State, rng: random.Random) -> int:
+    """Kill a child after some acknowledgements and a moment more; the number of the last one."""
     reading, writing_end = os.pipe()
     child = os.fork()
     if not child:
@@ -116,12 +122,14 @@ def killed(path: Path, seed: str, state: State, after: float) -> int:
             work(path, seed, state, writing_end)
         os._exit(1)
     os.close(writing_end)
-    time.sleep(after)
+    wanted, data = 4 * rng.randint(0, 30), b""
+    while len(data) < wanted and (piece := os.read(reading, 1 << 16)):
+        data += piece
+    time.sleep(rng.uniform(0, 0.005 if wanted else 0.1))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child failed before it was killed"
-    data = b""
-    while select.select([reading], [], [], 0)[0] and (piece := os.read(reading, 1 << 16)):
+    while piece := os.read(reading, 1 << 16):
         data += piece
     os.close(reading)
     return int.from_bytes(data[-4:], "big")
@@ -140,7 +148,7 @@ def run(kills: int, seed: int) -> tuple[int, int]:
                     file.unlink()
                 state, generation = {}, 0
             name = f"{seed} {number // RENEWED}"
-            last = killed(path, name, dict(state), rng.uniform(0, 0.12)) or generation
+            last = killed(path, name, dict(state), rng) or generation
             acknowledged += last - generation
             try:
                 found, rows = held(path)
@@ -171,8 +179,8 @@ def main() -> int:
     acknowledged, more = run(args.kills, args.seed)
     seconds = time.monotonic() - start
     print(
-        f"{args.kills} kills, {acknowledged} transactions acknowledged, 0 of them lost, {more} found that were not yet "
-        f"acknowledged, 0 faults; {seconds:.0f} s"
+        f"{args.kills} kills, {acknowledged} transactions acknowledged, 0 of them lost, {more} found that were not "
+        f"acknowledged yet, 0 faults; {seconds:.0f} s"
     )
     return 0
 

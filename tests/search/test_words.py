@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from jina_local.search.words import TOKENIZER, terms_of, words_of
+from jina_local.search import words
+from jina_local.search.words import TOKENIZER, match_of, parts_of, terms_of, words_of
 
 
 def found(text: str, question: str) -> bool:
@@ -20,7 +21,7 @@ def found(text: str, question: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected"),
     [
         ("plain words, 12 of them", "plain words, 12 of them"),
         ("readFile(x)", "readFile read File(x)"),
@@ -36,8 +37,8 @@ def found(text: str, question: str) -> bool:
         ("مُحَمَّد", "محمد"),
     ],
 )
-def test_words_of(text, words):
-    assert words_of(text) == words
+def test_words_of(text, expected):
+    assert words_of(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,77 @@ def test_a_long_word_takes_linear_time(piece):
     start = time.perf_counter()
     words_of(piece * 200_000)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("readFile", ["read", "file"]), ("_read_file2", ["read", "file2"]), ("HTTPError", ["http", "error"]), ("_", [])],
+)
+def test_parts_of(name, parts):
+    assert parts_of(name) == parts
+
+
+COUNTS = {"router": 30, "reset": 900, "device": 15_000, "press": 40_000, "page": 90_000, "file": 700_000}
+
+
+def matched(question, counts=COUNTS, rows=1_000_000):
+    return match_of(question, lambda term, _: counts.get(term.strip('"'), 0), rows)
+
+
+def test_rare_words_bring_the_rows_and_common_words_add_to_them():
+    match = matched("reset router press file")
+    assert match.expression == '("router" OR "reset") AND ("router" OR "reset" OR "press")'
+    assert match.most is None
+
+
+def test_all_words_of_a_small_index_bring_rows():
+    match = matched("reset router press file", {**COUNTS, "file": 15_000, "press": 16_000}, rows=19_000)
+    assert match.expression == '"router" OR "reset" OR "file" OR "press"'
+
+
+def test_a_question_of_common_words_is_asked_with_the_rarest_in_bounded_rows():
+    assert matched("file page press").expression == '("press") AND ("press" OR "page")'
+    assert matched("file page press").most == words.SCORED
+    assert matched("file").expression == '"file"'
+
+
+def test_the_rows_that_a_question_brings_are_bounded():
+    counts = {f"w{n}": 3_000 for n in range(50)}
+    match = matched(" ".join(counts), counts)
+    rare = match.expression.partition(")")[0]
+    assert rare.count("OR") + 1 == words.SCORED // 3_000
+
+
+def test_words_that_ask_are_left_out_unless_there_are_no_others():
+    counts = {"how": 5, "do": 5, "i": 5, "reset": 50}
+    assert matched("How do I reset?", counts).expression == '"reset"'
+    assert matched("How do I?", counts).expression == '"how" OR "do" OR "i"'
+
+
+def test_a_question_whose_words_stand_nowhere_has_no_match():
+    assert matched("qwertz") is None
+    assert matched("?!") is None
+
+
+def test_the_weight_of_a_question_counts_absent_words_but_no_absent_pairs():
+    alone, with_absent = matched("router"), matched("router qwertz")
+    assert with_absent.expression == alone.expression
+    assert with_absent.weight > 2 * alone.weight
+    assert matched("router 路由器").weight == alone.weight
+    # Twice the rare words, once the common one, as BM25 counts them.
+    both = matched("router press")
+    assert 2 * alone.weight < both.weight < 2.5 * alone.weight
+
+
+def test_an_expression_scores_rows_as_it_promises():
+    """Each row of the rare words is found, whether or not it has the common word, and one with it is better."""
+    database = sqlite3.connect(":memory:")
+    database.execute(f"create virtual table words using fts5(text, content='', tokenize=\"{TOKENIZER}\")")
+    texts = ["router press", "router other", "press only", "nothing here"] + ["filler text"] * 20
+    database.executemany("insert into words(rowid, text) values (?, ?)", enumerate(texts, 1))
+    sql = "select rowid, -bm25(words) from words where words match ?"
+    found = dict(database.execute(sql, ('("router") AND ("router" OR "press")',)))
+    assert set(found) == {1, 2}
+    router, press = (dict(database.execute(sql, (term,))) for term in ('"router"', '"press"'))
+    assert found[2] == pytest.approx(2 * router[2])
+    assert found[1] == pytest.approx(2 * router[1] + press[1])

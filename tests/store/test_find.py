@@ -134,7 +134,7 @@ def test_a_base_with_adapters_in_the_store_serves_all_its_tasks_by_name(places, 
     assert main.main(["models", "list"]) == 0
     assert "base Q8_0, clustering adapter, retrieval adapter\n" in capfd.readouterr().out
     assert main.main(["models", "verify", "v5-nano"]) == 0
-    assert capfd.readouterr().out == f"ok  {folder}  (3 files)\n"
+    assert capfd.readouterr().out.startswith(f"ok  {folder}  (3 files)\n")
 
 
 def test_a_damaged_folder_in_the_store_is_said_and_does_not_hide_the_others(places, published):

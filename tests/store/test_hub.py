@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -113,8 +114,12 @@ def test_a_snapshot_with_a_link_out_of_the_cache_is_not_opened(site, tmp_path):
         ModelNotFound, match="hub cache, .* \\(damaged: .*Q8_0.gguf: is a link to .*outside.gguf, which lies outside"
     ):
         find.find("v5-nano", offline=True, backend="llama")
+    for given in (path, path.parent, os.path.relpath(path)):
+        with pytest.raises(ModelDamaged, match=r"Q8_0.gguf: is a link to .*outside.gguf, which lies outside"):
+            find.find(given, offline=True, backend="llama")
     path.unlink()
     hub.pull(ROW)
+    assert find.find(path, offline=True).revision == PINNED
     assert find.find("v5-nano", offline=True, backend="llama").files["retrieval"] == path
 
 

@@ -146,6 +146,12 @@ def test_a_long_text_is_cut_where_the_whole_would_be(kind, text):
     assert encoded.truncated[0]
 
 
+def test_without_room_the_front_of_a_text_is_one_token():
+    ours, theirs = both("small")
+    text = "many words " * 1000
+    assert ours.plain([text, ""], 0) == [theirs.encode(text, add_special_tokens=False).ids[:1], []]
+
+
 def test_ten_megabytes_on_one_line_cost_what_the_limit_costs():
     import time
     import tracemalloc

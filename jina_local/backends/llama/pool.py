@@ -16,7 +16,7 @@ from .context import Context, SharedWeights
 
 TEXTS = 32
 _TOKENS, _LONG_TOKENS = 512, 2048
-_LONG_ROWS = 128  # of the context for longer passes: a listwise reranker wants a row of each of 64 documents
+_LONG_ROWS = 128  # of the context for longer passes: a listwise block wants 126, its 125 documents' and the query's
 # An encoder's context has room for logits that nobody reads. If they would take more bytes than this, the pass runs
 # on a copy of the weights without their token table, made when first needed. With 250,002 rows, every pass does that
 # is too long for a small context.
