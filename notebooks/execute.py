@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-ALL = ("quickstart.ipynb", "convert_and_verify.ipynb")
+ALL = ("quickstart.ipynb", "search_your_notes.ipynb", "convert_and_verify.ipynb")
+TEXTS = "public_domain"  # the folder that a notebook searches
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -38,6 +40,7 @@ def execute(source: Path, model: Path | None = None) -> Any:
     with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
         work = Path(folder, "work")
         work.mkdir()
+        shutil.copytree(HERE / TEXTS, work / TEXTS)
         if model is not None:
             (work / "pico").symlink_to(model.resolve(), target_is_directory=True)
         client = NotebookClient(

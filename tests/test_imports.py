@@ -40,11 +40,12 @@ RUNTIME: dict[str, tuple[str, str]] = {
     ),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "cli": (
-        "console records bulk search backends registry store embedding reranking self_check loading doctor",
+        "console records bulk search backends registry store embedding reranking self_check loading doctor "
+        "integrations",
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),
-    "integrations": ("__init__", "numpy pyarrow ray"),
+    "integrations": ("__init__", "numpy pyarrow ray anyio mcp mcp_types"),
     "__main__": ("cli", ""),
 }
 OPEN_TO_ALL = {"errors", "spec"}

@@ -65,8 +65,9 @@ def outputs_are_sound(notebook):
         assert str(ROOT) not in text
 
 
-def test_both_notebooks_are_here():
-    assert [path.name for path in NOTEBOOKS] == ["convert_and_verify.ipynb", "quickstart.ipynb"]
+def test_all_notebooks_are_here():
+    names = [path.name for path in NOTEBOOKS]
+    assert names == ["convert_and_verify.ipynb", "quickstart.ipynb", "search_your_notes.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -26,7 +26,7 @@ class _Command(Protocol):
 
 
 _COMMANDS = (
-    "index", "search", "get", "related", "embed", "rerank", "export", "models", "cache", "doctor", "convert"
+    "index", "search", "get", "related", "mcp", "embed", "rerank", "export", "models", "cache", "doctor", "convert"
 )  # fmt: skip
 _PROG = "jina-local"
 

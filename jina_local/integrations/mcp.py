@@ -1,0 +1,340 @@
+"""The Model Context Protocol over standard input and output: an index as tools for agents, in small answers.
+
+Before an answer the index is brought up to date on a thread of its own. The answer waits for that no longer than
+`_WAIT`; what is not done by then goes on, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from typing import ParamSpec
+
+from .. import Index, JinaError, __version__
+from ..errors import EngineMissing, IndexNotFound, Locked, UsageError
+
+try:
+    import anyio
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp_types import ToolAnnotations
+except ImportError as error:
+    raise EngineMissing(
+        "jina_local.integrations.mcp needs the package mcp: pip install 'jina_local[mcp]'."
+    ) from error
+
+P = ParamSpec("P")
+
+_HITS = 30  # of an answer: the best with their passages, the others by name
+_TOKENS = 800  # of an answer with passages, if the agent does not say
+_TOKENS_OF_LINES = 2000
+_BYTES = 4  # a token of an agent, whose tokenizer is not known: of code, English, German and Chinese it is about that
+_WAIT = 1.0  # seconds
+_MOST = 20.0  # seconds of one refresh; the next one goes on
+_LAST = 1.0  # seconds that the end waits for the batch at hand
+_OLD = "files that changed lately may be missing or old."
+
+_INSTRUCTIONS = """Finds passages in folders of this machine by meaning and by words. Ask `search` first, in plain
+words or with names from the code: it costs far less than grep and whole files. A hit is headed by PATH:FIRST-LAST;
+`get` has the lines around it, `related` has passages like it."""
+
+
+def serve(open_index: Callable[[], Index]) -> None:
+    """Answer the client at the other end of standard input and output until it closes them.
+
+    open_index: called at the first question, and again after an error or if the index was made anew; what it raises
+        is the answer to that question.
+    """
+    tools = Tools(open_index)
+    try:
+        anyio.run(server(tools).run_stdio_async)
+    finally:
+        tools.close()
+
+
+def server(tools: Tools) -> MCPServer:
+    """The tools as a server of the SDK."""
+    made = MCPServer(
+        "jina-local",
+        version=__version__,
+        instructions=_INSTRUCTIONS,
+        log_level="WARNING",
+        lifespan=_printing_elsewhere,
+    )
+    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    for tool in (tools.search, tools.get, tools.related, tools.index_status):
+        made.add_tool(_telling(tool), description=inspect.getdoc(tool), annotations=reads, structured_output=False)
+    return made
+
+
+@asynccontextmanager
+async def _printing_elsewhere(_: object) -> AsyncIterator[None]:
+    """What is printed goes to stderr; the SDK diverts descriptor 1, but not what Python holds back until the end."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _telling(tool: Callable[P, str]) -> Callable[P, str]:
+    """The tool with our errors as MCP's, whose text the agent reads."""
+
+    @functools.wraps(tool)
+    def told(*args: P.args, **kwargs: P.kwargs) -> str:
+        try:
+            return tool(*args, **kwargs)
+        except (JinaError, OSError) as error:
+            raise ToolError(str(error)) from error
+
+    return told
+
+
+class Tools:
+    """The tools of one server. Their docstrings are for the agent, which pays for each word."""
+
+    def __init__(self, open_index: Callable[[], Index]) -> None:
+        self._open_index = open_index
+        self._current: tuple[Index, tuple[int, int], _Refresh] | None = None
+        self._lock = threading.Lock()
+
+    def search(self, query: str, max_tokens: int = _TOKENS, offset: int = 0, paths: Sequence[str] = ()) -> str:
+        """Find passages that answer a question or define a name, best first.
+
+        Args:
+            query: a question in plain words, or names from the code.
+            max_tokens: about how long the answer may be. The best hits come with their text, others are named.
+            offset: hits to pass over, to see the next ones.
+            paths: globs such as "src/*.py", or folders, to search in these only.
+        """
+        _at_least(0, offset=offset)
+        index, notes = self._fresh()
+        answer = index.search(query, offset + _HITS + 1, paths=tuple(paths))
+        found = [
+            _Found(_place(hit.document.path, hit.document.unit, hit.chunk.start_line, hit.chunk.end_line),
+                   hit.chunk.context, hit.chunk.text, hit.state)
+            for hit in answer.hits[offset:]
+        ]  # fmt: skip
+        return _listed(found, max_tokens, [*notes, *answer.missing], offset)
+
+    def related(self, path: str, line: int = 1, max_tokens: int = _TOKENS) -> str:
+        """Find passages like the one at a line of a file: similar code, other notes on the subject.
+
+        Args:
+            path: as `search` gives it.
+            line: any line of the passage.
+            max_tokens: about how long the answer may be.
+        """
+        index, notes = self._fresh()
+        answer = index.related(path, line, _HITS)
+        found = [
+            _Found(_place(hit.document.path, hit.document.unit, hit.chunk.start_line, hit.chunk.end_line),
+                   hit.chunk.context, hit.chunk.text, hit.state)
+            for hit in answer.hits
+        ]  # fmt: skip
+        return _listed(found, max_tokens, [*notes, *answer.missing])
+
+    def get(self, path: str, line: int = 1, count: int | None = None, max_tokens: int = _TOKENS_OF_LINES) -> str:
+        """Read lines of an indexed file, as it is now. Other files are refused.
+
+        Args:
+            path: as `search` gives it.
+            line: the first line; of a PDF the first page.
+            count: how many; without it, to the end of the file or of max_tokens.
+            max_tokens: about how long the answer may be.
+        """
+        found = self._index().get(path, line, count)
+        kept = _cut(found.text, max_tokens)
+        lines = kept.count("\n") + 1
+        whole, counted = len(kept) == len(found.text), found.unit == "line"
+        last = found.end_line if whole or not counted else found.start_line + lines - 1
+        out = [_place(found.path, found.unit, found.start_line, last), kept]
+        if not whole:
+            more = f"get it with line={last + 1}" if counted and last < found.end_line else "raise max_tokens"
+            out.append(f"({'Line' if counted else found.unit.capitalize()}s follow to {found.end_line}: {more}.)")
+        return "\n".join(out)
+
+    def index_status(self) -> str:
+        """What is indexed: folders, number of files and passages, model, and what is missing."""
+        index, notes = self._fresh()
+        status = index.status()
+        counts = status.counts
+        model = f"{status.model}, {status.dim} dimensions" if status.model else "none yet: words alone answer"
+        out = [
+            f"{status.name}: {counts.documents:,} files, {counts.chunks:,} passages, {counts.vectors:,} with vectors",
+            f"model: {model}",
+            *(f"folder: {_name(os.fsencode(folder))}" for folder in status.folders),
+            *(f"{kind}: {', '.join(globs)}" for kind in ("include", "exclude") if (globs := getattr(status, kind))),
+        ]
+        if counts.skipped:
+            out.append(f"{counts.skipped:,} files were skipped, such as:")
+            out += [f"  {_name(row.path)}: {row.reason}" for row in status.skipped[:5]]
+        return "\n".join([*out, *notes])
+
+    def close(self) -> None:
+        """Stop a refresh and close the index."""
+        with self._lock:
+            self._put_down()
+
+    def _index(self) -> Index:
+        return self._opened()[0]
+
+    def _fresh(self) -> tuple[Index, list[str]]:
+        """The index, up to date if that is soon done; and sentences about what is not."""
+        index, refresh = self._opened()
+        note = refresh.wait()
+        return index, [note] if note else []
+
+    def _opened(self) -> tuple[Index, _Refresh]:
+        """The index, opened anew if another file has its place."""
+        with self._lock:
+            if self._current is not None:
+                index, file, refresh = self._current
+                with suppress(FileNotFoundError):
+                    if _file(index) == file:
+                        return index, refresh
+                self._put_down()
+            index = self._open_index()
+            try:
+                file = _file(index)
+            except FileNotFoundError:
+                index.close()
+                raise IndexNotFound(f"{index.path}: there is no index here. Make one: `index FOLDER`.") from None
+            self._current = index, file, _Refresh(index)
+            return index, self._current[2]
+
+    def _put_down(self) -> None:
+        if self._current is not None:
+            index, _, refresh = self._current
+            self._current = None
+            refresh.stop()
+            index.close()
+
+
+class _Stopped(Exception):
+    """The refresh has had its time."""
+
+
+class _Refresh:
+    """Brings an index up to date, again and again, one run at a time."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._thread: threading.Thread | None = None
+        self._began = 0.0
+        self._stopped = False
+        self._outcome: str | None = None
+        self._lock = threading.Lock()
+
+    def wait(self) -> str | None:
+        """Begin a run unless there is one, and wait for its end; a sentence if the index is not up to date."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._began = time.monotonic()
+                # A daemon: it may be left behind anywhere, because all that it wrote before is kept.
+                self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
+                self._thread.start()
+            thread = self._thread
+        thread.join(max(self._began + _WAIT - time.monotonic(), 0))
+        return f"The index is being brought up to date: {_OLD}" if thread.is_alive() else self._outcome
+
+    def stop(self) -> None:
+        """End the run after the batch at hand, or leave it behind if that takes too long."""
+        self._stopped = True
+        if self._thread is not None:
+            self._thread.join(_LAST)
+
+    def _run(self) -> None:
+        outcome: str | None = "The index could not be brought up to date: standard error has a traceback."
+        try:
+            self._index.update(command="mcp", progress=self._go_on)
+            outcome = None
+        except _Stopped:
+            outcome = None  # the answer says how many passages have no vector
+        except Locked:
+            outcome = f"Another process is bringing the index up to date: {_OLD}"
+        except (JinaError, OSError) as error:
+            outcome = f"The index could not be brought up to date: {error}"
+        finally:
+            self._outcome = outcome
+
+    def _go_on(self, _: object) -> None:
+        if self._stopped or time.monotonic() > self._began + _MOST:
+            raise _Stopped
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A hit as the agent sees it."""
+
+    place: str
+    context: str
+    text: str
+    state: str
+
+    @property
+    def head(self) -> str:
+        state = f"({self.state} since it was indexed)" if self.state else ""
+        return "  ".join(filter(None, (self.place, self.context, state)))
+
+
+def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: int | None = None) -> str:
+    """Hits, the best with their passages in half of the room, the others by their places alone; then the notes.
+
+    offset: of the first hit, if the next ones can be asked for.
+    """
+    _at_least(1, max_tokens=most)
+    sizes = [(len(one.head.encode()) + 1, len(one.text.encode()) + 2) for one in found[:_HITS]]
+    room = most * _BYTES
+    for_texts = room if sum(map(sum, sizes)) <= room else room // 2
+    out, texts = list[str](), True
+    for one, (head, text) in zip(found, sizes, strict=False):
+        texts = texts and (not out or head + text <= for_texts)  # a worse hit does not take the place of a better one
+        size = head + text if texts else head
+        if out and size > room:
+            break
+        out.append(f"{one.head}\n{_cut(one.text, most)}\n" if texts else one.head)
+        room, for_texts = room - size, for_texts - size
+    shown = len(out)
+    if not found:
+        out.append(f"There are no hits after the first {offset}." if offset else "Nothing was found.")
+    elif len(found) > shown:
+        out.append(f"(More hits: {'raise max_tokens' if offset is None else f'offset={offset + shown}'}.)")
+    return "\n".join([*out, *notes])
+
+
+def _cut(text: str, tokens: int) -> str:
+    """The lines of a text that are within so many tokens; if not even the first one is, its beginning."""
+    _at_least(1, max_tokens=tokens)
+    data = text.encode()
+    if len(data) <= tokens * _BYTES:
+        return text
+    kept = data[: tokens * _BYTES].decode("utf-8", "ignore")
+    return kept[: kept.rindex("\n")] if "\n" in kept else kept
+
+
+def _at_least(least: int, **given: int) -> None:
+    for name, value in given.items():
+        if value < least:
+            raise UsageError(f"{name} {value} is out of range; expected a whole number from {least}.")
+
+
+def _place(path: bytes, unit: str, first: int, last: int) -> str:
+    """PATH:FIRST-LAST, or PATH page 3."""
+    lines = f"{first}-{last}" if last > first else f"{first}"
+    return f"{_name(path)}:{lines}" if unit == "line" else f"{_name(path)} {unit} {lines}"
+
+
+def _name(path: bytes) -> str:
+    """The path below the working directory if it is there, as an agent's other tools take it; else the whole."""
+    inside = os.path.relpath(path)
+    return (path if inside.startswith(b"..") else inside).decode("utf-8", "backslashreplace")
+
+
+def _file(index: Index) -> tuple[int, int]:
+    found = os.stat(index.path)
+    return found.st_dev, found.st_ino
