@@ -6,6 +6,7 @@ Engines are looked at in child processes, because an import may be slow, or kill
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -48,6 +49,8 @@ _SIZE = 256  # of a product of two square matrices, 34 MFLOP: about 7 ms with th
 _SLOW = 15.0
 _TIMES_AS_FAST = 4.0  # numpy's BLAS, if MLX's is slow
 _TIMES_THE_LOOPS = 12.0  # numpy's BLAS, if it is not slow
+_SEARCH = "pip install 'jina_local[search]'"
+_WAL_FIXED = (3, 51, 3)
 _ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
@@ -100,6 +103,7 @@ def checks() -> list[Check]:
         *(_package(name) for name in PACKAGES),
         *_engines(),
         _numpy_blas(),
+        *_search(),
         _network(),
         *_places(),
         *_vectors(),
@@ -270,6 +274,28 @@ def _numpy_blas() -> Check:
         return Check("numpy BLAS", True, detail)
     detail += f", only {speed / loops:.0f} times as fast as numpy without one"
     return Check("numpy BLAS", None, detail, "Install numpy from PyPI or conda, which bring an optimised BLAS.")
+
+
+def _search() -> list[Check]:
+    """What `index` and `search` rest on; nothing if there is no index, and the extra is not installed."""
+    import sqlite3
+
+    from .store import local_store
+
+    indexes = sorted(local_store.indexes().glob("*.sqlite"))
+    extra = importlib.util.find_spec("semantic_text_splitter") is not None
+    if not indexes and not extra:
+        return []
+    detail = f"SQLite {sqlite3.sqlite_version}; {len(indexes)} {'index' if len(indexes) == 1 else 'indexes'}"
+    found = [Check("search", True, detail) if extra else Check("search", None, detail, _SEARCH)]
+    if importlib.util.find_spec("numkong") is None:
+        found.append(Check("search kernel", None, "numpy, which is slower than numkong", _SEARCH))
+    if sqlite3.sqlite_version_info < _WAL_FIXED:
+        # https://sqlite.org/wal.html: two connections that write and checkpoint at once. Here one process does both.
+        found.append(
+            Check("SQLite's log", True, "older than 3.51.3: only the writer of an index moves its log into the file")
+        )
+    return found
 
 
 def _network() -> Check:

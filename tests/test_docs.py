@@ -99,8 +99,8 @@ FILES = {
     "notes.txt": "buy milk\nMars looks red\nread a book\n",
     "more.md": "water the plants\n",
     "notes/router.md": (
-        "# Router\n\nIt stands in the hall.\n\n## Reset\n\nHold the reset button for ten seconds, until it turns red.\n"
-        "Then wait for green.\n"
+        "# Router\n\nIt stands in the hall.\n\n## Reset\n\n"
+        "Hold the reset button for ten seconds, until it turns red.\nThen wait for green.\n"
     ),
     "notes/garden.md": "# Garden\n\nWater the plants in the evening.\n\n## Tools\n\nThe spade is in the shed.\n",
     "notes/bread.md": "# Bread\n\nFlour, water, salt and yeast.\n\n## Baking\n\nForty minutes at 220 degrees.\n",

@@ -34,7 +34,7 @@ EXAMPLES = """examples:
 """
 
 _EPILOG = """files:
-  Text, Markdown, source code and HTML; PDF and DOCX with the extra `documents`.
+  Text, Markdown, source code, HTML, PDF, DOCX and notebooks.
   What .gitignore and .jinaignore name is left out. --status lists files that
   were skipped, and why.
 stopping:
