@@ -371,9 +371,9 @@ def test_long_lines_are_cut(notes, opened, monkeypatch):
     (notes / "long.txt").write_text("x" * 5000 + "\n" + "second\n" * 4)
     opened.update()
     tools = mcp.Tools(lambda: opened)
-    assert tools.get("long.txt", max_tokens=10) == f"long.txt:1\n{'x' * 40}\n(Lines follow to 6: get it with line=2.)"
+    assert tools.get("long.txt", max_tokens=10) == f"long.txt:1\n{'x' * 40}\n(Lines follow to 5: get it with line=2.)"
     assert tools.get("long.txt", 2, max_tokens=4).splitlines() == [
-        "long.txt:2-3", "second", "second", "(Lines follow to 6: get it with line=4.)",
+        "long.txt:2-3", "second", "second", "(Lines follow to 5: get it with line=4.)",
     ]  # fmt: skip
     tools.close()
 
