@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from .. import console
@@ -59,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--print goes with `mcp install CLIENT`.")
         from ..integrations import mcp
 
+        if sys.stdin is not None and sys.stdin.isatty():
+            console.say(
+                "waiting for an agent's program to speak; `jina-local mcp install CLIENT` lets one start this"
+            )
         mcp.serve(lambda: opened(args))
         return console.OK
     if args.client is None:

@@ -51,12 +51,23 @@ def serve(open_index: Callable[[], Index]) -> None:
 
     open_index: called at the first question, and again after an error or if the index was made anew; what it raises
         is the answer to that question.
+    Raises UsageError if standard input or output is closed.
     """
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("standard input or output is closed; the client speaks over both.")
     tools = Tools(open_index)
     try:
         anyio.run(server(tools).run_stdio_async)
+    except Exception as error:
+        if not _client_has_gone(error):
+            raise
     finally:
         tools.close()
+
+
+def _client_has_gone(error: BaseException) -> bool:
+    """Whether nobody reads any more, somewhere in the groups of errors that anyio makes."""
+    return isinstance(error, BrokenPipeError) or any(map(_client_has_gone, getattr(error, "exceptions", ())))
 
 
 def server(tools: Tools) -> MCPServer:

@@ -287,6 +287,29 @@ def test_it_ends_quietly_and_soon(index, notes, home, end, code, words):
         assert child.stderr.read() == words
 
 
+def test_a_client_that_is_gone_is_no_fault(index, notes, home):
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "jina_local", "mcp", "--index", str(index)]
+    with subprocess.Popen(
+        command, env=environment(home), cwd=notes, text=True,
+        stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        os.close(write)
+        os.close(read)
+        assert child.communicate(lines(), timeout=30) == (None, "")
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_closed_streams_are_told(index, home, closed):
+    command = f'exec "{sys.executable}" -m jina_local mcp {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command], env=environment(home), capture_output=True, text=True, check=False, input="",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "standard input or output is closed" in done.stderr
+
+
 class _Slow:
     """An index whose update takes as long as the test wants."""
 
@@ -371,9 +394,9 @@ def test_long_lines_are_cut(notes, opened, monkeypatch):
     (notes / "long.txt").write_text("x" * 5000 + "\n" + "second\n" * 4)
     opened.update()
     tools = mcp.Tools(lambda: opened)
-    assert tools.get("long.txt", max_tokens=10) == f"long.txt:1\n{'x' * 40}\n(Lines follow to 6: get it with line=2.)"
+    assert tools.get("long.txt", max_tokens=10) == f"long.txt:1\n{'x' * 40}\n(Lines follow to 5: get it with line=2.)"
     assert tools.get("long.txt", 2, max_tokens=4).splitlines() == [
-        "long.txt:2-3", "second", "second", "(Lines follow to 6: get it with line=4.)",
+        "long.txt:2-3", "second", "second", "(Lines follow to 5: get it with line=4.)",
     ]  # fmt: skip
     tools.close()
 
