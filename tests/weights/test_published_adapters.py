@@ -160,10 +160,10 @@ def test_none_is_the_base_and_other_words_are_no_adapters():
                 checkpoint.adapter(word)
 
 
-def test_fewer_tasks_inside_are_taken_in_the_order_of_the_config(tmp_path):
-    folder = tiny.write(tmp_path / "two", "v3", tasks=("text-matching", "separation"))
+def test_fewer_tasks_inside_are_taken_in_the_published_order(tmp_path):
+    folder = tiny.write(tmp_path / "two", "v3", tasks=("separation", "text-matching"))
     with Checkpoint(folder) as two, Checkpoint(made.checkpoint("v3")) as five:
-        assert two.tasks == ("text-matching", "separation")
+        assert two.tasks == ("separation", "text-matching")
         for task in two.tasks:
             np.testing.assert_array_equal(dict(two.merged(task))[TABLE], dict(five.merged(task))[TABLE])
 
@@ -188,6 +188,13 @@ def stretch(end):
         (None, {"lora_rank": 0}, "rank"),
         (None, {"lora_alpha": "1"}, "alpha"),
         (None, {"lora_alpha": "absent"}, "alpha"),
+        (None, {"lora_alpha": 2}, "lora_alpha is 2; jina-embeddings-v3 was trained with 1"),
+        (
+            None,
+            {"lora_adaptations": list(tiny_v3_and_rerankers.V3_TASKS[::-1])},
+            "is text-matching, classification, .*; the factors stand in the order retrieval.query, ",
+        ),
+        (None, {"lora_adaptations": [*tiny_v3_and_rerankers.V3_TASKS[:4], "separation"]}, "the factors stand in"),
     ],
 )
 def test_damage_inside_a_checkpoint(copy, change, keys, message):

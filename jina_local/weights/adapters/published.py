@@ -49,6 +49,9 @@ _NATIVE_V3 = (
     (re.compile(r"^layers\.(\d+)\.self_attn\.([qkv])_proj$"), r"encoder.layers.\1.mixer.Wqkv|\2"),
     (re.compile(r"^layers\.(\d+)\.mlp\.(fc[12])$"), r"encoder.layers.\1.mlp.\2"),
 )
+# Of the factors inside v3's own checkpoint. No shape tells them, so nothing else would notice other values.
+_INSIDE_ALPHA = 1.0
+_INSIDE_ORDER = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 _THIRDS = ("q", "k", "v")
 _LETTERS = ("lora_A", "lora_B")
 
@@ -165,6 +168,10 @@ def from_inside(
     """
     tasks = inside_tasks(config, where)
     rank, alpha = check_scale(config.get("lora_rank"), config.get("lora_alpha"), where)
+    if alpha != _INSIDE_ALPHA:
+        raise ModelDamaged(
+            f"{where}: lora_alpha is {alpha:g}; jina-embeddings-v3 was trained with {_INSIDE_ALPHA:g}."
+        )
     shapes = {key: file.tensors[name].shape for key, (file, name) in stored.items()}
     pairs = {}
     for slot in pair_factors(shapes, _slots_inside(arch, len(tasks), rank), where, every=True):
@@ -188,6 +195,11 @@ def inside_tasks(config: Mapping[str, object], where: str) -> tuple[str, ...]:
     tasks = config.get("lora_adaptations")
     if not isinstance(tasks, list) or not tasks or not all(isinstance(t, str) for t in tasks):
         raise ModelDamaged(f"{where}: holds adapters, and its config names no tasks for them (lora_adaptations).")
+    if tasks != [task for task in _INSIDE_ORDER if task in tasks]:
+        raise ModelDamaged(
+            f"{where}: lora_adaptations is {', '.join(tasks)}; the factors stand in the order "
+            f"{', '.join(_INSIDE_ORDER)}."
+        )
     return tuple(tasks)
 
 
