@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from .. import Index, JinaError, __version__
 from ..errors import EngineMissing, IndexNotFound, Locked, UsageError
@@ -56,18 +56,30 @@ def serve(open_index: Callable[[], Index]) -> None:
     if sys.stdin is None or sys.stdout is None:
         raise UsageError("standard input or output is closed; the client speaks over both.")
     tools = Tools(open_index)
+    faults: list[Exception] = []
+
+    def speak() -> None:
+        try:
+            anyio.run(server(tools).run_stdio_async)
+        except Exception as error:
+            if not _client_has_gone(error):
+                faults.append(error)
+
+    # On a thread of its own, because the exception of a signal could leave an event loop waiting for the next line.
+    thread = threading.Thread(target=speak, name="protocol", daemon=True)
+    thread.start()
     try:
-        anyio.run(server(tools).run_stdio_async)
-    except Exception as error:
-        if not _client_has_gone(error):
-            raise
+        thread.join()
     finally:
         tools.close()
+    if faults:
+        raise faults[0]
 
 
 def _client_has_gone(error: BaseException) -> bool:
-    """Whether nobody reads any more, somewhere in the groups of errors that anyio makes."""
-    return isinstance(error, BrokenPipeError) or any(map(_client_has_gone, getattr(error, "exceptions", ())))
+    """Whether nobody reads any more, and nothing else is in the groups of errors that anyio makes."""
+    inner = getattr(error, "exceptions", ())
+    return isinstance(error, BrokenPipeError) or (bool(inner) and all(map(_client_has_gone, inner)))
 
 
 def server(tools: Tools) -> MCPServer:
@@ -125,11 +137,7 @@ class Tools:
         _at_least(0, offset=offset)
         index, notes = self._fresh()
         answer = index.search(query, offset + _HITS + 1, paths=tuple(paths))
-        found = [
-            _Found(_place(hit.document.path, hit.document.unit, hit.chunk.start_line, hit.chunk.end_line),
-                   hit.chunk.context, hit.chunk.text, hit.state)
-            for hit in answer.hits[offset:]
-        ]  # fmt: skip
+        found = [_Found.of(hit) for hit in answer.hits[offset:]]
         return _listed(found, max_tokens, [*notes, *answer.missing], offset)
 
     def related(self, path: str, line: int = 1, max_tokens: int = _TOKENS) -> str:
@@ -142,11 +150,7 @@ class Tools:
         """
         index, notes = self._fresh()
         answer = index.related(path, line, _HITS)
-        found = [
-            _Found(_place(hit.document.path, hit.document.unit, hit.chunk.start_line, hit.chunk.end_line),
-                   hit.chunk.context, hit.chunk.text, hit.state)
-            for hit in answer.hits
-        ]  # fmt: skip
+        found = [_Found.of(hit) for hit in answer.hits]
         return _listed(found, max_tokens, [*notes, *answer.missing])
 
     def get(self, path: str, line: int = 1, count: int | None = None, max_tokens: int = _TOKENS_OF_LINES) -> str:
@@ -286,6 +290,13 @@ class _Found:
     context: str
     text: str
     state: str
+
+    @classmethod
+    def of(cls, hit: Any) -> _Found:
+        """From a hit of `Index.search`, whose type has no public name."""
+        chunk = hit.chunk
+        place = _place(hit.document.path, hit.document.unit, chunk.start_line, chunk.end_line)
+        return cls(place, chunk.context, chunk.text, hit.state)
 
     @property
     def head(self) -> str:
