@@ -45,6 +45,10 @@ class Model:
         """(n, dim) float32."""
         return self._encode(texts, "document")
 
+    def queries(self, texts: list[str]) -> None:
+        """Encode questions together, which is quicker than one by one."""
+        self._encode(texts, "query")
+
     def query(self, text: str) -> NDArray[np.float32]:
         """(dim,) float32."""
         return self._encode([text], "query")[0]
@@ -65,6 +69,7 @@ class Model:
 def prose(name: str, model: Model) -> dict[str, Score]:
     """Mode -> nDCG@10 of one of the retrieval sets, each of its documents a file of one passage."""
     data = datasets.retrieval(name)
+    model.queries(data.queries)
     documents = [Made(f"{n}.txt", "text", [Passage(text)]) for n, text in enumerate(data.documents)]
     out = {}
     with _index(documents, model) as database:
