@@ -30,7 +30,6 @@ SOME_FAILED = 1
 DAMAGED = 3
 INTERNAL = 70
 INTERRUPTED = 130
-TERMINATED = 143  # 128 + SIGTERM, as a shell counts it
 
 # The nearest class in an error's ancestry decides. The numbers above 64 are those of BSD's sysexits.h.
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -48,12 +47,15 @@ EXIT_CODES: dict[type[BaseException], int] = {
 }
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_arrived: list[int] = []  # SIGINT and SIGTERM since the command began
+_BY_SIGNAL = 128  # and the number of the signal, as a shell counts
+# A closed terminal (SIGHUP) and Ctrl-\ (SIGQUIT) end a command as SIGTERM does; Windows has neither.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+_SIGNALS = (signal.SIGINT, *_ENDING)
+_arrived: list[int] = []  # those of _SIGNALS since the command began
 
 
 class _Terminated(BaseException):
-    """SIGTERM as an exception, so that temp files are removed on the way out."""
+    """A signal of _ENDING as an exception, so that temp files are removed on the way out."""
 
 
 class Progress(Protocol):
@@ -114,7 +116,7 @@ def run(main: Callable[[], int]) -> NoReturn:
             # Destructors of native libraries may still print; that does not belong into the data.
             with suppress(OSError):
                 os.dup2(2, target)
-    if code in (INTERRUPTED, TERMINATED):
+    if code > _BY_SIGNAL:
         # Python remembers a KeyboardInterrupt that passed through `exec`, and would end by the signal instead.
         os._exit(code)
     sys.exit(code)
@@ -241,7 +243,7 @@ def _to_null(descriptor: int) -> None:
 
 
 def _listen() -> None:
-    """Turn SIGINT and SIGTERM into exceptions. A SIGINT that the caller ignores, as a shell's `&` does, stays so."""
+    """Turn signals into exceptions. One that the caller ignores, as a shell's `&` and `nohup` do, stays so."""
     _arrived.clear()
     for number in _SIGNALS:
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
@@ -254,7 +256,9 @@ def _listen_no_more() -> None:
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -266,8 +270,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped() -> int:
-    if signal.SIGTERM in _arrived[:1]:
-        return TERMINATED
+    if _arrived[:1] and _arrived[0] in _ENDING:
+        return _BY_SIGNAL + _arrived[0]
     say("interrupted")
     return INTERRUPTED
 

@@ -131,7 +131,9 @@ def test_a_reader_that_never_came_is_no_error(argv):
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+)
 def test_an_interrupted_run_ends_quietly_and_leaves_nothing(number, code, tmp_path):
     with started("-c", FAKE, "embed", "--output", str(tmp_path / "out.npy")) as child:
         child.stdin.write(b"line\n" * 100)

@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_the_old_folder_whole(form, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-KILLS = [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 0.2)]
+KILLS = [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.2), (signal.SIGHUP, 0.2), (signal.SIGKILL, 0.2)]
 MORE_KILLS = [
     pytest.param(how, delay, marks=pytest.mark.slow)
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
