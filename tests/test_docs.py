@@ -359,7 +359,8 @@ def test_every_option_in_the_documents_exists():
     helped = "".join(options("jina_local", c) for c in commands)
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
-    helped += "".join(options(f"tests.bench.{c}") for c in ("speed", "fidelity", "quality", "adapters", "digests", "search", "agents"))
+    benches = ("speed", "fidelity", "quality", "adapters", "digests", "search", "agents")
+    helped += "".join(options(f"tests.bench.{c}") for c in benches)
     helped += "--model --to"  # of notebooks/execute.py, which cannot be asked without nbclient
     elsewhere = {"--check", "--no-deps", "--help"}  # of ruff, of pip, of everything
     for name, text in TEXTS.items():

@@ -26,6 +26,7 @@ MODES = ("hybrid", "vector", "lexical")
 POOL = 200  # passages that the factors of code may reorder
 RERANKED = 50  # passages that a reranker reads
 _COLUMNS = (1.0, 3.0, 3.0)  # BM25's weights of text, context, path
+_AT_ONCE = 500  # parameters of a statement; SQLite takes 999 or more
 _SLOW_WITHOUT_KERNEL = 200_000  # vectors
 
 # Chosen on the sets of tests/bench/README.md.
@@ -303,8 +304,10 @@ def _allowed(reader: Reader, question: Question) -> Ints | None:
         and (not question.paths or _fits(shown(path, root), question.paths))
     ]
     found: list[int] = []
-    for number in documents:
-        found += [row[0] for row in reader.connection.execute("SELECT id FROM chunks WHERE document = ?", (number,))]
+    for start in range(0, len(documents), _AT_ONCE):
+        some = documents[start : start + _AT_ONCE]
+        sql = f"SELECT id FROM chunks WHERE document IN ({', '.join('?' * len(some))})"
+        found += [row[0] for row in reader.connection.execute(sql, some)]
     return np.array(found, np.int32)
 
 
