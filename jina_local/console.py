@@ -151,6 +151,12 @@ def is_stop(error: BaseException) -> bool:
     return bool(_arrived) or isinstance(error, KeyboardInterrupt)
 
 
+def raise_if_stopped() -> None:
+    """Raise a signal's exception once more if foreign code has swallowed it, as imports of C libraries may."""
+    if _arrived:
+        raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
+
+
 def say(message: str) -> None:
     """One line of talk, on stderr; a stderr that is closed or gone is no reason to fail."""
     with suppress(OSError, ValueError):

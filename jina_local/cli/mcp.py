@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--print goes with `mcp install CLIENT`.")
         from ..integrations import mcp
 
+        console.raise_if_stopped()
         if sys.stdin is not None and sys.stdin.isatty():
             console.say(
                 "waiting for an agent's program to speak; `jina-local mcp install CLIENT` lets one start this"
