@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..spec import Embedded
     from ..text.tokenizer import Tokenizer
 
-CHUNK_TOKENS = 240  # of a chunk; with prompt and special tokens it fits into one pass of the engines
+CHUNK_TOKENS = 512  # of a chunk at most; the splitter aims at fewer characters, so that a function stays whole
 _COMMIT_SECONDS = 0.25
 _FIRST, _MOST = 64, 1024  # chunks a batch: few at first, then more, because larger batches fill passes better
 _BATCH_SECONDS = 8.0  # about what is lost if a run is stopped

@@ -48,7 +48,9 @@ def header(folder: Path, kind: str, **changed: object) -> Header:
     """Of a GGUF file with the vocabulary of a kind; the file itself is empty."""
     tokenizer = Tokenizer(json.dumps(BODIES[kind]), "x")
     sizes = {**tiny.CONFIGS["nano"], **tiny.SIZES["nano"], "vocab_size": 640}
-    arch = architecture.from_config({**sizes, "model_type": "qwen3"} if kind == "small" else sizes)
+    arch = architecture.from_config(
+        {**sizes, "model_type": "qwen3", "rms_norm_eps": 1e-6} if kind == "small" else sizes
+    )
     if kind == "v3":
         arch = architecture.Architecture("bert", 32, 1, 2, 2, 16, 32, 640, 1e-5, 0.0, 64, labels=1)
     vocab = vocabulary.read(tokenizer, json.dumps(BODIES[kind]).encode(), arch, {})
