@@ -27,8 +27,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs an absent engine, and say which."""
+    """Skip what needs an absent engine, and say which. Of sampled tests, all but the first for an engine are slow."""
+    seen: set[tuple[object, ...]] = set()
+    for item in items:
+        if "sampled" in item.keywords:
+            kind = (getattr(item, "function", None), *(name for name in ("mlx", "llama") if name in item.keywords))
+            if kind in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(kind)
     for marker, (modules, install) in _NEEDS.items():
         absent = [name for name in modules if not _there(name)]
         if not absent:

@@ -31,6 +31,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("form", [pytest.param(name, marks=mark) for name, (_, mark) in FORMS.items()])
 def test_every_task_and_type_of_a_conversion_is_as_its_converter_expected(form):
     folder = FORMS[form][0]()

@@ -30,6 +30,7 @@ def path(backend, name):
     return made.gguf_separate(name, "F32") if backend == "llama" else made.checkpoint(name)
 
 
+@pytest.mark.sampled
 @models()
 @pytest.mark.parametrize("name", ["nano", "pico"])
 def test_threads_that_mix_tasks_get_their_own_vectors_until_the_model_is_closed(backend, name):

@@ -85,6 +85,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", _CASES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_after_a_fork(engine, case):

@@ -40,6 +40,7 @@ ALL = [(kind, what, COUNT) for kind in KINDS for what in ("run", "load")]
 QUICK = [*((kind, "run", 1) for kind in KINDS), ("nano", "load", 2), ("reranker-v2", "load", 2)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "what", "count"), ALL if COUNT else QUICK)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupt_at_any_moment_is_keyboard_interrupt_and_the_model_goes_on(engine, kind, what, count):

@@ -19,6 +19,7 @@ CYCLES = int(os.environ.get("JINA_LOCAL_TEST_CYCLES") or 30)
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(sys.platform != "linux", reason="threads and descriptors are counted in /proc")
 @pytest.mark.parametrize("how", ["close", "drop"])
 @pytest.mark.parametrize("engine", ENGINES)

@@ -65,6 +65,7 @@ def exact(kind):
     engine.close()
 
 
+@pytest.mark.sampled
 def test_every_length_equals_the_reference(exact):
     engine, encoded, states = exact
     for i, expected in enumerate(states):
@@ -89,6 +90,7 @@ def test_rows_come_in_the_order_asked_for_also_over_several_ubatches(exact):
     assert cosines(rows, states[-1][wanted]).min() > 0.999999
 
 
+@pytest.mark.sampled
 def test_company_order_and_threads_change_nothing_in_32_bits(exact):
     engine, encoded, _ = exact
     short = [i for i, n in enumerate(LENGTHS) if n <= 256]
@@ -106,6 +108,7 @@ def test_company_order_and_threads_change_nothing_in_32_bits(exact):
 MORE_LABELS = [pytest.param(label, marks=pytest.mark.slow) for label in ("Q6_K", "Q5_K_M", "Q4_0")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", ["F16", "BF16", "Q8_0", "Q4_K_M", *MORE_LABELS])
 def test_alone_is_the_same_bits_again_and_close_in_company(kind, label):
     engine = backend(made.gguf_file(kind, label))
@@ -176,6 +179,7 @@ def test_a_closed_backend_says_so(kind):
         engine.forward(batch([1], [0, 1], [0]))
 
 
+@pytest.mark.sampled
 def test_a_pass_that_is_stopped_leaves_no_trace(exact, kind):
     from jina_local.backends.llama.context import Stop
 

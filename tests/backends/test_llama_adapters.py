@@ -48,6 +48,7 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("label", "least"), [("F32", 0.999999), ("F16", 0.9999)])
 def test_beside_the_base_gives_the_merged_vectors(kind, label, least):
     encoded = texts(kind, LENGTHS)
@@ -74,6 +75,7 @@ def test_beside_a_quantised_base_is_as_near_to_float32_as_merged(kind):
     engine.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", ["F32", "Q8_0"])
 def test_a_task_gives_the_same_bits_whatever_ran_between(kind, label):
     encoded = texts(kind, LENGTHS)
@@ -90,6 +92,7 @@ def test_a_task_gives_the_same_bits_whatever_ran_between(kind, label):
         e.close()
 
 
+@pytest.mark.sampled
 def test_threads_with_different_tasks_at_once_get_the_answers_of_one_after_the_other(kind):
     encoded = texts(kind, LENGTHS)
     engine = opened(kind, "Q8_0", threads=4)

@@ -33,6 +33,7 @@ def tableless(monkeypatch):
 MORE_LABELS = [pytest.param(label, marks=pytest.mark.slow) for label in ("F16", "BF16", "Q4_0")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", ["F32", "Q8_0", *MORE_LABELS])
 @pytest.mark.parametrize("arch", [V3, CROSS], ids=lambda arch: arch.kind)
 def test_without_a_table_a_long_pass_has_the_same_bits(files, arch, label, tableless, monkeypatch):

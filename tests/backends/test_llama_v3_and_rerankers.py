@@ -146,6 +146,7 @@ def test_v3_all_rows_equal_the_reference_as_far_as_the_table_of_gelu_goes(files)
 COMPANY = {"F32": (0.999999, 1e-3), "F16": (0.99999, 2e-3), "Q8_0": (0.9995, 0.05), "Q4_0": (0.999, 0.1)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", COMPANY)
 def test_v3_rows_are_the_same_in_any_company(files, label):
     engine, encoded = backend(files(V3, label)), texts(V3)
@@ -165,6 +166,7 @@ def test_of_an_encoder_rows_may_be_asked_for_in_any_number(files):
     engine.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", COMPANY)
 def test_logits_are_the_reference_classifiers_in_any_company(files, label):
     engine, encoded, weights = backend(files(CROSS, label)), texts(CROSS), canonical(CROSS)
@@ -185,6 +187,7 @@ def test_logits_are_the_reference_classifiers_in_any_company(files, label):
 PADDED = [[1, 5], [1, 1, 9, 7], [5, 1], [5, 1, 1, 6, 1, 7], [1], [1, 1, 1], [5, 9, 1] * 341, [*range(2, 290), 1] * 3]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("label", COMPANY)
 def test_padding_tokens_are_read_and_not_counted(files, label):
     """llama.cpp is given repeated positions, and embeddings in the place of ids."""
@@ -344,6 +347,7 @@ def test_the_last_rows_of_a_32_bit_prompt_are_as_good_as_the_first(files, length
     engine.close()
 
 
+@pytest.mark.slow
 def test_the_usual_block_of_documents_reuses_one_context(files, monkeypatch):
     from jina_local.backends.llama import pool
 

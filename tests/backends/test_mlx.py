@@ -77,6 +77,7 @@ def states(source, texts) -> list[np.ndarray]:
         return [hidden_states(checkpoint.arch, weights, ids) for ids in texts]
 
 
+@pytest.mark.sampled
 @pytest.mark.reference
 def test_equals_transformers_on_every_task(source):
     from tests.oracle import Oracle
@@ -132,6 +133,7 @@ def test_one_long_text_among_short_ones(engine):
         np.testing.assert_allclose(row, engine.forward(batch([ids]))[0], atol=2e-6)
 
 
+@pytest.mark.sampled
 def test_what_stands_in_the_pads_does_not_matter(engine, texts, monkeypatch):
     wanted = [
         batch(texts),
@@ -177,6 +179,7 @@ def test_causal_looks_back_only_and_encoder_both_ways(engine, kind):
     assert (np.abs(a - b).max() < 1e-6) == (kind == "small")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_widened_at_load_equals_quantised_products(source, texts, bits, tmp_path):
     import mlx.core as mx
@@ -199,6 +202,7 @@ def test_widened_at_load_equals_quantised_products(source, texts, bits, tmp_path
     assert np.abs(kept - widened).max() <= 4e-6 * np.abs(widened).max()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("bits", "least"), [(32, 0.9999999), (16, 0.99999), (8, 0.999), (6, 0.99), (5, 0.975), (4, 0.92)]
 )
@@ -225,6 +229,7 @@ def test_float16_as_on_metal(source, texts, states):
     assert cosines(mine, np.stack([s[-1] for s in states])).min() > 0.9999
 
 
+@pytest.mark.sampled
 def test_eight_threads_at_once(engine, texts):
     expected = [engine.forward(batch(texts[n:])) for n in range(8)]
     with ThreadPoolExecutor(8) as pool:

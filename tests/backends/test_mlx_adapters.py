@@ -107,6 +107,7 @@ def with_adapter(folder: Path, task: str) -> dict[str, np.ndarray]:
         return out
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [4, 16, 32])
 def test_what_is_written(source, separate, kind, bits, tmp_path):
     out = separate(bits)
@@ -142,6 +143,7 @@ def test_what_is_written(source, separate, kind, bits, tmp_path):
     assert manifest.load(tmp_path / "again").files == body.files
 
 
+@pytest.mark.sampled
 def test_run_time_equals_merged_at_32_bits(source, engine, texts, tmp_path):
     to_mlx(source, tmp_path / "merged", tasks=list(tiny.TASKS), bits=32)
     for task in tiny.TASKS:
@@ -153,6 +155,7 @@ def test_run_time_equals_merged_at_32_bits(source, engine, texts, tmp_path):
         merged.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [4, 5, 6, 8, 16])
 def test_a_rounded_base_has_the_adapter_added_to_it_exactly(separate, texts, bits):
     backend = beside(separate(bits))
@@ -176,6 +179,7 @@ def test_a_published_checkpoint_runs_all_its_adapters(source, texts):
     backend.close()
 
 
+@pytest.mark.sampled
 def test_each_task_has_vectors_of_its_own_and_they_come_back_bit_for_bit(engine, texts):
     first = {task: engine.forward(batch(texts), 1, task) for task in tiny.TASKS}
     for n, task in enumerate(tiny.TASKS):
@@ -186,6 +190,7 @@ def test_each_task_has_vectors_of_its_own_and_they_come_back_bit_for_bit(engine,
             np.testing.assert_array_equal(engine.forward(batch(texts), 1, task), first[task])
 
 
+@pytest.mark.sampled
 def test_threads_with_different_tasks_at_once(engine, texts):
     expected = {task: engine.forward(batch(texts), 1, task) for task in tiny.TASKS}
     asked = [tiny.TASKS[n % len(tiny.TASKS)] for n in range(24)]

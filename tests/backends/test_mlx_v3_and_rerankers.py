@@ -145,6 +145,7 @@ def test_a_prompt_with_many_marks_in_blocks_of_queries(kind, engine, monkeypatch
     close(whole, plain(made.checkpoint(kind), TASK.get(kind), [ids])[0][marks], 4e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("bits", "least"), [(32, 0.999999), (16, 0.99999), (8, 0.999), (6, 0.99), (5, 0.975), (4, 0.92)]
 )
@@ -159,6 +160,7 @@ def test_fidelity_by_bits(kind, engine, converted, texts, expected, bits, least)
         assert np.square(rows - theirs).mean() < 2 * (1 - least) * np.square(theirs).mean() + 1e-9
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [4, 8])
 def test_widened_at_load_equals_quantised_products(kind, engine, converted, texts, bits):
     import mlx.core as mx
@@ -232,6 +234,7 @@ def ids() -> list[np.ndarray]:
     return [rng.integers(0, 300, n) for n in (1, 2, 13, 16, 7)]
 
 
+@pytest.mark.slow
 def test_beside_equals_merged_at_32_bits(separate, ids, tmp_path):
     """Of a converted base and of both published layouts."""
     sources = made.checkpoint("v3"), made.checkpoint("v3-native")
@@ -248,6 +251,7 @@ def test_beside_equals_merged_at_32_bits(separate, ids, tmp_path):
         backend.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_rounded_base_has_the_adapter_added_to_it_exactly(separate, ids, bits):
     """Tables too: the merged sum of what stands in the files, in numpy."""

@@ -97,6 +97,7 @@ EMBEDDERS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("path", "task"), EMBEDDERS)
 def test_vectors_have_the_same_bits(path, task):
     def vectors(isolate):
@@ -113,6 +114,7 @@ def test_vectors_have_the_same_bits(path, task):
     assert (other.device, other.dtype, other.threads) == (origin.device, origin.dtype, origin.threads)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
@@ -249,6 +251,7 @@ DEADLY = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "cause"), DEADLY)
 def test_a_text_that_ends_the_process_is_found_and_set_aside(faulty, caplog, name, cause):
     engine = faulty(replace(QUICK, pass_seconds=1.5) if name in ("spin", "shout") else QUICK)
@@ -321,6 +324,7 @@ def test_no_memory_is_an_error(faulty):
         faulty().forward(batch([fault("eat")]))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["stop", "hold"])
 def test_a_process_without_a_sign_of_life_is_ended(faulty, name):
     engine = faulty(Limits(pass_seconds=50, silent_seconds=1, beat_seconds=0.1))
@@ -331,6 +335,7 @@ def test_a_process_without_a_sign_of_life_is_ended(faulty, name):
     assert np.array_equal(engine.forward(batch([1])), expected(batch([1])))
 
 
+@pytest.mark.slow
 def test_a_slow_pass_gives_signs_of_life(faulty):
     engine = faulty(Limits(silent_seconds=1.5, beat_seconds=0.1))
     slow = batch([SLOW, SLOWER])
@@ -345,6 +350,7 @@ def test_a_longer_pass_has_more_time(faulty):
         engine.forward(batch([SLOW]))
 
 
+@pytest.mark.slow
 def test_the_process_may_be_killed_at_any_time(faulty):
     engine = faulty()
     one = batch([1, 2], [SLOW, 3])
@@ -661,6 +667,7 @@ def settings(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_answer_for_the_next_call(settings):
     done = run(
         _OPEN
@@ -736,6 +743,7 @@ def test_a_program_that_forgets_to_close_ends_quietly(settings):
     assert gone(int(done.stdout))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", "os.abort()"])
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_process_ends_with_its_parent(settings, how, busy):

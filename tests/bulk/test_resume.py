@@ -238,6 +238,7 @@ def kill_and_go_on(folder, chosen, most, rng):
     return kills
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("chosen", ["jsonl", "csv", "parquet", "npy"])
 @pytest.mark.usefixtures("plain_environment")

@@ -83,6 +83,7 @@ def test_stdout_holds_data_only():
         assert f"noise {source}\n".encode() in done.stderr
 
 
+@pytest.mark.sampled
 @posix
 @pytest.mark.parametrize("chosen", ["npy", "safetensors"])
 def test_binary_formats_go_through_a_pipe_and_into_a_file(chosen, tmp_path):
@@ -151,6 +152,7 @@ def test_an_interrupted_run_ends_quietly_and_leaves_nothing(number, code, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sampled
 @posix
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_hundred_thousand_lines_in_constant_memory(resume, tmp_path):

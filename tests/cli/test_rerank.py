@@ -282,7 +282,8 @@ def test_bad_rows_end_the_run_or_are_passed_over_and_counted(fake_reranker, capf
         assert capfdbinary.readouterr().out == b""
 
 
-def test_several_inputs_are_ranked_together(fake_reranker, capfdbinary, tmp_path):
+def test_several_inputs_are_ranked_together(fake_reranker, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     inputs = [
         "--input", put(tmp_path, "a.txt", b"Mars\nVenus\n"), "--input", put(tmp_path, "b.csv", b"text\nSaturn\n")
     ]  # fmt: skip

@@ -166,6 +166,7 @@ def answer(checkpoint):
         return model.rerank("planet", [*DOCUMENTS, LONG])
 
 
+@pytest.mark.sampled
 @pytest.mark.mlx
 @posix
 def test_real_scores_are_those_of_the_library(checkpoint, answer, tmp_path):
@@ -204,6 +205,7 @@ def test_real_failures(checkpoint):
     assert b"the query is empty" in done.stderr
 
 
+@pytest.mark.sampled
 @pytest.mark.llama
 @pytest.mark.mlx
 @posix

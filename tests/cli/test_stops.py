@@ -111,6 +111,7 @@ def checkpoint(folder):
     return (folder / "out").rename(folder / "old")
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_at_any_moment(name, tmp_path):

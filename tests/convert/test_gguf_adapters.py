@@ -145,6 +145,7 @@ def test_the_factors_and_the_base_are_those_of_the_checkpoint(separate, tmp_path
         np.testing.assert_array_equal(np.array(tensor.data), want, err_msg=tensor.name)
 
 
+@pytest.mark.sampled
 def test_stock_llama_cpp_runs_base_and_adapter_and_reads_the_task_and_prompt(separate, tmp_path, stock_llama):
     import llama_cpp
 

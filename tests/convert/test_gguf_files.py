@@ -60,6 +60,7 @@ def merged(source: Path, task: str = "retrieval") -> dict[str, np.ndarray]:
         return dict(checkpoint.merged(task))
 
 
+@pytest.mark.sampled
 def test_the_folder_holds_what_its_manifest_says(converted):
     kind, source, out = converted
     found = manifest.load(out)
@@ -222,6 +223,7 @@ to_gguf(Path(sys.argv[1]), Path(sys.argv[2]), tasks=["retrieval"], types=["Q4_K_
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_and_nothing_else(tmp_path):
     source = tiny.write(tmp_path / "source", "nano", tasks=("retrieval",))
     (tmp_path / "texts").write_text("The quick brown fox\n\nJupiter is the largest planet")

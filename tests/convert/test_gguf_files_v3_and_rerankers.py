@@ -74,6 +74,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.sampled
 def test_the_folder_holds_what_its_manifest_says(converted):
     kind, _, out = converted
     found = manifest.load(out)
@@ -279,6 +280,7 @@ def test_stock_llama_cpp_gives_every_state_of_the_listwise_reranker(converted, s
     assert np.allclose(found[: len(shared) - 1], states[:-1], atol=2e-3)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_importance_matrix_covers_every_linear_layer(kind, tmp_path):
     source = tiny.write(tmp_path / "source", kind)
@@ -354,6 +356,7 @@ def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["reranker-v3", "reranker-v2"])
 def test_the_command_line_needs_no_task_for_a_reranker(kind, tmp_path):
     source = tiny.write(tmp_path / "source", kind)

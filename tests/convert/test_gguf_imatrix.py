@@ -132,6 +132,7 @@ def test_it_changes_the_files_and_lowers_the_weighted_error(model, tmp_path):
         assert len(better) == len(plain) == 14
 
 
+@pytest.mark.sampled
 def test_the_whole_way_writes_what_was_used(model, tmp_path):
     kind, source, _ = model
     texts = tmp_path / "texts.txt"

@@ -126,6 +126,7 @@ def test_all_tasks_stand_side_by_side(source, tmp_path):
         assert json.loads((out / task / "config.json").read_text())["quantization"]["group_size"] == 32
 
 
+@pytest.mark.sampled
 def test_the_same_input_gives_the_same_bytes_in_another_process(source, tmp_path):
     code = (
         "import sys; from pathlib import Path; from convert.mlx.folders import to_mlx\n"
@@ -245,6 +246,7 @@ for folder in map(Path, sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx_lm is not installed")
 def test_mlx_lm_loads_the_small_folders_and_sees_the_same_states(tmp_path):

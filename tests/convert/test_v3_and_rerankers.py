@@ -84,6 +84,7 @@ def expected(task: str, prompt: str) -> np.ndarray:
     return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.sampled
 def test_merged_is_one_plain_model_for_either_layout(merged):
     top = manifest.load(merged)
     assert {e.task for e in top.files.values() if e.task} == {*TASKS, NO_TASK}
@@ -100,6 +101,7 @@ def test_merged_is_one_plain_model_for_either_layout(merged):
             assert (config["model_type"], config["rope_theta"], foreign) == ("jina_embeddings_v3", 20000.0, [])
 
 
+@pytest.mark.sampled
 @pytest.mark.reference
 @pytest.mark.parametrize("task", ["retrieval.query", "separation", NO_TASK])
 def test_transformers_loads_it_without_remote_code(merged, task):
@@ -114,6 +116,7 @@ def test_transformers_loads_it_without_remote_code(merged, task):
     assert cosines(np.stack(rows), expected(task, "")).min() > 0.999999
 
 
+@pytest.mark.sampled
 @pytest.mark.reference
 def test_sentence_transformers_loads_it_with_prompts_and_pooling(merged):
     st = pytest.importorskip("sentence_transformers")
@@ -212,6 +215,7 @@ def test_a_projector_beside_the_weights_is_carried_over(tmp_path):
     assert projector.FILE in manifest.load(tmp_path / "out").source.files
 
 
+@pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx_lm is not installed")
 def test_mlx_lm_loads_the_listwise_reranker(tmp_path):
@@ -236,6 +240,7 @@ def test_mlx_lm_loads_the_listwise_reranker(tmp_path):
 # mlx --adapters separate
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [8, 32])
 def test_the_adapters_of_v3_hold_the_factors_of_the_tables_too(layout, bits, tmp_path):
     to_mlx(made.checkpoint(layout), tmp_path / "out", tasks=["all", NO_TASK], bits=bits, separate=True)

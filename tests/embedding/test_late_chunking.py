@@ -294,6 +294,7 @@ def states():
         yield of
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("form", "least"),
     [

@@ -152,7 +152,7 @@ def _foreign(root: Path, kind: str, task: str | None) -> Base:
     return replace(_of(folder, path.name, "llama", task, weights, mutate.of_gguf), trained=_order)
 
 
-_OURS = (b"jina_local.loading", b"jina_local.tokenizer_fingerprint")
+_OURS = (b"jina_local.model", b"jina_local.tokenizer_fingerprint")
 
 
 def _order(raw: bytes) -> object:

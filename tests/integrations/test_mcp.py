@@ -262,6 +262,7 @@ def test_nothing_but_the_protocol_is_on_stdout_and_no_socket_is_used(index, note
     assert "socket" not in said
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("end", "code", "words"),
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (None, 0, "")],
@@ -301,6 +302,7 @@ def test_a_client_that_is_gone_is_no_fault(index, notes, home):
     assert child.returncode == 0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
 def test_closed_streams_are_told(index, home, closed):
     command = f'exec "{sys.executable}" -m jina_local mcp {closed}'
@@ -333,6 +335,7 @@ def opened(index, pico):
         yield opened
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_wait_long_for_the_refresh(index, opened):
     slow = _Slow(opened, index)
     tools, refresh = mcp.Tools(lambda: slow), mcp._Refresh(slow)
@@ -413,6 +416,7 @@ def install(*arguments, home, **more):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_prints_or_writes_and_says_so(index, notes, home, tmp_path):
     user = tmp_path / "user"
     path = user / PLACES["claude-code"]

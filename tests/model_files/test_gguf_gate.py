@@ -84,6 +84,7 @@ def refused(path: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_of_our_converter_is_in_the_table(kind):
     folders = [made.gguf(kind), made.gguf_separate(kind, "Q8_0")] if kind in ("nano", "small") else []
@@ -183,6 +184,7 @@ def test_the_classifier_and_the_positions_may_be_of_any_type(tmp_path):
         assert f"{name} is stored as F16" in refused(path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_of_another_type_is_a_damaged_model_and_no_python_error(kind, tmp_path):
     odd = ([[b"x"], "x", 1.5], [[1], 1, True], [[1.5], "x", True])  # of which one is taken for each key in turn

@@ -88,6 +88,7 @@ def of_130(folder):
     return documents, expected
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("engine", ENGINES)
 def test_130_documents_are_a_block_of_125_and_one_of_5(model, of_130, engine):
     documents, expected = of_130
@@ -210,6 +211,7 @@ def test_the_last_of_1024_positions_is_read(folder, model, engine):
     assert found[0].score == pytest.approx(max(map(published.score, two)), abs=PAIRWISE[engine])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("task", ["separation", "retrieval.passage"])
 def test_a_text_of_v3_far_beyond_1024_tokens(folder, model, engine, task):
@@ -257,6 +259,7 @@ def test_late_chunking_in_windows_worked_out_by_hand(folder, model, engine):
     assert (np.sum(found * expected, axis=1) > COSINE[engine]).all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("engine", ENGINES)
 def test_late_chunking_in_one_pass_far_beyond_1024_tokens(folder, model, engine):
     """1600 words of one token. The prompt belongs to the first chunk, </s> to the last."""

@@ -34,6 +34,7 @@ def by_index(ranked: list[Ranked]) -> NDArray[np.float64]:
     return np.array([one.score for one in sorted(ranked, key=lambda one: one.index)])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_a_document_alone_and_in_company(kind, form):
     with load(kind, form) as model:
@@ -50,6 +51,7 @@ def test_a_document_alone_and_in_company(kind, form):
             assert np.abs(alone - scores[:4]).max() > 1e-3  # read together, and meant to be
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_the_same_call_has_the_same_bits(kind, form):
     with load(kind, form) as model:
@@ -66,6 +68,7 @@ def test_the_same_call_has_the_same_bits(kind, form):
         assert got == [first] * 3
 
 
+@pytest.mark.sampled
 @pytest.mark.mlx
 @pytest.mark.llama
 @pytest.mark.parametrize("kind", list(KINDS.values()))

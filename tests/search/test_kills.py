@@ -23,6 +23,7 @@ def command(module, *arguments):
     return done.stdout
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_fifty_kills_lose_nothing(seed):
     """`python -m tests.search.kills --kills 5000` is the long version."""
@@ -38,6 +39,7 @@ def test_damage_is_found_or_harmless():
     assert "found by verify" in out
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_every_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("JINA_LOCAL_HOME", str(tmp_path / "home"))
     notes = tmp_path / "notes"

@@ -99,6 +99,7 @@ def test_many_changes_come_together(root):
     watched.end()
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_away_is_watched_again_when_it_is_back(root):
     watched = Watched(root)
     shutil.rmtree(root)

@@ -140,6 +140,7 @@ def test_places_count_characters_if_the_source_is_not_ascii():
     ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "text",
     ["[" * 60_000, '"' * 60_000, "function f(){" * 5_000, "x = 1\n" * 100_000, "(" * 20_000 + "def f(): pass"],

@@ -199,6 +199,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(tokenizer, most):
         split("text", None, tokenizer, most)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "text",
     [

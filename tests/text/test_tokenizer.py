@@ -121,6 +121,7 @@ def test_overflow_error_names_the_text_and_the_limit():
     assert error.value.index == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["small", "nano"])
 @pytest.mark.parametrize(
     "text",
