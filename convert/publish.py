@@ -72,7 +72,7 @@ def staging(target: Path, *, force: bool, needs: int) -> Iterator[Path]:
                 ) from error
             raise OutputError(f"{target}: {error.strerror or error}.") from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def write_manifest(
@@ -105,6 +105,15 @@ def _header_size(path: Path) -> int | None:
         with SafetensorsFile(path) as file:
             return min((tensor.start for tensor in file.tensors.values()), default=None)
     return None
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, also if the one interrupt that a command lets through comes meanwhile."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

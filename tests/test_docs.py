@@ -119,6 +119,8 @@ SMALLER = (
     (r"tests\.bench\.speed ", "--test-size --texts 4 --rounds 1 --work work"),
     (r"tests\.bench\.fidelity (nano|small)", "--test-size --types Q8_0 --bits 8 --work work"),
     (r"tests\.bench\.adapters ", "--rounds 1"),
+    (r"tests\.bench\.search (nearest|questions) ", "--sizes 1000 --rounds 1"),
+    (r"tests\.bench\.search indexing ", "--files 20"),
     (r"tests\.bench\.digests (make|show) ", "--only pico"),
     (r"^python -m pytest", "--collect-only"),
     (r"notebooks/execute\.py", "--help"),  # test_notebooks.py runs it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -223,3 +224,20 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written"):
         publish(tmp_path / "locked" / "out")
+
+
+def test_an_interrupt_while_the_old_folder_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    publish(tmp_path / "out", "old")
+    whole, calls = shutil.rmtree, []
+
+    def broken_off(path, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        whole(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path / "out", "new", force=True)
+    assert (tmp_path / "out" / "b.txt").read_text() == "new"
+    assert litter(tmp_path) == []
