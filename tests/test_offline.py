@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = ("unshare", "--map-root-user", "--net")
 # From a name or a path to vectors, rankings and converted files, by the library and by the command line.
-CORE = ("tests/test_loading.py", "tests/test_loading_v3_and_rerankers.py", "tests/test_doctor.py", "tests/cli",
-        "tests/store/test_find.py", "tests/store/test_package.py", "tests/reranking", "tests/embedding",
-        "tests/backends/test_remote.py", "tests/convert/test_merge.py")  # fmt: skip
+CORE = ("tests/test_loading.py", "tests/test_doctor.py", "tests/cli/test_embed_process.py",
+        "tests/cli/test_rerank_process.py", "tests/cli/test_search.py", "tests/store/test_find.py",
+        "tests/store/test_package.py", "tests/reranking", "tests/convert/test_merge.py")  # fmt: skip
 _CONNECT = "import socket; socket.create_connection(('127.0.0.1', 1), 5)"
 
 
