@@ -22,9 +22,11 @@ _NEEDS = {
 
 
 def pytest_configure() -> None:
-    """Where this runs in the background of a shell, SIGINT is ignored, and so it would be in every child."""
+    """Where this runs in the background of a shell, SIGINT and SIGQUIT are ignored, and would be in every child."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGQUIT") and signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is applied
