@@ -21,7 +21,7 @@ from .embedding.request import Task
 from .errors import JinaError, ModelDamaged, UsageError
 from .formats import manifest
 from .reranking.reranker import Reranker
-from .spec import ModelFiles
+from .spec import ModelFiles, engine_of
 from .store import find, package
 
 TEXTS = (
@@ -98,7 +98,7 @@ def of_folder(folder: Path) -> Iterator[Told]:
         yield Told(None, "vectors not known: these files carry no numbers to compare with")
     else:
         record = manifest.read(folder)
-        engine = "llama" if record.form == "gguf" else "mlx"
+        engine = engine_of(record.form)
         labels = sorted({label for known in record.probes.values() for label in known})
         for label in labels:
             yield _opened(folder, engine, label)

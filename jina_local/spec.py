@@ -175,7 +175,12 @@ class ModelFiles:
     @property
     def backend(self) -> str:
         """The engine that reads this form."""
-        return "llama" if self.form == "gguf" else "mlx"
+        return engine_of(self.form)
+
+
+def engine_of(form: str) -> str:
+    """The engine that reads a form of files: "gguf", "mlx" or "checkpoint"."""
+    return "llama" if form == "gguf" else "mlx"
 
 
 def round_up(length: int, multiple: int) -> int:

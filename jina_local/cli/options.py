@@ -61,6 +61,7 @@ def add_model(p: argparse.ArgumentParser, default: str) -> None:
     g.add_argument("--offline", action="store_true", help="open no socket, even if the model is not here")
 
 
+_RANKED = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}
 _FORMATS = """.txt one text a line, empty lines included; .md one a paragraph; .jsonl a
 string or an object a line; .json a list of such; .csv and .tsv with a header;
 .parquet a column. Standard input is txt, or jsonl if a field is named."""
@@ -158,6 +159,15 @@ def counted(
             where = source.where(first) + (f": {first.fault}" if first.fault is not None else "")
             sentences.append(f"{count} of {total} {what} {verbs[count > 1]} {rest} (first: {where})")
     return sentences
+
+
+def ranked_format(args: argparse.Namespace, stdout: BinaryIO) -> str:
+    """The format of ranked results: as asked, else by the suffix, else a table for people and jsonl for pipes."""
+    if args.format is not None:
+        return str(args.format)
+    if output.is_file(args.output):
+        return output.by_suffix("--output", args.output, _RANKED, "--format")
+    return "table" if on_terminal(args, stdout) else "jsonl"
 
 
 def on_terminal(args: argparse.Namespace, stdout: BinaryIO) -> bool:

@@ -159,13 +159,7 @@ def _check_options(spec: ModelSpec | None, args: argparse.Namespace) -> None:
 
 
 def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
-    by_suffix = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}
-    if args.format is not None:
-        chosen = str(args.format)
-    elif not output.is_file(args.output):
-        chosen = "table" if options.on_terminal(args, stdout) else "jsonl"
-    else:
-        chosen = output.by_suffix("--output", args.output, by_suffix, "--format")
+    chosen = options.ranked_format(args, stdout)
     if chosen == "table" and args.return_embeddings:
         raise UsageError("--return-embeddings has no place in a table: give --format jsonl or json.")
     return chosen

@@ -202,7 +202,7 @@ def show(args: argparse.Namespace, index: Index, answer: Answer, question: str, 
     output.check_target(args.output)
     notes = [*missing, *answer.missing]
     with console.quiet_stdout() as stdout:
-        chosen = _format(args, stdout)
+        chosen = options.ranked_format(args, stdout)
         passages = [_shown(index, hit, args.context) for hit in answer.hits]
         if args.max_tokens is not None:
             passages = _within(index, passages, args.max_tokens, notes)
@@ -216,22 +216,6 @@ def show(args: argparse.Namespace, index: Index, answer: Answer, question: str, 
     if not passages:
         console.say("nothing was found")
     return console.OK if passages else NOTHING
-
-
-def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
-    from ..records import output
-
-    if args.format is not None:
-        return str(args.format)
-    if not output.is_file(args.output):
-        return "table" if options.on_terminal(args, stdout) else "jsonl"
-    by_suffix = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}
-    if (suffix := Path(args.output).suffix.lower()) in by_suffix:
-        return by_suffix[suffix]
-    raise UsageError(
-        f"--output {args.output}: the format cannot be told from the name. "
-        f"Known suffixes: {', '.join(by_suffix)}; or give --format."
-    )
 
 
 def _shown(index: Index, hit: Hit, context: int | None) -> Shown:
@@ -254,12 +238,12 @@ def _within(index: Index, passages: list[Shown], most: int, notes: list[str]) ->
     for one in passages:
         lines = one.text.split("\n")
         # A passage is cut once at most, so counting line by line costs little.
-        while lines and index.count_tokens(["\n".join(lines)])[0] > most:
+        while lines and (tokens := index.count_tokens(["\n".join(lines)])[0]) > most:
             lines.pop()
         if not lines:
             break
         text = "\n".join(lines)
-        most -= index.count_tokens([text])[0]
+        most -= tokens
         cut = len(text) < len(one.text)
         kept.append(replace(one, text=text, last=one.last if one.first is None else one.first + len(lines) - 1))
         if cut:

@@ -13,7 +13,7 @@ from ..formats.files import read_json
 from ..formats.manifest import Manifest
 from ..formats.safetensors import SafetensorsFile
 from ..registry import Published
-from ..spec import NO_TASK, ModelFiles
+from ..spec import NO_TASK, ModelFiles, engine_of
 from ..weights import architecture, projector
 from ..weights.architecture import Architecture
 from ..weights.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def read(folder: Path, request: Request) -> ModelFiles:
             f"{folder}: its manifest does not say which file has which task's weights: neither is each file one "
             "task's, nor is there a base with adapters and nothing else. Convert again."
         )
-    engine = "llama" if record.form == "gguf" else "mlx"
+    engine = engine_of(record.form)
     require_engine(request, engine, f"{folder} has {record.form} weights", record.source.name)
     if record.form == "gguf":
         entries = {folder / name: entry for name, entry in (weights | record.adapters).items()}

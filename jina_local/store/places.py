@@ -11,6 +11,7 @@ from ..errors import ModelDamaged
 from ..model_files import labels
 from ..model_files.request import Request, is_bits
 from ..registry import Published
+from ..spec import engine_of
 from . import hub_cache, local_store, package
 
 PACKAGE, STORE, CACHE = "package", "local store", "hub cache"
@@ -33,7 +34,7 @@ class Place:
     @property
     def engine(self) -> str:
         """The engine that reads the files."""
-        return "llama" if self.form == "gguf" else "mlx"
+        return engine_of(self.form)
 
 
 @dataclass(frozen=True)
