@@ -284,7 +284,7 @@ def record(one: Shown) -> dict[str, Any]:
     """A passage as JSON has it."""
     hit = one.hit
     out: dict[str, Any] = {
-        "path": one.path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "path": hit.document.path.decode("utf-8", "backslashreplace"),
         "start_line": one.first or hit.chunk.start_line,
         "end_line": one.last,
         "unit": hit.document.unit,
