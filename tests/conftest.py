@@ -8,6 +8,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each process that runs tests; before numpy is imported
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 import pytest
 
 from jina_local import registry

@@ -189,6 +189,7 @@ def hostile() -> list[str]:
     return [text for text in texts if not any(0xD800 <= ord(c) <= 0xDFFF for c in text)]
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(not tiny.SHARED.exists(), reason="needs ../shared/data, which is not beside this checkout")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_real_vocabularies_come_back_whole(kind):
