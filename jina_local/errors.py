@@ -3,6 +3,7 @@
 JinaError
 ├── UsageError (also ValueError)   what the caller asked for cannot be done as asked
 │   └── TextError                  one text of the call is at fault; `.index` says which
+│       └── TextTooLong            it has more tokens than are allowed
 ├── ModelError                     the files of a model
 │   ├── ModelNotFound              not on this machine, and not to be fetched
 │   └── ModelDamaged               there, but not what they have to be
@@ -13,6 +14,8 @@ JinaError
 ├── EngineError                    an engine is missing, or broke at its work
 │   ├── EngineMissing              not installed
 │   └── EngineCrashed              its own process died, hung or wrote nonsense; `.cause` says which
+├── Overloaded                     more work is under way than may be; `.retry_after` says when to come back
+├── CallEnded                      nobody waits for the answer any more, or its time is over
 ├── NonFiniteError                 the model gave NaN or infinity; `.indices` says for which texts
 ├── OutputError                    a result cannot be written
 └── Locked                         another process holds what this one needs
@@ -38,6 +41,10 @@ class TextError(UsageError):
         super().__init__(f"text {index}: {reason}")
         self.index = index
         self.reason = reason
+
+
+class TextTooLong(TextError):
+    """One text of a call has more tokens than it may have, and is not to be cut."""
 
 
 class ModelError(JinaError):
@@ -88,6 +95,18 @@ class EngineCrashed(EngineError):
         self.cause = cause
         self.words = words
         self.by_text = by_text
+
+
+class Overloaded(JinaError):
+    """More work is under way than may be. `retry_after`: seconds until it is done, at the pace of late."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CallEnded(JinaError):
+    """A call's time is over, or its caller has gone; its texts were not run."""
 
 
 class NonFiniteError(JinaError):

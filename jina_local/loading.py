@@ -11,6 +11,7 @@ from . import registry, self_check
 from .embedding.embedder import Embedder
 from .errors import UsageError
 from .formats import manifest
+from .inference.queue import PassQueue
 from .reranking.reranker import Reranker
 from .spec import ModelFiles
 from .store.find import find
@@ -41,6 +42,7 @@ def load(  # type: ignore[overload-overlap]  # a name that is a str and no liter
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    queue: PassQueue | None = None,
     verify: bool = False,
 ) -> Reranker: ...
 
@@ -58,6 +60,7 @@ def load(
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    queue: PassQueue | None = None,
     verify: bool = False,
 ) -> Embedder: ...
 
@@ -74,6 +77,7 @@ def load(
     offline: bool | None = None,
     show_progress: bool | None = None,
     isolate: Isolate | None = None,
+    queue: PassQueue | None = None,
     verify: bool = False,
 ) -> Embedder | Reranker:
     """Open a model: a converted folder, a .gguf file or a folder of them, a published checkpoint, or a name.
@@ -90,6 +94,8 @@ def load(
     isolate: "process" runs the engine in a process of its own, with the same bits. An abort in native code ends that
     process; the pass is run once more in a new one, and then EngineCrashed is raised. "auto" does so if the origin of
     the files is not known, see `origin_is_known`. None runs the engine in this process.
+    queue: an `inference.queue.PassQueue`, with which the texts of all threads share passes, as a server needs it. None:
+    each call has passes of its own.
     verify: compare the vectors of three fixed texts with the numbers that the converter wrote into the manifest, for
     `task`, or for every task if none is given; other vectors raise ModelDamaged, and files of which none are known
     UsageError.
@@ -117,9 +123,9 @@ def load(
         apart = None if known else "process"
     model: Embedder | Reranker
     if files.model.scoring is not None:
-        model = Reranker(files, device=device, threads=threads, isolate=apart)
+        model = Reranker(files, device=device, threads=threads, isolate=apart, queue=queue)
     else:
-        model = Embedder(files, task=task, device=device, threads=threads, isolate=apart)
+        model = Embedder(files, task=task, device=device, threads=threads, isolate=apart, queue=queue)
     if verify:
         try:
             own = None if task is None else registry.expand_tasks(registry.lookup(files.model.name), [task])

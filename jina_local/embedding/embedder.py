@@ -15,6 +15,7 @@ from ..backends import Backend
 from ..errors import NonFiniteError, UsageError
 from ..inference import batching, passes
 from ..inference.loaded import LoadedModel
+from ..inference.queue import PassQueue
 from ..spec import Embedded, EmbeddingSpec, ModelFiles, ModelSpec, Ranked, Reranking
 from ..text import chunks as spans_of
 from ..text.chunks import Span
@@ -55,17 +56,21 @@ class Embedder:
         device: str | None = None,
         threads: int | None = None,
         isolate: Literal["process"] | None = None,
+        queue: PassQueue | None = None,
     ) -> None:
         """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError.
 
         isolate: "process" runs the engine in a process of its own, None in this one.
+        queue: what the passes of all callers go through, to share them.
         """
         asked = task if task is not None else files.model.default_task or files.model.tasks[0]
         resolve(files.model, task=asked)
         own = registry.expand_tasks(registry.lookup(files.model.name), [asked])
         # Two merged copies of a model would cost more than adapters beside one base.
         merge = task is not None and len(own) == 1
-        self._model = LoadedModel(files, own[0], merge=merge, device=device, threads=threads, isolate=isolate)
+        self._model = LoadedModel(
+            files, own[0], merge=merge, device=device, threads=threads, isolate=isolate, queue=queue
+        )
         self.spec: ModelSpec = replace(files.model, origin=self._model.origin)
 
     @overload

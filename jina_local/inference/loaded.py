@@ -16,6 +16,7 @@ from ..formats import gguf, manifest
 from ..spec import NO_TASK, ModelFiles, Origin
 from ..text.fingerprint import check_fingerprint, check_own_vocabulary
 from ..text.tokenizer import Tokenizer
+from .queue import PassQueue
 
 _MOST_OPEN = 2  # merged tasks whose weights stay open; a third one closes the task that was used longest ago
 
@@ -35,17 +36,19 @@ class LoadedModel:
         device: str | None = None,
         threads: int | None = None,
         isolate: Literal["process"] | None = None,
+        queue: PassQueue | None = None,
     ) -> None:
         """Open the tokenizer and the backend that serves `task`.
 
         merge: the adapters of a published checkpoint are merged at load, one task at a time, and do not run beside
         it. The only task of a checkpoint is merged in any case, because there is nothing to share.
         isolate: "process" runs every backend in a process of its own, see backends.open_backend.
+        queue: what the passes of all callers go through, to share them.
         Raises ModelDamaged, EngineMissing, UsageError.
         """
         self.files = files
         self.tokenizer = open_tokenizer(files)
-        self._device, self._threads, self._isolate = device, threads, isolate
+        self._device, self._threads, self._isolate, self._queue = device, threads, isolate, queue
         mergeable = files.form == "checkpoint" and bool(files.adapters)  # a converted base may be codes
         self._merged = mergeable and (merge or len(files.files) == 1)
         self._shared = bool(files.adapters) and not self._merged
@@ -95,7 +98,7 @@ class LoadedModel:
         return "+".join(manifest.digest_of(path) for path in paths if path is not None)
 
     def _open(self, task: str) -> Backend:
-        return backends.open_backend(
+        backend = backends.open_backend(
             self.files.backend,
             self.files.files[task],
             task=task if self._merged else None,
@@ -104,6 +107,7 @@ class LoadedModel:
             threads=self._threads,
             isolate=self._isolate,
         )
+        return backend if self._queue is None else self._queue.wrap(backend)
 
     def _close_idle(self) -> None:
         idle = [key for key in self._backends if not self._users.get(key)]

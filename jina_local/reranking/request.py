@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from ..errors import TextError, UsageError
 from ..spec import ModelSpec
@@ -37,20 +38,37 @@ class Request:
     window: bool
 
 
+class Words(TypedDict, total=False):
+    """The parameters of a request, for type checkers, where they are passed on to `resolve` as they are.
+
+    `resolve` has their defaults, `Reranker.rerank` says what they mean.
+    """
+
+    top_n: int | None
+    instruction: str | None
+    max_doc_length: int | None
+    max_query_length: int | None
+    return_embeddings: bool
+    block_size: int | None
+    max_length: int | None
+    overlap_tokens: int | None
+    window: bool | None
+
+
 def resolve(
     model: ModelSpec,
     query: str,
     documents: Sequence[str],
     *,
-    top_n: int | None,
-    instruction: str | None,
-    max_doc_length: int | None,
-    max_query_length: int | None,
-    return_embeddings: bool,
-    block_size: int | None,
-    max_length: int | None,
-    overlap_tokens: int | None,
-    window: bool | None,
+    top_n: int | None = None,
+    instruction: str | None = None,
+    max_doc_length: int | None = None,
+    max_query_length: int | None = None,
+    return_embeddings: bool = False,
+    block_size: int | None = None,
+    max_length: int | None = None,
+    overlap_tokens: int | None = None,
+    window: bool | None = None,
 ) -> Request:
     """Decide one request. Every argument is honoured, or refused with UsageError or TextError; none is ignored."""
     _check_flag("return_embeddings", return_embeddings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +14,53 @@ from ..backends import Backend
 from ..errors import ModelDamaged, NonFiniteError, UsageError
 from ..inference import passes
 from ..inference.loaded import LoadedModel
+from ..inference.queue import PassQueue
 from ..spec import RERANK, ModelFiles, ModelSpec, Ranked, Reranking
 from ..weights import projector
 from ..weights.projector import Projector
 from . import listwise, pairwise, scoring
 from .request import Request, resolve
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .request import Words
+
 _log = logging.getLogger("jina_local")
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """The scores of one call's documents, in the documents' order, and what happened on the way."""
+class Blocks:
+    """The blocks of one call of a listwise reranker."""
+
+    blocks: list[listwise.Block]
+    cut: tuple[int, ...]  # documents that were not read to their end
+    query_cut: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each block."""
+        return [len(block.batch.ids) for block in self.blocks]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call as ids, ready for `Reranker.run`."""
+
+    request: Request
+    fed: pairwise.Pairs | Blocks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that will be run."""
+        return sum(self.fed.lengths)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one call's documents, in the documents' order."""
 
     scores: NDArray[np.float64]  # (n_documents,): NaN where there is no usable score
-    cut: tuple[int, ...]
-    query_cut: bool
-    tokens: int
     embeddings: NDArray[np.float32] | None = None  # (n_documents, dim)
 
 
@@ -52,12 +82,14 @@ class Reranker:
         device: str | None = None,
         threads: int | None = None,
         isolate: Literal["process"] | None = None,
+        queue: PassQueue | None = None,
     ) -> None:
         """Open what `store.find` found; `load` does it. Raises ModelDamaged, EngineMissing, UsageError.
 
         isolate: "process" runs the engine in a process of its own, None in this one.
+        queue: what the passes of all callers go through, to share them.
         """
-        self._model = LoadedModel(files, RERANK, device=device, threads=threads, isolate=isolate)
+        self._model = LoadedModel(files, RERANK, device=device, threads=threads, isolate=isolate, queue=queue)
         self._tokenizer = self._model.tokenizer
         self._listwise: _Listwise | None = None
         try:
@@ -112,8 +144,7 @@ class Reranker:
         answer, and logged as warnings.
         Raises UsageError, TextError, EngineError, and NonFiniteError if no document has a score.
         """
-        request = resolve(
-            self.spec,
+        prepared = self.prepare(
             query,
             documents,
             top_n=top_n,
@@ -126,12 +157,27 @@ class Reranker:
             overlap_tokens=overlap_tokens,
             window=window,
         )
+        return self.finish(prepared, self.run(prepared, show_progress=show_progress, deterministic=deterministic))
+
+    def prepare(self, query: str, documents: Sequence[str], **words: Unpack[Words]) -> Prepared:
+        """Decide the request and turn the texts into pairs or blocks of ids, cut to fit."""
+        request = resolve(self.spec, query, documents, **words)
+        if self._listwise is None:
+            return Prepared(request, self._pairs(request))
+        return Prepared(request, self._blocks(self._listwise.prompter, request))
+
+    def run(self, prepared: Prepared, *, show_progress: bool | None = None, deterministic: bool = False) -> Scores:
+        """Run all passes and score the documents."""
+        request, fed = prepared.request, prepared.fed
         with self._model.lease(RERANK) as (engine, _):
-            if self._listwise is None:
-                scored = self._by_pairs(engine, request, deterministic, show_progress)
-            else:
-                scored = self._by_blocks(engine, self._listwise, request, show_progress)
-        result = _answer(scored, request, str(self.spec.scoring))
+            if isinstance(fed, Blocks):
+                return self._by_blocks(engine, fed, request, show_progress)
+            return _by_pairs(engine, fed, len(request.documents), deterministic, show_progress)
+
+    def finish(self, prepared: Prepared, scores: Scores) -> Reranking:
+        """Put the documents in order. Raises NonFiniteError if none has a score, and logs what was cut."""
+        request = prepared.request
+        result = _answer(scores, prepared, str(self.spec.scoring))
         if len(result.failed) == len(request.documents):
             raise self._failure(result.failed, len(request.documents))
         _warn(result, len(request.documents))
@@ -151,43 +197,28 @@ class Reranker:
         origin = self._model.origin
         return f"<Reranker {self.spec.name} {origin.weights} on {origin.backend}>"
 
-    def _by_pairs(
-        self, engine: Backend, request: Request, deterministic: bool, show_progress: bool | None
-    ) -> _Scored:
-        """Score each document by itself, or by its windows. A pair without a usable logit is run again, alone."""
+    def _pairs(self, request: Request) -> pairwise.Pairs:
         _warn_if_empty(request.query)
-        if request.window:
-            pairs = pairwise.windowed(
-                self._tokenizer,
-                request.query,
-                request.documents,
-                max_length=request.max_length,
-                max_query_length=request.max_query_length,
-                overlap_tokens=request.overlap_tokens,
-            )
-        else:
-            pairs = pairwise.truncated(
+        if not request.window:
+            return pairwise.truncated(
                 self._tokenizer, request.query, request.documents, max_length=request.max_length
             )
-        logits = np.full(len(pairs.ids), np.nan, np.float32)
+        return pairwise.windowed(
+            self._tokenizer,
+            request.query,
+            request.documents,
+            max_length=request.max_length,
+            max_query_length=request.max_query_length,
+            overlap_tokens=request.overlap_tokens,
+        )
 
-        def one_pass(group: list[int], sharers: int) -> None:
-            logits[group] = engine.forward(pairs.batch(group), sharers)[:, 0]
-
-        passes.run(engine, pairs.lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
-        passes.run_alone(one_pass, np.flatnonzero(~np.isfinite(logits)))
-        logits[~np.isfinite(logits)] = np.nan
-        scores = scoring.best(scoring.sigmoid(logits), pairs.owner, len(request.documents))
-        return _Scored(scores, pairs.cut, pairs.query_cut, sum(pairs.lengths))
-
-    def _by_blocks(self, engine: Backend, own: _Listwise, request: Request, show_progress: bool | None) -> _Scored:
-        """Score documents together, one block after another, each on all threads."""
+    def _blocks(self, prompter: listwise.Prompter, request: Request) -> Blocks:
         (query,) = listwise.shorten(self._tokenizer, [request.query], request.max_query_length)
         _warn_if_empty(query.text)
         parts = listwise.shorten(self._tokenizer, request.documents, request.max_doc_length)
-        self._check_room(own.prompter, query, request)
+        self._check_room(prompter, query, request)
         blocks = listwise.blocks(
-            own.prompter,
+            prompter,
             query,
             parts,
             instruction=request.instruction,
@@ -195,19 +226,22 @@ class Reranker:
             max_doc_length=request.max_doc_length,
             block_size=request.block_size,
         )
+        return Blocks(blocks, tuple(i for i, part in enumerate(parts) if part.cut), query.cut)
+
+    def _by_blocks(self, engine: Backend, blocks: Blocks, request: Request, show_progress: bool | None) -> Scores:
+        """Score documents together, one block after another, each on all threads."""
+        if self._listwise is None:
+            raise AssertionError("blocks were prepared for a reranker that reads pairs")
         projected: list[NDArray[np.float32]] = []
-        with passes.bar(sum(len(block.batch.ids) for block in blocks), show_progress) as advance:
-            for block in blocks:
+        with passes.bar(sum(blocks.lengths), show_progress) as advance:
+            for block in blocks.blocks:
                 states = engine.forward(block.batch)
                 with np.errstate(invalid="ignore", over="ignore"):  # scoring.listwise looks for values not finite
-                    projected.append(own.project(states))
+                    projected.append(self._listwise.project(states))
                 advance(len(block.batch.ids))
         documents = [rows[:-1] for rows in projected]
-        return _Scored(
+        return Scores(
             scoring.listwise(np.stack([rows[-1] for rows in projected]), documents),
-            tuple(i for i, part in enumerate(parts) if part.cut),
-            query.cut,
-            sum(len(block.batch.ids) for block in blocks),
             scoring.unit(np.concatenate(documents)).astype(np.float32) if request.return_embeddings else None,
         )
 
@@ -259,7 +293,23 @@ def _read_projector(files: ModelFiles, engine: Backend) -> Projector:
     return projector.read(files.projector, engine.hidden)
 
 
-def _answer(scored: _Scored, request: Request, scoring_name: str) -> Reranking:
+def _by_pairs(
+    engine: Backend, pairs: pairwise.Pairs, documents: int, deterministic: bool, show_progress: bool | None
+) -> Scores:
+    """Score each document by itself, or by its windows. A pair without a usable logit is run again, alone."""
+    logits = np.full(len(pairs.ids), np.nan, np.float32)
+
+    def one_pass(group: list[int], sharers: int) -> None:
+        logits[group] = engine.forward(pairs.batch(group), sharers)[:, 0]
+
+    passes.run(engine, pairs.lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
+    passes.run_alone(one_pass, np.flatnonzero(~np.isfinite(logits)))
+    logits[~np.isfinite(logits)] = np.nan
+    return Scores(scoring.best(scoring.sigmoid(logits), pairs.owner, documents))
+
+
+def _answer(scored: Scores, prepared: Prepared, scoring_name: str) -> Reranking:
+    request = prepared.request
     results = tuple(
         Ranked(
             index=i,
@@ -270,4 +320,4 @@ def _answer(scored: _Scored, request: Request, scoring_name: str) -> Reranking:
         for i in scoring.order(scored.scores)[: request.top_n]
     )
     failed = tuple(int(i) for i in np.flatnonzero(np.isnan(scored.scores)))
-    return Reranking(results, scored.cut, scored.query_cut, scored.tokens, failed, scoring_name)
+    return Reranking(results, prepared.fed.cut, prepared.fed.query_cut, prepared.tokens, failed, scoring_name)

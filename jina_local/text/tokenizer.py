@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from ..errors import ModelDamaged, TextError, UsageError
+from ..errors import ModelDamaged, TextError, TextTooLong, UsageError
 from ..formats.gguf import Header
 from ..formats.schema import shown
 from ..spec import EmbeddingSpec, TokenizerSpec
@@ -128,7 +128,7 @@ class Tokenizer:
                 if len(body) > room:
                     truncated[i] = True
                     if spec.overflow == "error":
-                        raise TextError(i, _TOO_LONG.format(spec.max_tokens))
+                        raise TextTooLong(i, _TOO_LONG.format(spec.max_tokens))
                 ids.append(np.array([*self.opening, *body[:room], *self.closing], np.int32))
                 if not len(ids[-1]):
                     raise TextError(i, "gives no tokens, and this model adds none; it cannot be embedded.")

@@ -1,0 +1,324 @@
+"""Passes that callers share: texts that wait at the same time go through an engine together, by token budget.
+
+There is no thread of its own. The first caller that finds nobody at work runs a round for all that wait, its own
+texts among them, then the next round, until its own are done. Then it wakes one of the callers that still wait. So a
+lone caller pays for no hand-over, and texts gather while a round runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Backend
+from ..errors import CallEnded, EngineCrashed, Overloaded
+from ..spec import TokenBatch
+from . import batching
+
+_RECENT = 0.2  # the weight of the last round in the tokens per second that a wait is estimated from
+_call: ContextVar[Call | None] = ContextVar("_call", default=None)
+
+
+class Call:
+    """One caller's request: how long its answer is of use, and whether anybody still waits for it."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        """seconds: from now until nobody waits any more; None: for ever."""
+        self.deadline = math.inf if seconds is None else time.monotonic() + seconds
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its texts need not be run any more."""
+        return self._ended or time.monotonic() > self.deadline
+
+    def end(self) -> None:
+        """Nobody waits any more: what has not begun is dropped."""
+        self._ended = True
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a queue has done so far, and what it holds now."""
+
+    passes: int
+    texts: int
+    tokens: int  # that went through the engine
+    seconds: float  # in which it did
+    admitted: int  # tokens of the calls that are under way
+    rate: float  # tokens per second, lately; 0 if nothing has run yet
+
+
+@dataclass(eq=False)
+class _Job:
+    """The texts of one `forward`, and what has become of them."""
+
+    queued: _Queued
+    batch: TokenBatch
+    task: str | None
+    call: Call | None
+    rows: NDArray[np.float32] | None = None
+    error: BaseException | None = None
+    woken: threading.Event = field(default_factory=threading.Event)  # it is done, or has to lead
+
+    @property
+    def done(self) -> bool:
+        return self.rows is not None or self.error is not None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.batch.ids)
+
+    @property
+    def texts(self) -> int:
+        return len(self.batch.starts) - 1
+
+
+class PassQueue:
+    """The queue of one model, in front of all its backends. Safe to use from any number of threads."""
+
+    def __init__(
+        self, *, max_batch_tokens: int | None = None, max_wait: float = 0.0, max_tokens: int | None = None
+    ) -> None:
+        """max_batch_tokens: of a pass, at most the engine's own budget, which is the default.
+
+        max_wait: seconds that a text may wait for company while the engine is idle.
+        max_tokens: of all calls that are under way; see `admit`. None: without bound.
+        """
+        self._most, self._max_wait, self._max_tokens = max_batch_tokens, max_wait, max_tokens
+        self._lock = threading.Condition()
+        self._waiting: deque[_Job] = deque()  # the longest waiting first
+        self._leader: _Job | None = None
+        self._admitted = 0
+        self._passes = self._texts = self._tokens = 0
+        self._seconds = self._rate = 0.0
+
+    def wrap(self, engine: Backend) -> Backend:
+        """A backend whose passes go through this queue."""
+        return _Queued(self, engine, self._most)
+
+    @contextmanager
+    def admit(self, call: Call, tokens: int) -> Iterator[None]:
+        """Let a call of so many tokens in; its passes, in this thread, are dropped once the call is over.
+
+        Raises Overloaded if the calls under way and this one have more than `max_tokens` together, unless it is the
+        only one; and CallEnded if it is over.
+        """
+        if call.over:
+            raise CallEnded("the call was over before it began.")
+        with self._lock:
+            if self._max_tokens is not None and self._admitted and self._admitted + tokens > self._max_tokens:
+                wait = self._admitted / self._rate if self._rate else 1.0
+                raise Overloaded(
+                    f"{self._admitted} tokens are under way, and {self._max_tokens} may be; this call has {tokens} "
+                    "more. Try again later.",
+                    retry_after=wait,
+                )
+            self._admitted += tokens
+        token = _call.set(call)
+        try:
+            yield
+        finally:
+            _call.reset(token)
+            with self._lock:
+                self._admitted -= tokens
+
+    def counts(self) -> Counts:
+        """What has been done, and what is under way."""
+        with self._lock:
+            return Counts(self._passes, self._texts, self._tokens, self._seconds, self._admitted, self._rate)
+
+    def run(self, queued: _Queued, batch: TokenBatch, task: str | None) -> NDArray[np.float32]:
+        """The rows of a batch, which is run in company. Raises what the engine raises, and CallEnded."""
+        job = _Job(queued, batch, task, _call.get())
+        with self._lock:
+            self._waiting.append(job)
+            if self._leader is None:
+                self._leader = job
+                job.woken.set()
+            self._lock.notify()  # a leader that waits for company
+        try:
+            job.woken.wait()
+            if not job.done:
+                self._lead(job)
+        finally:
+            self._hand_over(job)
+        if job.error is not None:
+            raise job.error
+        if job.rows is None:
+            raise AssertionError("a job is done and has neither rows nor an error")
+        return job.rows
+
+    def _lead(self, job: _Job) -> None:
+        """Run rounds until `job` is done."""
+        while not job.done:
+            jobs = self._next_round(job)
+            began = time.monotonic()
+            try:
+                passes = _run(jobs) if jobs else 0
+            except BaseException:  # of this thread, as Ctrl-C is: the others' texts are run by the next leader
+                with self._lock:
+                    self._waiting.extendleft(other for other in reversed(jobs) if other is not job)
+                raise
+            if jobs:
+                self._count(jobs, passes, time.monotonic() - began)
+            for other in jobs:
+                if other is not job:
+                    other.woken.set()
+
+    def _hand_over(self, job: _Job) -> None:
+        """If `job` leads, let one that waits lead in its place."""
+        with self._lock:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            if self._leader is job:
+                self._leader = self._waiting[0] if self._waiting else None
+                if self._leader is not None:
+                    self._leader.woken.set()
+
+    def _next_round(self, leader: _Job) -> list[_Job]:
+        """The jobs that run next: the one that waits longest, and those of the same weights for which there is room."""
+        with self._lock:
+            if self._max_wait:
+                self._gather()
+            self._drop_ended(leader)
+            if not self._waiting:
+                return []
+            first = self._waiting[0]
+            budget = first.queued.budget
+            taken: list[_Job] = []
+            tokens = texts = 0
+            for job in self._waiting:
+                if job.queued is not first.queued or job.task != first.task:
+                    continue
+                if taken and (tokens + job.tokens > budget.tokens or texts + job.texts > budget.texts):
+                    continue
+                taken.append(job)
+                tokens += job.tokens
+                texts += job.texts
+            for job in taken:
+                self._waiting.remove(job)
+            return taken
+
+    def _gather(self) -> None:
+        """Wait for company, as long as there is room for some."""
+        until = time.monotonic() + self._max_wait
+        while (left := until - time.monotonic()) > 0:
+            if sum(job.tokens for job in self._waiting) >= self._waiting[0].queued.budget.tokens:
+                return
+            self._lock.wait(left)
+
+    def _drop_ended(self, leader: _Job) -> None:
+        for job in [job for job in self._waiting if job.call is not None and job.call.over]:
+            self._waiting.remove(job)
+            job.error = CallEnded("nobody waits for the answer any more.")
+            if job is not leader:
+                job.woken.set()
+
+    def _count(self, jobs: Sequence[_Job], passes: int, seconds: float) -> None:
+        tokens = sum(job.tokens for job in jobs)
+        with self._lock:
+            self._passes += passes
+            self._texts += sum(job.texts for job in jobs)
+            self._tokens += tokens
+            self._seconds += seconds
+            rate = tokens / max(seconds, 1e-6)
+            self._rate = rate if not self._rate else (1 - _RECENT) * self._rate + _RECENT * rate
+
+
+class _Queued:
+    """A Backend whose passes go through a queue. A call may fill a round, which is spread over the engine's lanes."""
+
+    def __init__(self, queue: PassQueue, engine: Backend, max_batch_tokens: int | None) -> None:
+        self._queue, self.engine = queue, engine
+        self.hidden, self.vocab = engine.hidden, engine.vocab
+        most = engine.budget.tokens if max_batch_tokens is None else min(max_batch_tokens, engine.budget.tokens)
+        self.of_pass = replace(engine.budget, tokens=most)
+        self.budget = replace(self.of_pass, tokens=most * engine.lanes, texts=self.of_pass.texts * engine.lanes)
+        self.lanes = 1
+        self.device, self.dtype, self.threads = engine.device, engine.dtype, engine.threads
+        self.reasons: tuple[str, ...] = engine.reasons
+
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
+        """See backends.Backend. The queue decides how the engine's threads are shared."""
+        return self._queue.run(self, batch, task)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+
+@dataclass
+class _Text:
+    """One text of a round: whose it is, and where its rows belong."""
+
+    job: _Job
+    ids: NDArray[np.int32]
+    wanted: NDArray[np.int32]  # positions in `ids`
+    rows: slice  # of the job's rows
+
+
+def _run(jobs: Sequence[_Job]) -> int:
+    """Run one round and return its passes. Every job has its rows afterwards, or an error of its own."""
+    queued, task = jobs[0].queued, jobs[0].task
+    texts = [text for job in jobs for text in _texts(job)]
+    lengths = [len(text.ids) for text in texts]
+    groups = batching.plan(lengths, queued.of_pass)
+    lanes = batching.lanes_for(
+        [batching.cost(group, lengths, queued.of_pass) for group in groups], queued.engine.lanes
+    )
+    rows = {job: np.full((len(job.batch.rows), queued.hidden), np.nan, np.float32) for job in jobs}
+    crashes: dict[_Job, EngineCrashed] = {}
+
+    def one_pass(group: Sequence[_Text]) -> None:
+        batch = batching.lay_out([text.ids for text in group], [text.wanted for text in group])
+        out = queued.engine.forward(batch, lanes, task)
+        ends = np.cumsum([len(text.wanted) for text in group])
+        for text, end in zip(group, ends, strict=True):
+            rows[text.job][text.rows] = out[end - len(text.wanted) : end]
+
+    def guarded(group: Sequence[_Text]) -> None:
+        owners = list(dict.fromkeys(text.job for text in group))
+        try:
+            one_pass(group)
+        except Exception as error:
+            if isinstance(error, EngineCrashed) and error.by_text:
+                crashes.update({job: copy.copy(error) for job in owners})
+            elif len(owners) == 1:
+                owners[0].error = error
+            else:  # whose fault it is shows without company
+                for job in owners:
+                    guarded([text for text in group if text.job is job])
+
+    if lanes == 1:
+        for group in groups:
+            guarded([texts[i] for i in group])
+    else:
+        with ThreadPoolExecutor(lanes, thread_name_prefix="jina_local") as pool:
+            list(pool.map(guarded, ([texts[i] for i in group] for group in groups)))
+    for job in jobs:
+        if job.error is None and job in crashes and np.isnan(rows[job]).all():
+            job.error = crashes[job]
+        elif job.error is None:
+            job.rows = rows[job]
+    return len(groups)
+
+
+def _texts(job: _Job) -> Iterator[_Text]:
+    batch = job.batch
+    places = np.searchsorted(batch.owner, np.arange(job.texts + 1))
+    for i in range(job.texts):
+        start, end = batch.starts[i : i + 2]
+        own = slice(int(places[i]), int(places[i + 1]))
+        yield _Text(job, batch.ids[start:end], batch.rows[own] - start, own)
