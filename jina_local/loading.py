@@ -94,8 +94,8 @@ def load(
     isolate: "process" runs the engine in a process of its own, with the same bits. An abort in native code ends that
     process; the pass is run once more in a new one, and then EngineCrashed is raised. "auto" does so if the origin of
     the files is not known, see `origin_is_known`. None runs the engine in this process.
-    queue: an `inference.queue.PassQueue`, with which the texts of all threads share passes, as a server needs it. None:
-    each call has passes of its own.
+    queue: an `inference.queue.PassQueue`, through which the texts of all threads share passes, as a server needs it.
+    If it is None, each call has passes of its own.
     verify: compare the vectors of three fixed texts with the numbers that the converter wrote into the manifest, for
     `task`, or for every task if none is given; other vectors raise ModelDamaged, and files of which none are known
     UsageError.

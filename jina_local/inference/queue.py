@@ -188,7 +188,7 @@ class PassQueue:
                     self._leader.woken.set()
 
     def _next_round(self, leader: _Job) -> list[_Job]:
-        """The jobs that run next: the one that waits longest, and those of the same weights for which there is room."""
+        """The jobs that run next: the one that waits longest, and others of its weights as far as there is room."""
         with self._lock:
             if self._max_wait:
                 self._gather()
