@@ -30,18 +30,19 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "store": ("model_files backends formats registry", "huggingface_hub"),
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
-    "reranking": ("inference backends text weights", "numpy"),
+    "reranking": ("inference backends text weights", "numpy typing_extensions"),
     "self_check": ("store backends embedding reranking formats", "numpy"),
-    "loading": ("store embedding reranking registry formats self_check", ""),
+    "loading": ("store inference embedding reranking registry formats self_check", ""),
     "bulk": ("embedding records store", "numpy"),
     "search": (
         "bulk embedding reranking text loading store registry",
         "numpy numkong watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
+    "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
         "console records bulk search backends registry store embedding reranking self_check loading doctor "
-        "integrations",
+        "integrations server",
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),

@@ -16,8 +16,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn
 
 import numpy as np
@@ -59,55 +60,57 @@ def attach(parent: int) -> None:
 def serve(connection: socket.socket, open_engine: Callable[..., Backend]) -> NoReturn:
     """Answer frames until the connection ends, and end the process with it, whatever it is doing."""
     threading.stack_size(_STACK)
-    work = _Work(connection, open_engine)
-    work.add_threads(2)  # one opens the engine, one listens meanwhile
-    while True:
-        signal.pause()
+    _Work(connection, open_engine).listen()
 
 
 class _Work:
-    """Threads that take turns at listening; the one that was told something does it, while another one listens."""
+    """One thread listens, and hands each frame to the thread that was idle last.
+
+    An engine's own threads belong to the thread that calls it, and stay awake for a while after a pass. Calls from
+    several threads in turn would meet the awake threads of the last one: a short text took twice as long.
+    """
 
     def __init__(self, connection: socket.socket, open_engine: Callable[..., Backend]) -> None:
         self._connection, self._open_engine = connection, open_engine
         self._reader = Reader(_limit)
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
-        self._listening, self._sending, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
+        self._sending, self._counting = threading.Lock(), threading.Lock()
+        self._idle: list[SimpleQueue[Frame]] = []  # a queue for each thread; the last one was idle last
         self._engine: Backend | None = None
         self._unfinished = 0
         self._beat = 1.0  # seconds between signs of life
 
-    def add_threads(self, count: int) -> None:
-        """Let so many more threads take part."""
-        for _ in range(count):
-            threading.Thread(target=self._take_part, daemon=True).start()
-
-    def _take_part(self) -> None:
-        try:
+    def listen(self) -> NoReturn:
+        """Take frames, and give signs of life while there is work."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        with _ending_the_process():
             while True:
-                with self._listening:
-                    frame = self._listen()
-                answer = self._answer(frame)
+                if not poll.poll(1000 * self._beat):
+                    if self._unfinished:
+                        self._send(Frame(Kind.BEAT, 0))
+                elif frame := self._reader.receive(self._connection):
+                    self._hand_on(frame)
+        raise AssertionError("the process has ended")
+
+    def _hand_on(self, frame: Frame) -> None:
+        with self._counting:
+            self._unfinished += 1
+            if self._idle:
+                self._idle.pop().put(frame)
+                return
+        # The parent sends no more frames at a time than the engine has lanes.
+        queue: SimpleQueue[Frame] = SimpleQueue()
+        queue.put(frame)
+        threading.Thread(target=self._take_part, args=(queue,), daemon=True).start()
+
+    def _take_part(self, queue: SimpleQueue[Frame]) -> None:
+        with _ending_the_process():
+            while True:
+                answer = self._answer(queue.get())
                 with self._counting:
                     self._unfinished -= 1
+                    self._idle.append(queue)
                 self._send(answer)
-        except (EOFError, ConnectionError):
-            os._exit(0)
-        except BaseException:  # without this thread, the parent would wait for nothing
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-
-    def _listen(self) -> Frame:
-        while True:
-            if not self._poll.poll(1000 * self._beat if self._unfinished else None):
-                if self._unfinished:
-                    self._send(Frame(Kind.BEAT, 0))
-            elif frame := self._reader.receive(self._connection):
-                with self._counting:
-                    self._unfinished += 1
-                return frame
 
     def _send(self, frame: Frame) -> None:
         pieces = pack(frame)
@@ -136,7 +139,6 @@ class _Work:
             **words,
         )
         self._engine = engine
-        self.add_threads(engine.lanes - 1)
         facts = {
             "hidden": engine.hidden,
             "vocab": engine.vocab,
@@ -156,6 +158,19 @@ class _Work:
         sharers, task = frame.words["sharers"], frame.words["task"]
         rows = self._engine.forward(batch, sharers, task)  # type: ignore[arg-type]
         return Frame(Kind.ROWS, frame.sequence, {}, {"rows": np.asarray(rows, np.float32)})
+
+
+@contextlib.contextmanager
+def _ending_the_process() -> Iterator[None]:
+    """End the process with whatever ends the block: without this thread, the parent would wait for nothing."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _limit(kind: int, _sequence: int) -> int:

@@ -220,6 +220,10 @@ class Embedder:
         """The model's tokenizer."""
         return self._model.tokenizer
 
+    def digest(self) -> str:
+        """A digest of the files of all tasks; those that a manifest names are not read for it."""
+        return self._model.digest()
+
     def space(self, **words: Unpack[Words]) -> dict[str, str]:
         """All that the vectors of a request depend on, their texts and `precision` left out.
 

@@ -92,10 +92,11 @@ class LoadedModel:
             while self._backends:
                 self._backends.popitem()[1].close()
 
-    def digest(self, task: str) -> str:
-        """A digest of the files that serve a task."""
-        paths = (self.files.files[task], self.files.adapters.get(task))
-        return "+".join(manifest.digest_of(path) for path in paths if path is not None)
+    def digest(self, task: str | None = None) -> str:
+        """A digest of the files that serve a task, or all tasks."""
+        served = self.files.files if task is None else [task]
+        paths = [path for one in served for path in (self.files.files[one], self.files.adapters.get(one))]
+        return "+".join(manifest.digest_of(path) for path in dict.fromkeys(paths) if path is not None)
 
     def _open(self, task: str) -> Backend:
         backend = backends.open_backend(

@@ -89,14 +89,21 @@ class PassQueue:
     """The queue of one model, in front of all its backends. Safe to use from any number of threads."""
 
     def __init__(
-        self, *, max_batch_tokens: int | None = None, max_wait: float = 0.0, max_tokens: int | None = None
+        self,
+        *,
+        max_batch_tokens: int | None = None,
+        max_wait: float = 0.0,
+        max_tokens: int | None = None,
+        max_seconds: float | None = None,
     ) -> None:
         """max_batch_tokens: of a pass, at most the engine's own budget, which is the default.
 
         max_wait: seconds that a text may wait for company while the engine is idle.
-        max_tokens: of all calls that are under way; see `admit`. None: without bound.
+        max_tokens: of the calls that are under way. max_seconds: that they take at the pace of late. See `admit`.
+            None: without bound.
         """
-        self._most, self._max_wait, self._max_tokens = max_batch_tokens, max_wait, max_tokens
+        self._most, self._max_wait = max_batch_tokens, max_wait
+        self._max_tokens, self._max_seconds = max_tokens, max_seconds
         self._lock = threading.Condition()
         self._waiting: deque[_Job] = deque()  # the longest waiting first
         self._leader: _Job | None = None
@@ -112,19 +119,13 @@ class PassQueue:
     def admit(self, call: Call, tokens: int) -> Iterator[None]:
         """Let a call of so many tokens in; its passes, in this thread, are dropped once the call is over.
 
-        Raises Overloaded if the calls under way and this one have more than `max_tokens` together, unless it is the
-        only one; and CallEnded if it is over.
+        Raises Overloaded if the calls under way have no room for it, unless it is the only one; and CallEnded if it
+        is over.
         """
         if call.over:
             raise CallEnded("the call was over before it began.")
         with self._lock:
-            if self._max_tokens is not None and self._admitted and self._admitted + tokens > self._max_tokens:
-                wait = self._admitted / self._rate if self._rate else 1.0
-                raise Overloaded(
-                    f"{self._admitted} tokens are under way, and {self._max_tokens} may be; this call has {tokens} "
-                    "more. Try again later.",
-                    retry_after=wait,
-                )
+            self._check_room(tokens)
             self._admitted += tokens
         token = _call.set(call)
         try:
@@ -133,6 +134,18 @@ class PassQueue:
             _call.reset(token)
             with self._lock:
                 self._admitted -= tokens
+
+    def _check_room(self, tokens: int) -> None:
+        if not self._admitted:
+            return
+        seconds = self._admitted / self._rate if self._rate else 0.0
+        over = self._max_tokens is not None and self._admitted + tokens > self._max_tokens
+        if over or (self._max_seconds is not None and seconds > self._max_seconds):
+            raise Overloaded(
+                f"{self._admitted} tokens are under way, about {seconds:.1f} seconds of work, and there is no room "
+                f"for {tokens} more. Try again later.",
+                retry_after=seconds,
+            )
 
     def counts(self) -> Counts:
         """What has been done, and what is under way."""

@@ -183,6 +183,10 @@ class Reranker:
         _warn(result, len(request.documents))
         return result
 
+    def digest(self) -> str:
+        """A digest of the files; those that a manifest names are not read for it."""
+        return self._model.digest()
+
     def close(self) -> None:
         """Free all weights. Waits for calls that are under way."""
         self._model.close()

@@ -1,0 +1,1 @@
+"""The local server: routes, limits, models in service, and the dialects that clients speak."""

@@ -1,0 +1,227 @@
+"""The routes: what is read from a request, what is called, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..inference.queue import Call
+from . import faults, strict_json
+from .dialects import v1
+from .dialects.calls import Fault
+from .faults import Refused
+from .guard import App, Guard
+from .metrics import Metrics
+from .served import Served
+from .settings import Settings
+
+T = TypeVar("T")
+_log = logging.getLogger("jina_local.server")
+_LATE = 2.0  # seconds for an answer that says that the time is over
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is sent back: a body for JSON, and the texts of the request that were cut."""
+
+    body: Any
+    truncated: Sequence[int] = ()
+    status: int = 200
+
+
+Work = Callable[[Any, Call], Reply]  # (the body as JSON, the call) -> the reply; blocks, in a thread
+
+
+class State:
+    """What the routes share."""
+
+    def __init__(self, served: Served, settings: Settings) -> None:
+        self.served, self.settings, self.metrics = served, settings, Metrics()
+        # As many as there may be connections: a request that waits for its passes holds a thread.
+        self._threads = ThreadPoolExecutor(settings.max_connections, thread_name_prefix="request")
+        self.last_request = time.monotonic()
+
+    async def run(self, work: Callable[[Call], T], request: Request) -> T:
+        """Do the work in a thread, until it is done, its time is over, or nobody waits for it any more."""
+        call = Call(self._seconds(request))
+        task: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
+        gone = asyncio.ensure_future(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {task, gone}
+        try:
+            left = max(0.0, call.deadline - time.monotonic()) + _LATE
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            call.end()
+            task.add_done_callback(_forget)
+            if gone.done():
+                raise Refused(499, "client_closed", "the client has gone.")
+            raise Refused(504, "deadline", "the time for this request is over; it was not answered.")
+        finally:
+            gone.cancel()
+
+    def close(self) -> None:
+        """Wait for no thread: what they still do, nobody waits for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _seconds(self, request: Request) -> float:
+        """How long a request may take: the server's limit, or less if the request says so."""
+        given = request.headers.get("x-timeout")
+        if given is None:
+            return self.settings.timeout
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds <= self.settings.timeout:
+            raise Refused(400, "invalid_request", f"X-Timeout: expected seconds up to {self.settings.timeout:g}.")
+        return seconds
+
+
+def build(served: Served, settings: Settings, state: State) -> App:
+    """The whole app, with the guard around it."""
+    embeddings = _json(v1.read_embeddings, served.embed, v1.write_embeddings)
+    rerank = _json(v1.read_rerank, served.rerank, v1.write_rerank)
+    classify = _json(v1.read_classify, served.classify, v1.write_classify)
+    routes = [
+        _route("/v1/embeddings", ["POST"], embeddings, state, v1.write_fault),
+        *(
+            _route(path, ["POST"], rerank, state, v1.write_fault)
+            for path in ("/v1/rerank", "/v1/reranking", "/rerank/v1", "/v2/rerank")
+        ),
+        _route("/v1/classify", ["POST"], classify, state, v1.write_fault),
+        _route("/v1/models", ["GET"], _models(served), state, v1.write_fault),
+        _route("/v1/models/{model_id:path}", ["GET"], _model(served), state, v1.write_fault),
+        Route("/health", _health(served), methods=["GET"]),
+        Route("/live", _health(served), methods=["GET"]),
+        Route("/ready", _ready(served), methods=["GET"]),
+        Route("/metrics", _metrics(state), methods=["GET"]),
+    ]
+    inner = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    return Guard(inner, settings, _refuse)
+
+
+def _json(read: Callable[[Any], Any], call: Callable[[Any, Call], Any], write: Callable[[Any, Any], Any]) -> Work:
+    """The work of a route that a dialect reads and writes."""
+
+    def work(body: Any, ticket: Call) -> Reply:
+        asked = read(body)
+        reply = call(asked, ticket)
+        return Reply(write(asked, reply), reply.truncated)
+
+    return work
+
+
+def _models(served: Served) -> Work:
+    return lambda _body, _ticket: Reply(v1.write_models([service.info() for service in served.services]))
+
+
+def _model(served: Served) -> Work:
+    return lambda path, _ticket: Reply(v1.write_model(served.find(path["model_id"])[0].info()))
+
+
+def _route(path: str, methods: Sequence[str], work: Work, state: State, fault: Callable[[Fault], Any]) -> Route:
+    """A route whose work is done in a thread: JSON in, JSON out, an error in its dialect's shape."""
+
+    async def endpoint(request: Request) -> Response:
+        began = state.last_request = time.monotonic()
+        request_id = request.state.request_id
+        state.metrics.under_way += 1
+        response: Response
+        try:
+            raw = getattr(request.state, "body", None)
+
+            def whole(ticket: Call) -> tuple[Reply, bytes]:
+                body = dict(request.path_params) if raw is None else strict_json.loads(raw)
+                reply = work(body, ticket)
+                return reply, strict_json.dumps(reply.body)
+
+            state.served.require_ready()
+            reply, text = await state.run(whole, request)
+            response = Response(text, reply.status, _said(reply), "application/json")
+        except Exception as error:
+            answer = faults.of(error)
+            if answer.fault.type == "internal":
+                _log.exception("request %s failed", request_id)
+            response = _response(answer, request_id, fault)
+        finally:
+            state.metrics.under_way -= 1
+            state.last_request = time.monotonic()
+        state.metrics.answered(path, response.status_code, time.monotonic() - began)
+        return response
+
+    return Route(path, endpoint, methods=list(methods))
+
+
+def _said(reply: Reply) -> Mapping[str, str]:
+    """The header that names the texts that were cut."""
+    places = ",".join(map(str, reply.truncated[:100])) + (",..." if len(reply.truncated) > 100 else "")
+    return {"x-truncated": places} if reply.truncated else {}
+
+
+def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:
+    headers = {} if answer.retry_after is None else {"retry-after": str(answer.retry_after)}
+    body = fault(replace(answer.fault, request_id=request_id))
+    return Response(strict_json.dumps(body), answer.fault.status, headers, "application/json")
+
+
+def _refuse(path: str, error: BaseException, request_id: str) -> Any:
+    """What the guard answers; its errors have one shape, whatever the path."""
+    return _response(faults.of(error), request_id, v1.write_fault)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    kind = {404: "not_found", 405: "method"}.get(status, "invalid_request")
+    said = f"{request.method} is not possible here." if status == 405 else "there is nothing at this path."
+    return _response(faults.Answer(Fault(status, kind, said)), request.state.request_id, v1.write_fault)
+
+
+def _health(served: Served) -> Callable[[Request], Awaitable[Response]]:
+    async def health(_request: Request) -> Response:
+        return _plain({"status": "ok", "state": served.state, "version": __version__})
+
+    return health
+
+
+def _ready(served: Served) -> Callable[[Request], Awaitable[Response]]:
+    async def ready(_request: Request) -> Response:
+        is_ready = served.state == "ready"
+        return _plain({"ready": is_ready, "state": served.state}, 200 if is_ready else 503)
+
+    return ready
+
+
+def _metrics(state: State) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(_request: Request) -> Response:
+        return Response(state.metrics.text(state.served.counts()), media_type="text/plain; version=0.0.4")
+
+    return metrics
+
+
+def _plain(body: Any, status: int = 200) -> Response:
+    return Response(strict_json.dumps(body), status, media_type="application/json")
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has closed the connection. Its body has been read by the guard."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _forget(task: Any) -> None:
+    """An answer that nobody waits for: its error, if any, is nobody's."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,267 @@
+"""Our own requests and replies, which every dialect maps to and from; and the reader of a request's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError
+from ...registry import near_match
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Input = str | list[int]  # a text, or its ids as the model's own tokenizer gives them
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """A request for vectors. None: the model's own default."""
+
+    model: str | None
+    inputs: Sequence[Input]
+    task: str | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+    precision: str = "float32"
+    truncate: bool = False  # False: a text that is too long is an error
+    late_chunking: bool = False
+    form: str = "float"  # how the dialect writes a vector
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The reply: vectors, and what happened to each text."""
+
+    model: str
+    task: str
+    prompt_name: str | None
+    vectors: NDArray[np.generic]  # (n_texts, width)
+    tokens: Sequence[int]  # of each text by itself: special tokens included, the model's prompt not
+    truncated: Sequence[int]  # the places of texts that were cut
+
+
+@dataclass(frozen=True)
+class RerankCall:
+    """A request for a ranking."""
+
+    model: str | None
+    query: str
+    documents: Sequence[str]
+    top_n: int | None = None
+    max_doc_length: int | None = None
+    return_documents: bool = True
+    return_embeddings: bool = False
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """One document of a ranking."""
+
+    index: int
+    score: float
+    text: str
+    embedding: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The reply: documents by falling score."""
+
+    model: str
+    results: Sequence[RankedDocument]
+    tokens: int
+    truncated: Sequence[int]  # documents that were not read to their end
+    query_truncated: bool
+    failed: Sequence[int]  # documents without a usable score
+    scoring: str  # "listwise" | "pairwise" | "cosine"
+
+
+@dataclass(frozen=True)
+class ClassifyCall:
+    """A request for the likeliest label of each text."""
+
+    model: str | None
+    inputs: Sequence[str]
+    labels: Sequence[str]
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The reply."""
+
+    model: str
+    labels: Sequence[str]
+    scores: NDArray[np.float32]  # (n_texts, n_labels): of each text they add up to 1
+    tokens: int
+    truncated: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model in service."""
+
+    name: str
+    kind: str  # "embedding" | "reranker"
+    tasks: Sequence[str]
+    dims: Sequence[int]
+    max_tokens: int
+    pooling: str
+    license: str
+    backend: str
+    weights: str
+    device: str
+    dtype: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error as every dialect says it in its own shape; `status` is the HTTP status."""
+
+    status: int
+    type: str  # "invalid_request", "overloaded", ...: see server/faults.py
+    message: str
+    param: str | None = None
+    request_id: str = ""
+
+
+class BadField(UsageError):
+    """A field of a request's body that cannot be honoured; `param` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}")
+        self.param = param
+
+
+class Fields:
+    """A request's body, field by field. What nobody has asked for at the end is refused, see `done`."""
+
+    def __init__(self, body: object) -> None:
+        if not isinstance(body, Mapping):
+            raise UsageError(f"the body is {_kind(body)}; expected an object.")
+        self._body = body
+        self._asked: set[str] = set()
+
+    def any(self, *names: str) -> tuple[str, object]:
+        """The first of several names that is there and not null, and its value; else the first name and None."""
+        self._asked.update(names)
+        given = [name for name in names if self._body.get(name) is not None]
+        if len(given) > 1:
+            raise BadField(given[1], f"says the same as {given[0]}; give one of them.")
+        return (given[0], self._body[given[0]]) if given else (names[0], None)
+
+    def text(self, *names: str) -> str | None:
+        """A str, or None."""
+        name, value = self.any(*names)
+        if value is not None and not isinstance(value, str):
+            raise BadField(name, f"is {_kind(value)}; expected a string.")
+        return value
+
+    def flag(self, *names: str, default: bool) -> bool:
+        """True or False."""
+        name, value = self.any(*names)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise BadField(name, f"is {_kind(value)}; expected true or false.")
+        return value
+
+    def whole(self, *names: str, low: int = 1) -> int | None:
+        """A whole number from `low`, or None."""
+        name, value = self.any(*names)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise BadField(name, f"is {_shown(value)}; expected a whole number from {low}.")
+        return value
+
+    def choice(self, *names: str, among: Mapping[str, str], default: str) -> str:
+        """One of the words of `among`: what it stands for."""
+        name, value = self.any(*names)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in among:
+            near = near_match(value, among) if isinstance(value, str) else ""
+            raise BadField(name, f"is {_shown(value)}{near}. Possible: {', '.join(among)}.")
+        return among[value]
+
+    def inputs(self, *names: str, ids: bool = False) -> list[Input]:
+        """One text or several, each a string or {"text": string}; with `ids` also the ids of one or of several."""
+        name, value = self.any(*names)
+        if value is None:
+            raise BadField(name, "is missing; expected a text or a list of texts.")
+        if isinstance(value, str | Mapping):
+            return [_text(name, value)]
+        if not isinstance(value, list):
+            raise BadField(name, f"is {_kind(value)}; expected a text or a list of texts.")
+        if not value:
+            raise BadField(name, "is empty; expected at least one text.")
+        if ids and all(_is_id(one) for one in value):
+            return [value]
+        out: list[Input] = []
+        for n, one in enumerate(value):
+            if ids and isinstance(one, list) and one and all(_is_id(number) for number in one):
+                out.append(one)
+            else:
+                out.append(_text(f"{name}[{n}]", one))
+        return out
+
+    def texts(self, *names: str) -> list[str]:
+        """One text or several, each a string or {"text": string}."""
+        return [one for one in self.inputs(*names) if isinstance(one, str)]
+
+    def required(self, *names: str) -> str:
+        """A str that has to be there."""
+        value = self.text(*names)
+        if value is None:
+            raise BadField(names[0], "is missing; expected a string.")
+        return value
+
+    def ignore(self, *names: str) -> None:
+        """Fields that change no answer here, such as the name of a user."""
+        self._asked.update(names)
+
+    def done(self) -> None:
+        """Refuse what was not asked for."""
+        for name in self._body:
+            if name not in self._asked:
+                near, known = near_match(str(name), self._asked), ", ".join(sorted(self._asked))
+                raise BadField(str(name)[:100], f"is not known here{near}. Possible: {known}.")
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, Mapping) and list(value) == ["text"]:
+        value = value["text"]
+    if not isinstance(value, str):
+        raise BadField(name, f'is {_kind(value)}; expected a string, or {{"text": string}}.')
+    return value
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60] if isinstance(value, str | int | float) else _kind(value)
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    if value is None:
+        return "null"
+    for kinds, name in (
+        (bool, "true or false"),
+        (str, "a string"),
+        ((int, float), "a number"),
+        (list, "a list"),
+        (Mapping, "an object"),
+    ):
+        if isinstance(value, kinds):  # type: ignore[arg-type]
+            return name
+    return type(value).__name__

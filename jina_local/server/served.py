@@ -1,0 +1,348 @@
+"""The models in service: a name from a request -> a call on the library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import registry
+from ..embedding import vectors
+from ..embedding.embedder import Embedder, Prepared
+from ..errors import NonFiniteError, UsageError
+from ..inference.queue import Call, Counts, PassQueue
+from ..loading import load
+from ..reranking.reranker import Reranker
+from ..spec import NO_TASK, ModelSpec
+from .dialects.calls import (
+    BadField,
+    Classified,
+    ClassifyCall,
+    EmbedCall,
+    Embeddings,
+    Input,
+    ModelInfo,
+    RankedDocument,
+    Ranking,
+    RerankCall,
+)
+from .faults import ModelUnknown, NotReady, Refused
+from .settings import Settings
+
+# A name may end in one of these after a colon, for clients that cannot send a task: the task and the prompt.
+_SIDES = {"query": ("retrieval", "query"), "document": ("retrieval", "document")}
+
+
+@dataclass
+class Service:
+    """One model, open, with its queue."""
+
+    name: str
+    model: Embedder | Reranker
+    queue: PassQueue
+    _digest: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it is."""
+        return self.model.spec
+
+    def info(self) -> ModelInfo:
+        """What a client may want to know of it."""
+        spec, origin = self.spec, self.spec.origin
+        if origin is None:
+            raise AssertionError("an open model has no origin")
+        with self._lock:  # reading a file for its digest takes a while, once
+            self._digest = self._digest or self.model.digest()
+        return ModelInfo(
+            name=self.name,
+            kind="embedding" if spec.scoring is None else "reranker",
+            tasks=spec.tasks,
+            dims=spec.dims,
+            max_tokens=spec.max_tokens,
+            pooling=spec.pooling,
+            license=spec.license,
+            backend=origin.backend,
+            weights=origin.weights,
+            device=origin.device,
+            dtype=origin.dtype,
+            digest=self._digest,
+        )
+
+
+class Served:
+    """All models of a server. Its methods block, and are called from many threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._services: dict[str, Service] = {}
+        self.state = "loading"  # "loading" | "ready" | "draining"
+
+    def open(self, models: Iterable[Mapping[str, Any]]) -> None:
+        """Load models, each by the words of `load`. Raises what `load` raises, and UsageError for a name twice."""
+        settings = self._settings
+        for words in models:
+            queue = PassQueue(
+                max_batch_tokens=settings.max_batch_tokens,
+                max_wait=settings.max_wait_ms / 1000,
+                max_tokens=settings.queue_tokens,
+                max_seconds=settings.queue_seconds,
+            )
+            model = load(**words, queue=queue)
+            name = model.spec.name
+            if name in self._services:
+                model.close()
+                raise UsageError(f"{name} is given twice; a server has one of each.")
+            self._services[name] = Service(name, model, queue)
+        self.state = "ready"
+
+    def close(self) -> None:
+        """Close all models after the calls that are under way."""
+        self.state = "draining"
+        for service in self._services.values():
+            service.model.close()
+
+    def require_ready(self) -> None:
+        """Raise NotReady unless requests are taken."""
+        if self.state == "loading":
+            raise NotReady("loading", "the models are being loaded.")
+        if self.state == "draining":
+            raise NotReady("draining", "the server is about to end.")
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """In the order in which they were named."""
+        return tuple(self._services.values())
+
+    def counts(self) -> dict[str, Counts]:
+        """What each model's queue has done."""
+        return {service.name: service.queue.counts() for service in self.services}
+
+    def find(self, name: str | None, kind: type[Embedder | Reranker] | None = None) -> tuple[Service, str]:
+        """The service of a name, and what stands after its colon; no name is the first of its kind.
+
+        Raises ModelUnknown with the names there are.
+        """
+        fitting = [s for s in self.services if kind is None or isinstance(s.model, kind)]
+        if name is None:
+            if not fitting:
+                raise ModelUnknown(f"no {_KIND[kind]} is in service here.")
+            return fitting[0], ""
+        base, _, suffix = name.partition(":")
+        try:
+            wanted = registry.lookup(base).spec.name
+        except UsageError:
+            wanted = base
+        for service in fitting:
+            if service.name == wanted:
+                return service, suffix
+        names = ", ".join(s.name for s in fitting) or f"no {_KIND[kind]} at all"
+        near = registry.near_match(base, [s.name for s in fitting])
+        raise ModelUnknown(f"the model {name[:100]!r} is not in service here{near}. In service: {names}.")
+
+    def embed(self, call: EmbedCall, ticket: Call) -> Embeddings:
+        """Vectors for texts."""
+        service, suffix = self.find(call.model, Embedder)
+        model = _embedder(service)
+        self._check_count("input", len(call.inputs))
+        task, prompt_name = _side(model.spec, call, suffix)
+        texts = [_as_text(model, n, one) for n, one in enumerate(call.inputs)]
+        prepared = model.prepare(
+            texts,
+            task=task,  # type: ignore[arg-type]  # `resolve` judges the word
+            prompt_name=prompt_name,
+            truncate_dim=call.dimensions,
+            normalize=call.normalize,
+            precision=call.precision,  # type: ignore[arg-type]  # the dialect has its own words for it
+            overflow="truncate" if call.truncate else "error",
+            late_chunking=call.late_chunking,
+        )
+        result = self._run(service, model, prepared, ticket)
+        spec = prepared.spec
+        of_prefix = {prefix: name for name, prefix in model.spec.prompts.items() if name not in model.spec.tasks}
+        return Embeddings(
+            model=service.name,
+            task=spec.task,
+            prompt_name=of_prefix.get(spec.prefix),
+            vectors=result.vectors,
+            tokens=_own_tokens(model, texts, prepared),
+            truncated=[int(n) for n in np.flatnonzero(result.truncated)],
+        )
+
+    def rerank(self, call: RerankCall, ticket: Call) -> Ranking:
+        """Documents in order. A model that embeds ranks by the cosine of its vectors, if it is asked for by name."""
+        service, _ = self.find(call.model, Reranker if call.model is None else None)
+        self._check_count("documents", len(call.documents))
+        model = service.model
+        if isinstance(model, Embedder):
+            return self._rank_by_cosine(service, model, call, ticket)
+        prepared = model.prepare(
+            call.query,
+            call.documents,
+            top_n=call.top_n,
+            max_doc_length=call.max_doc_length,
+            return_embeddings=call.return_embeddings,
+            window=None,
+        )
+        if not call.truncate and (prepared.fed.cut or prepared.fed.query_cut):
+            place = f"documents[{prepared.fed.cut[0]}]" if prepared.fed.cut else "query"
+            raise Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
+        self._check_tokens(prepared.tokens)
+        with service.queue.admit(ticket, prepared.tokens):
+            scores = model.run(prepared, show_progress=False)
+        found = model.finish(prepared, scores)
+        return Ranking(
+            model=service.name,
+            results=[
+                RankedDocument(
+                    one.index, one.score, one.document, None if one.embedding is None else one.embedding.tolist()
+                )
+                for one in found
+            ],
+            tokens=found.tokens,
+            truncated=found.cut,
+            query_truncated=found.query_cut,
+            failed=found.failed,
+            scoring=found.scoring,
+        )
+
+    def classify(self, call: ClassifyCall, ticket: Call) -> Classified:
+        """The labels' shares of each text: the softmax of the cosines with the labels' vectors."""
+        service, suffix = self.find(call.model, Embedder)
+        model = _embedder(service)
+        if len(call.labels) < 2:
+            raise BadField("labels", "are fewer than two; there is nothing to choose among.")
+        self._check_count("input", len(call.inputs) + len(call.labels))
+        task = suffix or ("classification" if "classification" in model.spec.tasks else model.spec.tasks[0])
+        prepared = model.prepare(
+            [*call.labels, *call.inputs],
+            task=task,  # type: ignore[arg-type]  # `resolve` judges the word
+            overflow="truncate" if call.truncate else "error",
+        )
+        result = self._run(service, model, prepared, ticket)
+        count = len(call.labels)
+        cosines = vectors.similarity(result.vectors[count:], result.vectors[:count], "float32")
+        shares = np.exp(cosines - cosines.max(axis=1, keepdims=True))
+        texts = [*call.labels, *call.inputs]
+        return Classified(
+            model=service.name,
+            labels=call.labels,
+            scores=shares / shares.sum(axis=1, keepdims=True),
+            tokens=sum(_own_tokens(model, texts, prepared)),
+            truncated=[int(n) - count for n in np.flatnonzero(result.truncated) if n >= count],
+        )
+
+    def _run(self, service: Service, model: Embedder, prepared: Prepared, ticket: Call) -> Any:
+        """Run what was prepared, through the queue. Raises NonFiniteError unless every text has a vector."""
+        tokens = int(prepared.ids.counts.sum())
+        self._check_tokens(tokens)
+        with service.queue.admit(ticket, tokens):
+            pooled = model.run(prepared, show_progress=False)
+        result = model.finish(prepared, pooled)
+        if result.failed:
+            raise NonFiniteError(result.failed, len(result.vectors))
+        return result
+
+    def _rank_by_cosine(self, service: Service, model: Embedder, call: RerankCall, ticket: Call) -> Ranking:
+        if call.return_embeddings or call.max_doc_length is not None:
+            raise UsageError(f"return_embeddings and max_doc_length are for a reranker; {service.name} embeds.")
+        counts = sum(map(len, model.tokenize([call.query, *call.documents], task="retrieval")))
+        self._check_tokens(counts)
+        with service.queue.admit(ticket, counts):
+            found = model.rerank(call.query, call.documents, top_n=call.top_n, show_progress=False)
+        return Ranking(
+            model=service.name,
+            results=[RankedDocument(one.index, one.score, one.document) for one in found],
+            tokens=found.tokens,
+            truncated=found.cut,
+            query_truncated=found.query_cut,
+            failed=found.failed,
+            scoring=found.scoring,
+        )
+
+    def _check_count(self, param: str, count: int) -> None:
+        if count > self._settings.max_inputs:
+            message = f"{count} texts in one request; {self._settings.max_inputs} are allowed."
+            raise Refused(422, "too_many_inputs", message, param)
+
+    def _check_tokens(self, tokens: int) -> None:
+        most = self._settings.max_request_tokens
+        if tokens > most:
+            raise Refused(422, "too_many_tokens", f"{tokens} tokens in one request; {most} are allowed.", "input")
+
+
+_KIND: Mapping[type[Embedder | Reranker] | None, str] = {
+    Embedder: "embedding model",
+    Reranker: "reranker",
+    None: "model",
+}
+
+
+def _embedder(service: Service) -> Embedder:
+    if not isinstance(service.model, Embedder):
+        raise AssertionError(f"{service.name} does not embed")
+    return service.model
+
+
+def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, str | None]:
+    """The task and the prompt of a request. What it leaves open is decided as Jina's API does.
+
+    There text-matching is the default of v5, and v3 without a task runs without an adapter. "retrieval" alone is
+    refused, because its two sides have different vectors.
+    """
+    task, prompt_name = call.task, call.prompt_name
+    if suffix:
+        if task is not None or prompt_name is not None:
+            raise BadField("model", f"ends in {suffix!r}, and the request has a task or a prompt too; give one.")
+        if suffix in _SIDES:
+            return _SIDES[suffix]
+        if suffix not in (*spec.tasks, *spec.task_words):
+            words = ", ".join([*_SIDES, *spec.tasks])
+            raise ModelUnknown(f"{spec.name} has no {suffix[:60]!r} after its colon. Possible: {words}.")
+        task = suffix
+    if task == "retrieval" and prompt_name is None:
+        raise BadField("task", "is retrieval, of which there are two: retrieval.query and retrieval.passage.")
+    if task is None and prompt_name is None:
+        for usual in ("text-matching", NO_TASK):
+            if usual in spec.tasks and (usual == NO_TASK) == (spec.default_prompt is None):
+                return usual, None
+        if len(spec.tasks) > 1:
+            raise BadField("task", f"is missing, and {spec.name} has no default. Possible: {', '.join(spec.tasks)}.")
+    return task, prompt_name
+
+
+def _as_text(model: Embedder, n: int, given: Input) -> str:
+    """A text as it is, or the text of ids if they are what the model's own tokenizer makes of it.
+
+    Ids of another tokenizer, as OpenAI's clients send them, would give a vector of another text.
+    """
+    if isinstance(given, str):
+        return given
+    tokenizer = model.tokenizer
+    around = len(tokenizer.opening), len(given) - len(tokenizer.closing)
+    inner = given
+    if given[: around[0]] == tokenizer.opening and given[around[1] :] == tokenizer.closing:
+        inner = given[around[0] : around[1]]
+    if all(0 <= one < tokenizer.rows for one in inner):
+        text = tokenizer.decode(inner)
+        if tokenizer.plain([text]) == [inner]:
+            return text
+    raise BadField(
+        f"input[{n}]",
+        f"has ids that are not those of {model.spec.name}'s tokenizer. Send the text (LangChain: "
+        "check_embedding_ctx_length=False).",
+    )
+
+
+def _own_tokens(model: Embedder, texts: Sequence[str], prepared: Prepared) -> list[int]:
+    """The tokens of each text by itself: special tokens included, the model's prompt not."""
+    spec, counts = prepared.spec, prepared.ids.counts
+    if not spec.prefix:
+        return [int(count) for count in counts]
+    around = len(model.tokenizer.opening) + len(model.tokenizer.closing)
+    bodies = model.tokenizer.plain(texts, spec.max_tokens)
+    return [min(len(body) + around, int(count)) for body, count in zip(bodies, counts, strict=True)]
