@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -24,24 +24,13 @@ from .dialects.calls import Fault
 from .faults import Refused
 from .guard import App, Guard
 from .metrics import Metrics
+from .routes import Endpoint, Reply, endpoints
 from .served import Served
 from .settings import Settings
 
 T = TypeVar("T")
 _log = logging.getLogger("jina_local.server")
 _LATE = 2.0  # seconds for an answer that says that the time is over
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What is sent back: a body for JSON, and the texts of the request that were cut."""
-
-    body: Any
-    truncated: Sequence[int] = ()
-    status: int = 200
-
-
-Work = Callable[[Any, Call], Reply]  # (the body as JSON, the call) -> the reply; blocks, in a thread
 
 
 class State:
@@ -92,18 +81,8 @@ class State:
 
 def build(served: Served, settings: Settings, state: State) -> App:
     """The whole app, with the guard around it."""
-    embeddings = _json(v1.read_embeddings, served.embed, v1.write_embeddings)
-    rerank = _json(v1.read_rerank, served.rerank, v1.write_rerank)
-    classify = _json(v1.read_classify, served.classify, v1.write_classify)
     routes = [
-        _route("/v1/embeddings", ["POST"], embeddings, state, v1.write_fault),
-        *(
-            _route(path, ["POST"], rerank, state, v1.write_fault)
-            for path in ("/v1/rerank", "/v1/reranking", "/rerank/v1", "/v2/rerank")
-        ),
-        _route("/v1/classify", ["POST"], classify, state, v1.write_fault),
-        _route("/v1/models", ["GET"], _models(served), state, v1.write_fault),
-        _route("/v1/models/{model_id:path}", ["GET"], _model(served), state, v1.write_fault),
+        *(_route(one, state) for one in endpoints(served)),
         Route("/health", _health(served), methods=["GET"]),
         Route("/live", _health(served), methods=["GET"]),
         Route("/ready", _ready(served), methods=["GET"]),
@@ -113,26 +92,7 @@ def build(served: Served, settings: Settings, state: State) -> App:
     return Guard(inner, settings, _refuse)
 
 
-def _json(read: Callable[[Any], Any], call: Callable[[Any, Call], Any], write: Callable[[Any, Any], Any]) -> Work:
-    """The work of a route that a dialect reads and writes."""
-
-    def work(body: Any, ticket: Call) -> Reply:
-        asked = read(body)
-        reply = call(asked, ticket)
-        return Reply(write(asked, reply), reply.truncated)
-
-    return work
-
-
-def _models(served: Served) -> Work:
-    return lambda _body, _ticket: Reply(v1.write_models([service.info() for service in served.services]))
-
-
-def _model(served: Served) -> Work:
-    return lambda path, _ticket: Reply(v1.write_model(served.find(path["model_id"])[0].info()))
-
-
-def _route(path: str, methods: Sequence[str], work: Work, state: State, fault: Callable[[Fault], Any]) -> Route:
+def _route(one: Endpoint, state: State) -> Route:
     """A route whose work is done in a thread: JSON in, JSON out, an error in its dialect's shape."""
 
     async def endpoint(request: Request) -> Response:
@@ -144,8 +104,10 @@ def _route(path: str, methods: Sequence[str], work: Work, state: State, fault: C
             raw = getattr(request.state, "body", None)
 
             def whole(ticket: Call) -> tuple[Reply, bytes]:
-                body = dict(request.path_params) if raw is None else strict_json.loads(raw)
-                reply = work(body, ticket)
+                body = {} if not raw else strict_json.loads(raw)
+                if request.path_params:
+                    body = {"path": dict(request.path_params), "body": body}
+                reply = one.work(body, ticket)
                 return reply, strict_json.dumps(reply.body)
 
             state.served.require_ready()
@@ -155,14 +117,14 @@ def _route(path: str, methods: Sequence[str], work: Work, state: State, fault: C
             answer = faults.of(error)
             if answer.fault.type == "internal":
                 _log.exception("request %s failed", request_id)
-            response = _response(answer, request_id, fault)
+            response = _response(answer, request_id, one.fault)
         finally:
             state.metrics.under_way -= 1
             state.last_request = time.monotonic()
-        state.metrics.answered(path, response.status_code, time.monotonic() - began)
+        state.metrics.answered(one.path, response.status_code, time.monotonic() - began)
         return response
 
-    return Route(path, endpoint, methods=list(methods))
+    return Route(one.path, endpoint, methods=list(one.methods))
 
 
 def _said(reply: Reply) -> Mapping[str, str]:
