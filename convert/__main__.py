@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jina_local import console, registry
+from jina_local import arguments, console, registry
 from jina_local.errors import UsageError
 from jina_local.weights.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 
-_RAW = argparse.RawDescriptionHelpFormatter
 _EXAMPLES = """examples:
   python -m convert gguf jinaai/jina-embeddings-v5-text-nano out --task retrieval --type Q8_0 --type Q4_K_M
   python -m convert gguf ./jina-embeddings-v5-text-nano out --task all --type Q4_K_M --imatrix my-texts.txt
@@ -38,33 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(args.run(args))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises faults as UsageError, so that they leave like every other error, and says which word is close."""
-
+class _Parser(arguments.Parser):
     def __init__(self, **words: Any) -> None:
-        super().__init__(formatter_class=_RAW, allow_abbrev=False, epilog=_EXAMPLES, **words)
+        super().__init__(epilog=_EXAMPLES, **words)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The parsed arguments. Raises UsageError."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            command = parsed.parser
-            known = [name for name in command._option_string_actions if name[:2] == "--"]
-            option = unknown[0].partition("=")[0]
-            what = f"unknown option {option}" if option[:1] == "-" else f"unexpected argument {option!r}"
-            command.error(f"{what}{registry.near_match(option, known)}")
+            parsed.parser.refuse(unknown[0])
         return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
-        raise UsageError(f"{message}. See `{self.prog} --help`.")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += registry.near_match(str(value), [str(choice) for choice in action.choices or ()])
-            raise
 
 
 def _parser() -> _Parser:

@@ -21,6 +21,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "spec": ("", "numpy"),
     "registry": ("", ""),
     "console": ("", "tqdm"),
+    "arguments": ("registry", ""),
     "formats": ("", "numpy"),
     "weights": ("formats", "numpy"),
     "text": ("formats", "numpy tokenizers semantic_text_splitter tree_sitter"),
@@ -41,7 +42,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "doctor": ("store backends registry", "numpy mlx llama_cpp"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
-        "console records bulk search backends registry store embedding reranking self_check loading doctor "
+        "arguments console records bulk search backends registry store embedding reranking self_check loading doctor "
         "integrations server",
         "numpy",
     ),
@@ -52,7 +53,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
 OPEN_TO_ALL = {"errors", "spec"}
 MOST_FLOORS = 10
 # convert may use the runtime from below the model; only `verify` runs it whole.
-CONVERT_MAY = {"console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
+CONVERT_MAY = {"arguments", "console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
 CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}}  # by folder
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}

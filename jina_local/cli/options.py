@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from .. import backends, console, registry
+from .. import arguments, backends, console, registry
 from ..errors import UsageError
 from ..records import output, source
 from ..records.readers import FORMATS, Item, Reading
@@ -17,12 +17,11 @@ from ..records.source import Source
 from ..spec import ModelSpec
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises faults as UsageError, so that they leave like every other error, and says which word is close."""
+class Parser(arguments.Parser):
+    """The parser of a command, which may take texts as arguments."""
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, epilog=epilog)
 
     def parse_intermixed_args(  # type: ignore[override]
         self, args: Any = None, namespace: Any = None
@@ -31,23 +30,10 @@ class Parser(argparse.ArgumentParser):
         parsed: argparse.Namespace
         parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
-            word = unknown[0].partition("=")[0]
-            if not word.startswith("-"):
-                self.error(f"unexpected argument {word!r}")
-            near = registry.near_match(word, [name for name in self._option_string_actions if name[:2] == "--"])
-            texts = " (a text that begins with a dash goes after --)" if hasattr(parsed, "texts") else ""
-            self.error(f"unknown option {word}{near or texts}")
+            self.refuse(
+                unknown[0], " (a text that begins with a dash goes after --)" if hasattr(parsed, "texts") else ""
+            )
         return parsed
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See `{self.prog} --help`.")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += registry.near_match(str(value), [str(choice) for choice in action.choices or ()])
-            raise
 
 
 def add_model(p: argparse.ArgumentParser, default: str) -> None:
