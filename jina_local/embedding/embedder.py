@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -16,13 +16,13 @@ from ..errors import NonFiniteError, UsageError
 from ..inference import batching, passes
 from ..inference.loaded import LoadedModel
 from ..inference.queue import PassQueue
-from ..spec import Embedded, EmbeddingSpec, ModelFiles, ModelSpec, Ranked, Reranking
+from ..spec import Embedded, EmbeddingSpec, ModelFiles, ModelSpec, Reranking
 from ..text import chunks as spans_of
 from ..text.chunks import Span
 from ..text.tokenizer import Encoded, Tokenizer, checked
-from . import late_chunking, vectors
-from .late_chunking import Plan
-from .request import PRECISIONS, Overflow, Precision, Task, resolve
+from . import cosine_ranking, late_chunking, vectors
+from .late_chunking import Plan, require_all
+from .request import PRECISIONS, Overflow, Precision, Task, as_list, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -161,7 +161,7 @@ class Embedder:
             deterministic=deterministic,
         )
         if late_chunking:
-            return _require_all_chunks(result)
+            return require_all(result)
         if result.failed:
             raise NonFiniteError(result.failed, len(result.vectors))
         if result.truncated.any():
@@ -193,10 +193,10 @@ class Embedder:
         """Decide the request and turn the texts into ids, prompt and special tokens included, cut to fit."""
         spec = resolve(self.spec, **words)
         if not words.get("late_chunking"):
-            return Prepared(spec, self._model.tokenizer.encode(_as_list(texts), spec))
+            return Prepared(spec, self._model.tokenizer.encode(as_list(texts), spec))
         if isinstance(texts, str):
             raise UsageError("texts are one str; expected the pieces of a document, or use `encode_chunks`.")
-        pieces = _as_list(texts)
+        pieces = as_list(texts)
         if not pieces:
             raise UsageError("no texts were given; late chunking expects at least one piece of a document.")
         return Prepared(spec, late_chunking.of_texts(self._model.tokenizer, pieces, spec))
@@ -274,30 +274,15 @@ class Embedder:
         The query has the prompt "query", the documents have "document", and the task is retrieval. The best `top_n`
         come back; documents without a usable vector are in `failed`. The other words are those of `encode`.
         """
-        if not isinstance(query, str):
-            raise UsageError(f"the query is {type(query).__name__}, expected str; each call ranks for one query.")
-        if isinstance(documents, str):
-            raise UsageError("documents are one str; expected a list of them: [document].")
-        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-            raise UsageError(f"top_n {top_n!r} is out of range; expected a whole number from 1.")
-        given = _as_list(documents)
-        words: SideWords = {"task": "retrieval", "truncate_dim": truncate_dim, "max_length": max_length}
-        asked = self.embed([query], prompt_name="query", show_progress=False, **words)
-        if asked.failed:
-            raise NonFiniteError(asked.failed, 1, of="queries")
-        found = self.embed(
-            given, prompt_name="document", show_progress=show_progress, deterministic=deterministic, **words
-        )
-        scores = vectors.similarity(found.vectors, asked.vectors, "float32")[:, 0]
-        failed = set(found.failed)
-        order = [int(i) for i in np.argsort(-scores, kind="stable") if int(i) not in failed]
-        return Reranking(
-            results=tuple(Ranked(i, float(scores[i]), given[i]) for i in order[:top_n]),
-            cut=tuple(int(i) for i in np.flatnonzero(found.truncated)),
-            query_cut=bool(asked.truncated[0]),
-            tokens=int(asked.token_counts.sum() + found.token_counts.sum()),
-            failed=found.failed,
-            scoring="cosine",
+        return cosine_ranking.rank(
+            self,
+            query,
+            documents,
+            top_n=top_n,
+            truncate_dim=truncate_dim,
+            max_length=max_length,
+            show_progress=show_progress,
+            deterministic=deterministic,
         )
 
     def similarity(self, a: Vectors, b: Vectors, *, precision: Precision = "float32") -> Floats:
@@ -318,7 +303,7 @@ class Embedder:
         if task is None and self.spec.default_prompt is not None and self.spec.default_task is None:
             task = self.spec.tasks[0]  # type: ignore[assignment]  # every task has the same prompts
         spec = resolve(self.spec, task=task, prompt_name=prompt_name, max_length=max_length)
-        return self._model.tokenizer.encode(_as_list(texts), spec).ids
+        return self._model.tokenizer.encode(as_list(texts), spec).ids
 
     @overload
     def encode_chunks(
@@ -368,7 +353,7 @@ class Embedder:
         spans = spans_of.checked(chunks(document) if callable(chunks) else chunks, len(document))
         plan = late_chunking.of_document(self._model.tokenizer, document, spans, spec, overlap_tokens)
         prepared = Prepared(spec, plan)
-        return _require_all_chunks(self.finish(prepared, self.run(prepared, show_progress=show_progress)))
+        return require_all(self.finish(prepared, self.run(prepared, show_progress=show_progress)))
 
     def spans(self, document: str, tokens: int) -> list[Span]:
         """Cut a document every so many tokens, for `encode_chunks`: (start, end) in characters, one after another."""
@@ -410,24 +395,3 @@ def _run(
     passes.run(engine, lengths, one_pass, deterministic=deterministic, show_progress=show_progress)
     passes.run_alone(one_pass, np.flatnonzero(vectors.unusable(pooled, spec.dim)))
     return pooled
-
-
-def _require_all_chunks(result: Embedded) -> Vectors:
-    """The vectors of chunks. Raises NonFiniteError unless all have one."""
-    if result.failed:
-        company = "and the chunks of a document are read together."
-        raise NonFiniteError(result.failed, len(result.vectors), of="chunks", company=company)
-    return result.vectors
-
-
-def _as_list(texts: Texts) -> list[str]:
-    """The texts of a call. Raises UsageError for what is no str and no iterable of texts."""
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, Mapping):
-        raise UsageError(
-            f"texts are a {type(texts).__name__}; expected a str or an iterable of str. Give list(texts.values())."
-        )
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
-        raise UsageError(f"texts are {type(texts).__name__}; expected a str or an iterable of str.")
-    return list(texts)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Backend
-from ..errors import TextError, UsageError
+from ..errors import NonFiniteError, TextError, UsageError
 from ..inference import batching, passes
-from ..spec import EmbeddingSpec
+from ..spec import Embedded, EmbeddingSpec
 from ..text import chunks
 from ..text.chunks import Span, Window
 from ..text.tokenizer import Tokenizer, checked
@@ -127,6 +127,14 @@ def run(
             )
             advance(len(one.ids))
     return np.asarray(sums / plan.counts[:, None], np.float32)
+
+
+def require_all(result: Embedded) -> NDArray[np.generic]:
+    """The vectors of chunks. Raises NonFiniteError unless all have one."""
+    if result.failed:
+        company = "and the chunks of a document are read together."
+        raise NonFiniteError(result.failed, len(result.vectors), of="chunks", company=company)
+    return result.vectors
 
 
 def _plan(body: NDArray[np.int32], parts: Sequence[Span], around: _Around, windows: Sequence[Window]) -> Plan:

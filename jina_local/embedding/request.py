@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict, get_args
 
 from ..errors import UsageError
@@ -211,3 +212,16 @@ def _length(model: ModelSpec, max_length: int | None) -> int:
 def _holds(model: ModelSpec) -> str:
     where = f" as found in {model.origin.path}" if model.origin else ""
     return f"{model.name}{where} has: {', '.join(model.tasks)}."
+
+
+def as_list(texts: str | Iterable[str]) -> list[str]:
+    """The texts of a call. Raises UsageError for what is no str and no iterable of texts."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Mapping):
+        raise UsageError(
+            f"texts are a {type(texts).__name__}; expected a str or an iterable of str. Give list(texts.values())."
+        )
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise UsageError(f"texts are {type(texts).__name__}; expected a str or an iterable of str.")
+    return list(texts)

@@ -177,15 +177,17 @@ class PassQueue:
         """Run rounds until `job` is done."""
         while not job.done:
             jobs = self._next_round(job)
+            if not jobs:
+                continue
             began = time.monotonic()
             try:
-                passes = _run(jobs) if jobs else 0
+                of_round = _Round(jobs)
+                of_round.run()
             except BaseException:  # of this thread, as Ctrl-C is: the others' texts are run by the next leader
                 with self._lock:
                     self._waiting.extendleft(other for other in reversed(jobs) if other is not job)
                 raise
-            if jobs:
-                self._count(jobs, passes, time.monotonic() - began)
+            self._count(jobs, len(of_round.passes), time.monotonic() - began)
             for other in jobs:
                 if other is not job:
                     other.woken.set()
@@ -282,50 +284,54 @@ class _Text:
     rows: slice  # of the job's rows
 
 
-def _run(jobs: Sequence[_Job]) -> int:
-    """Run one round and return its passes. Every job has its rows afterwards, or an error of its own."""
-    queued, task = jobs[0].queued, jobs[0].task
-    texts = [text for job in jobs for text in _texts(job)]
-    lengths = [len(text.ids) for text in texts]
-    groups = batching.plan(lengths, queued.of_pass)
-    lanes = batching.lanes_for(
-        [batching.cost(group, lengths, queued.of_pass) for group in groups], queued.engine.lanes
-    )
-    rows = {job: np.full((len(job.batch.rows), queued.hidden), np.nan, np.float32) for job in jobs}
-    crashes: dict[_Job, EngineCrashed] = {}
+class _Round:
+    """The passes over the texts of some jobs, which have the same weights."""
 
-    def one_pass(group: Sequence[_Text]) -> None:
-        batch = batching.lay_out([text.ids for text in group], [text.wanted for text in group])
-        out = queued.engine.forward(batch, lanes, task)
-        ends = np.cumsum([len(text.wanted) for text in group])
-        for text, end in zip(group, ends, strict=True):
-            rows[text.job][text.rows] = out[end - len(text.wanted) : end]
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self._jobs, self._queued, self._task = jobs, jobs[0].queued, jobs[0].task
+        texts = [text for job in jobs for text in _texts(job)]
+        lengths = [len(text.ids) for text in texts]
+        groups = batching.plan(lengths, self._queued.of_pass)
+        loads = [batching.cost(group, lengths, self._queued.of_pass) for group in groups]
+        self._lanes = batching.lanes_for(loads, self._queued.engine.lanes)
+        self.passes = [[texts[i] for i in group] for group in groups]
+        shape = self._queued.hidden
+        self._rows = {job: np.full((len(job.batch.rows), shape), np.nan, np.float32) for job in jobs}
+        self._crashes: dict[_Job, EngineCrashed] = {}
 
-    def guarded(group: Sequence[_Text]) -> None:
+    def run(self) -> None:
+        """Run all passes. Every job has its rows afterwards, or an error of its own."""
+        if self._lanes == 1:
+            for group in self.passes:
+                self._guarded(group)
+        else:
+            with ThreadPoolExecutor(self._lanes, thread_name_prefix="jina_local") as pool:
+                list(pool.map(self._guarded, self.passes))
+        for job in self._jobs:
+            if job.error is None and job in self._crashes and np.isnan(self._rows[job]).all():
+                job.error = self._crashes[job]
+            elif job.error is None:
+                job.rows = self._rows[job]
+
+    def _guarded(self, group: Sequence[_Text]) -> None:
         owners = list(dict.fromkeys(text.job for text in group))
         try:
-            one_pass(group)
+            self._pass(group)
         except Exception as error:
             if isinstance(error, EngineCrashed) and error.by_text:
-                crashes.update({job: copy.copy(error) for job in owners})
+                self._crashes.update({job: copy.copy(error) for job in owners})
             elif len(owners) == 1:
                 owners[0].error = error
-            else:  # whose fault it is shows without company
+            else:  # without company it shows whose fault it is
                 for job in owners:
-                    guarded([text for text in group if text.job is job])
+                    self._guarded([text for text in group if text.job is job])
 
-    if lanes == 1:
-        for group in groups:
-            guarded([texts[i] for i in group])
-    else:
-        with ThreadPoolExecutor(lanes, thread_name_prefix="jina_local") as pool:
-            list(pool.map(guarded, ([texts[i] for i in group] for group in groups)))
-    for job in jobs:
-        if job.error is None and job in crashes and np.isnan(rows[job]).all():
-            job.error = crashes[job]
-        elif job.error is None:
-            job.rows = rows[job]
-    return len(groups)
+    def _pass(self, group: Sequence[_Text]) -> None:
+        batch = batching.lay_out([text.ids for text in group], [text.wanted for text in group])
+        out = self._queued.engine.forward(batch, self._lanes, self._task)
+        ends = np.cumsum([len(text.wanted) for text in group])
+        for text, end in zip(group, ends, strict=True):
+            self._rows[text.job][text.rows] = out[end - len(text.wanted) : end]
 
 
 def _texts(job: _Job) -> Iterator[_Text]:

@@ -20,7 +20,6 @@ the process, and the loss of power from the next checkpoint on, with which every
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import zlib
@@ -289,11 +288,6 @@ class Reader:
         return int(self.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def shown(path: bytes, root: bytes) -> str:
-    """A document's path below the folder that was given, for people and for full-text search."""
-    return os.path.relpath(path, root).decode("utf-8", "backslashreplace")
-
-
 def checksum_of(row: Iterable[object]) -> int:
     """The checksum of a row's other columns, in the order of COLUMNS: the types count, too."""
     value = 0
@@ -328,9 +322,9 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,  # Database lends it to one thread at a time
     )
-    for pragma in ("mmap_size = 0", "cell_size_check = ON", "trusted_schema = OFF"):
+    # Nothing is mapped, and no text of the user lies in /tmp.
+    for pragma in ("mmap_size = 0", "temp_store = MEMORY", "cell_size_check = ON", "trusted_schema = OFF"):
         connection.execute(f"PRAGMA {pragma}")
-    connection.execute("PRAGMA temp_store = MEMORY")  # no text of the user in /tmp
     return connection
 
 

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .database import DocumentRow, shown
+from .database import DocumentRow
 from .documents import NotText
 from .extract import extract, most_bytes
-from .folder import Unreadable, read_stable
+from .folder import Unreadable, read_stable, shown
 
 
 @dataclass(frozen=True)

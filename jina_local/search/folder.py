@@ -180,3 +180,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return str(error)
+
+
+def shown(path: bytes, root: bytes) -> str:
+    """A document's path below the folder that was given, for people and for full-text search."""
+    return os.path.relpath(path, root).decode("utf-8", "backslashreplace")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from . import nearest, ranking
-from .database import ChunkRow, Database, DocumentRow, Reader, shown
+from .database import ChunkRow, Database, DocumentRow, Reader
+from .folder import shown
 from .nearest import Vectors
 from .words import match_of
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..embedding import vectors
 from ..errors import IndexDamaged
-from .database import COLUMNS, SCHEMA, checksum_of, shown
+from .database import COLUMNS, SCHEMA, checksum_of
+from .folder import shown
 from .words import words_of
 from .writer import LEARN, Writer
 

@@ -28,9 +28,9 @@ from .database import (
     check_schema,
     checksum_of,
     connect,
-    shown,
     translate_errors,
 )
+from .folder import shown
 from .lock import held
 from .words import words_of
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from jina_local.bulk.cache import VectorCache, digest_of
 from jina_local.loading import Embedder
 from jina_local.search import nearest, query, ranking
-from jina_local.search.database import Database, shown
+from jina_local.search.database import Database
+from jina_local.search.folder import shown
 from jina_local.search.query import MODES, Hit, Question
 from jina_local.text import splitter
 from tests.search import made_index
