@@ -36,6 +36,7 @@ TOKENIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 # The tokens that tokenizer.ggml.<name>_token_id may name. "seperator" is how llama.cpp spells it.
 SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "separator", "padding", "mask", "cls", "prefix",
            "suffix", "middle", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")  # fmt: skip
+ALIGNMENT = 32  # bytes, of the tensors' places; llama.cpp takes others, and has ended the process because of them
 SHORTEST, LONGEST = 64, 1 << 20  # bounds of the context length: no model of these is cut shorter than the first
 
 
@@ -110,7 +111,7 @@ _TOKENIZER: Mapping[str, Rule] = {
 _FREE: Mapping[str, Rule] = {
     "general.architecture": Rule(TEXT, lambda m: (m.arch.kind,), written=True),
     "general.type": Rule(TEXT, lambda m: ("model",), written=True),
-    "general.alignment": Rule(WHOLE, lambda m: (32,)),
+    "general.alignment": Rule(WHOLE, lambda m: (ALIGNMENT,)),
     "general.file_type": Rule(WHOLE, written=True),
     "general.quantization_version": Rule(WHOLE, lambda m: (2,), written=True),
     **{f"general.{name}": Rule(TEXT) for name in ("name", "basename", "finetune", "size_label", "license", "author",
@@ -124,6 +125,15 @@ _FREE: Mapping[str, Rule] = {
     f"{OWN}tokenizer_fingerprint": Rule(TEXT, written=True),
     f"{OWN}tokenizer.added_token_flags": Rule(TEXT),
 }  # fmt: skip
+# Of an adapter's file, beside those of _FREE; what else there may be is no business of an adapter.
+_ADAPTER: Mapping[str, Rule] = {
+    "general.type": Rule(TEXT),
+    "general.architecture": Rule(TEXT),
+    "adapter.type": Rule(TEXT),
+    "adapter.lora.alpha": Rule(NUMBER),
+    "adapter.lora.task_name": Rule(TEXT),
+    "adapter.lora.prompt_prefix": Rule(TEXT),
+}
 # Keys of llama.cpp (src/llama-arch.cpp) that these models do not have -> the values that leave everything as it is.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "{}.attention.clamp_kqv": (0.0,),
@@ -202,6 +212,18 @@ def check(keys: Mapping[str, object], model: Model, where: str) -> None:
                 f"{where}: was written by `python -m convert gguf`, and has lost {', '.join(missing[:10])}. "
                 "Convert it again."
             )
+
+
+def check_adapter(keys: Mapping[str, object], where: str) -> None:
+    """Raise ModelDamaged where an adapter's file has a key that is none of an adapter's, or a value that is odd."""
+    for key, value in keys.items():
+        rule = _ADAPTER.get(key) or _FREE.get(key)
+        if rule is None and not key.startswith(("general.", OWN)):
+            raise ModelDamaged(f"{where}: {key} is {_shown(value)}; an adapter has no such key. Convert it again.")
+        if rule is not None and not _is(rule.form, value):
+            raise ModelDamaged(f"{where}: {key} is {_shown(value)}; expected {rule.form}.")
+    if (alignment := keys.get("general.alignment", ALIGNMENT)) != ALIGNMENT:
+        raise ModelDamaged(f"{where}: general.alignment is {alignment}; an adapter's is {ALIGNMENT}.")
 
 
 def check_order(names: Sequence[str], arch: Architecture, where: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import ModelDamaged
 from ...formats.checks import check_types
 from ...formats.gguf import Header
-from .. import architecture, tensor_names
+from .. import architecture, gguf_keys, tensor_names
 from ..architecture import Architecture
 from .rules import check_base, check_scale, linear_slots, pair_factors
 
@@ -72,6 +72,7 @@ def check(header: Header, task: str, base: Base) -> None:
         raise ModelDamaged(
             f"{path}: {odd[0]} is set: an adapter that only some tokens switch on. It is not run here."
         )
+    gguf_keys.check_adapter(keys, str(path))
     _check_tensors(header, base)
 
 
