@@ -142,7 +142,19 @@ def survives(mutant: Mutant, copy: Path) -> str | None:
     path = copy / mutant.file
     right = path.read_text(encoding="utf-8")
     path.write_text(right.replace(mutant.right, mutant.wrong), encoding="utf-8")
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *mutant.tests.split(),
+    ]
     try:
         done = subprocess.run(
             command, cwd=copy, capture_output=True, text=True, check=False, timeout=600,
