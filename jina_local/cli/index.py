@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,9 @@ def parser(add: Any) -> options.Parser:
     g.add_argument("--truncate-dim", type=int, metavar="N", help="a trained width (default: the model's)")
     options.add_model(p, f"the index's; of a new one {registry.DEFAULT_MODEL}")
     g = p.add_argument_group("running")
+    g.add_argument(
+        "--max-memory", metavar="SIZE", help="such as 1.5GB: the run ends, and keeps what it has, if it takes more"
+    )
     g.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for another writer (default: 0)")
     g.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar on stderr (default: on a terminal)"
@@ -117,7 +121,8 @@ def _updated(
     index: Index, args: argparse.Namespace, folders: Sequence[str], wait: float, *, rebuild: bool = False
 ) -> Updated:
     """One update, with bars and a summary."""
-    with _Bars(args.progress) as bars:
+    most = None if args.max_memory is None else _bytes(args.max_memory)
+    with _Bars(args.progress, most) as bars:
         done = index.update(
             *folders,
             include=args.include,
@@ -223,10 +228,10 @@ def _telling_what_is_in(index: Index) -> Iterator[None]:
 
 
 class _Bars:
-    """A bar for each phase of an update."""
+    """A bar for each phase of an update, which ends if the process takes more than `most` bytes of memory."""
 
-    def __init__(self, wanted: bool | None) -> None:
-        self._wanted, self._phase, self._done = wanted, "", 0
+    def __init__(self, wanted: bool | None, most: int | None) -> None:
+        self._wanted, self._most, self._phase, self._done = wanted, most, "", 0
         self._bar: console.Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
@@ -240,6 +245,11 @@ class _Bars:
             self._bar.set_postfix_str(f"{progress.tokens_per_second:,.0f} tokens/s", refresh=False)
         self._bar.update(progress.done - self._done)
         self._done = progress.done
+        if self._most is not None and (taken := _peak_memory()) > self._most:
+            raise UsageError(
+                f"the run takes {taken / 1e9:.2f} GB, and --max-memory allows {self._most / 1e9:.2f}: it ends here. "
+                "All that is done is kept. Allow more, or take a smaller model or --weights of fewer bits."
+            )
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -250,6 +260,25 @@ class _Bars:
 
     def __exit__(self, *exc: object) -> None:
         self._close()
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])B?", re.IGNORECASE)
+
+
+def _bytes(given: str) -> int:
+    """A size such as 1.5GB or 800M in bytes."""
+    match = _SIZE.fullmatch(given)
+    if match is None:
+        raise UsageError(f"--max-memory {given}: expected a size such as 1.5GB or 800M.")
+    return int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1))
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held in memory so far."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _summary(done: Updated, status: Status) -> str:

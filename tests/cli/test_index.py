@@ -269,3 +269,15 @@ def test_watching_takes_changes_in_until_a_signal_comes(notes, tmp_path):
         child.wait()
     with Index.open("My-notes") as index:
         assert index.status().counts.documents == 2
+
+
+def test_a_run_that_takes_more_memory_than_allowed_ends_and_keeps_what_it_has(notes, model, capfd):
+    assert run(notes, "--max-memory", "64GB") == 0
+    (notes / "new.md").write_text(guide(7))
+    with pytest.raises(UsageError, match=r"the run takes 0\.\d\d GB, and --max-memory allows 0\.00: it ends here"):
+        run(notes, "--max-memory", "1.5M")
+    assert run(notes, "--status") == 0
+    assert "3 files" in capfd.readouterr().out
+    for size in ("1", "GB", "1.5 tons"):
+        with pytest.raises(UsageError, match="expected a size such as 1.5GB or 800M"):
+            run(notes, "--max-memory", size)
