@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Chromium reads commands from descriptor 3 and writes answers to 4; a shell cannot be trusted with two-digit numbers.
@@ -41,6 +42,7 @@ class Browser:
         self._commands, self._answers, self._rest = commands, answers, b""
         self._number, self._session = 0, ""
         self.events: list[dict[str, Any]] = []
+        self._stand_ins: dict[str, Any] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -48,18 +50,42 @@ class Browser:
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send one command, and wait for its answer. What happens meanwhile is in `events`."""
+        number = self._send(method, params)
+        deadline = time.monotonic() + 30
+        while True:
+            found = self._next(deadline)
+            if found.get("id") == number:
+                assert "error" not in found, (method, found["error"])
+                return found["result"]  # type: ignore[no-any-return]
+            if found.get("method") == "Fetch.requestPaused":
+                self._answer(found["params"])
+            elif "method" in found:
+                self.events.append(found)
+
+    def _send(self, method: str, params: dict[str, Any]) -> int:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session and not method.startswith(("Target.", "Browser.")):
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 30
-        while True:
-            found = self._next(deadline)
-            if found.get("id") == self._number:
-                assert "error" not in found, (method, found["error"])
-                return found["result"]  # type: ignore[no-any-return]
-            self.events.append(found)
+        return self._number
+
+    def stand_in(self, answers: dict[str, Any]) -> None:
+        """Answer these paths with this JSON in the server's place; {} ends it."""
+        self._stand_ins = answers
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"} for path in answers])
+
+    def _answer(self, paused: dict[str, Any]) -> None:
+        body = self._stand_ins[urlsplit(paused["request"]["url"]).path]
+        self._send(
+            "Fetch.fulfillRequest",
+            {
+                "requestId": paused["requestId"],
+                "responseCode": 200,
+                "responseHeaders": [{"name": "content-type", "value": "application/json"}],
+                "body": b64encode(json.dumps(body).encode()).decode(),
+            },
+        )
 
     def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -76,6 +102,7 @@ class Browser:
         self.events.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript gives; a promise is waited for."""

@@ -1,69 +1,51 @@
-// Requests to this server. If it wants a key, the page asks for it once and keeps it for this tab.
+// Requests to this server. If it wants a key, the page asks for it, and keeps it in memory alone.
 import { byId } from "./dom.js";
 
-const STORED = "jina_local key";
+let key = null;
 let asking = null; // one dialog for all requests that wait for a key
-
-/** Whether a key is kept. */
-export const hasKey = () => sessionStorage.getItem(STORED) !== null;
-
-/** Forget the key. */
-export const forgetKey = () => sessionStorage.removeItem(STORED);
 
 /** The answer of a path, as JSON or as text; with a body it is a POST. Throws an Error with the server's words. */
 export async function ask(path, body, signal) {
-  const key = sessionStorage.getItem(STORED);
-  const headers = key === null ? {} : { authorization: `Bearer ${key}` };
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const answer = await send(path, {
-    method: body === undefined ? "GET" : "POST",
-    body: body === undefined ? undefined : JSON.stringify(body),
-    headers, signal, cache: "no-store",
+  const sent = key;
+  const headers = sent === null ? {} : { authorization: `Bearer ${sent}` };
+  const request = { headers, signal, cache: "no-store" };
+  if (body !== undefined) {
+    headers["content-type"] = "application/json";
+    Object.assign(request, { method: "POST", body: JSON.stringify(body) });
+  }
+  const answer = await fetch(path, request).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The server cannot be reached. Is it still running?");
   });
   if (answer.status === 401) {
-    if (sessionStorage.getItem(STORED) === key) await newKey(key !== null);
+    if (key === sent) await newKey();
     return ask(path, body, signal);
   }
-  const isJson = (answer.headers.get("content-type") ?? "").startsWith("application/json");
+  const isJson = answer.headers.get("content-type")?.startsWith("application/json");
   const found = await (isJson ? answer.json() : answer.text());
-  if (!answer.ok) throw Object.assign(new Error(words(answer, found)), { status: answer.status });
-  return found;
-}
-
-async function send(path, request) {
-  try {
-    return await fetch(path, request);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached. Is it still running?");
-  }
-}
-
-function words(answer, found) {
-  const error = found.error ?? { message: `status ${answer.status}` };
+  if (answer.ok) return found;
+  const { param, message } = found.error ?? { message: `The server answered with status ${answer.status}.` };
   const wait = answer.headers.get("retry-after");
-  return `${error.param ? `${error.param} ` : ""}${error.message}${wait ? ` Try again in ${wait} s.` : ""}`;
+  throw new Error(`${param ? `${param} ` : ""}${message}${wait ? ` Try again in ${wait} s.` : ""}`);
 }
 
-/** Ask for a key. Throws if none is given. */
-function newKey(wasWrong) {
+/** Ask for a key. Throws an Error if none is given. */
+function newKey() {
   asking ??= new Promise((resolve, reject) => {
-    const [dialog, form, field] = [byId("key-dialog"), byId("key-form"), byId("key")];
-    if (wasWrong) byId("key-said").textContent = "This key is not valid here.";
+    const [dialog, form, field] = ["key-dialog", "key-form", "key"].map(byId);
+    if (key !== null) byId("key-said").textContent = "This key is not valid here.";
+    key = null;
     form.onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(STORED, field.value.trim());
+      key = field.value.trim();
       dialog.close();
     };
     byId("key-cancel").onclick = () => dialog.close();
     dialog.onclose = () => {
-      const given = field.value !== "" && hasKey();
       field.value = "";
       asking = null;
-      if (given) resolve();
-      else reject(new Error("This needs the server's key."));
+      if (key === null) reject(new Error("This server wants a key; load the page again to give it."));
+      else resolve();
     };
-    forgetKey();
     dialog.showModal();
   });
   return asking;

@@ -1,4 +1,4 @@
-// The three views, the keys that work everywhere, and what is asked of the server when.
+// The three views, the key that works everywhere, and what is asked of the server when.
 import { ask } from "./ask.js";
 import { byId, say } from "./dom.js";
 import * as compare from "./compare.js";
@@ -6,8 +6,6 @@ import * as search from "./search.js";
 import * as status from "./status.js";
 
 const VIEWS = ["search", "compare", "status"];
-const STATUS_SECONDS = 2;
-const HEALTH_SECONDS = 10;
 let models = null; // once the server is ready
 
 const view = () => (VIEWS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "search");
@@ -15,32 +13,34 @@ const view = () => (VIEWS.includes(location.hash.slice(1)) ? location.hash.slice
 function turn() {
   for (const name of VIEWS) byId(name).hidden = name !== view();
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${view()}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    link.setAttribute("aria-current", link.hash === `#${view()}` ? "page" : "false");
   }
-  if (view() === "status" && models !== null) status.show(models);
+  document.title = `jina_local: ${view()}`;
+  if (models && view() === "status") refresh();
 }
 
 async function start() {
   models = (await ask("v1/models")).data;
   compare.open(models);
   await search.open();
-  turn();
+}
+
+async function refresh() {
+  try {
+    const ready = !document.hidden && (await status.isReady());
+    if (ready && models === null) await start();
+    if (ready && view() === "status") await status.show(models);
+    say(byId("status-said"), "");
+    return true;
+  } catch (error) {
+    say(byId(`${view()}-said`), error);
+    return models !== null; // without models, because no key was given, there is nothing to watch
+  }
 }
 
 async function watch() {
-  const soon = view() === "status" || models === null;
-  try {
-    if (!document.hidden) {
-      const ready = await status.state();
-      if (ready && models === null) await start();
-      else if (ready && view() === "status") await status.show(models);
-    }
-  } catch (error) {
-    for (const name of VIEWS) say(byId(`${name}-said`), error);
-    return; // without a key there is nothing to watch
-  }
-  setTimeout(watch, 1000 * (soon ? STATUS_SECONDS : HEALTH_SECONDS));
+  const on = await refresh();
+  if (on) setTimeout(watch, view() === "status" || models === null ? 2000 : 10_000);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -49,7 +49,6 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   location.hash = "search";
   turn();
-  byId("question").focus();
   byId("question").select();
 });
 window.addEventListener("hashchange", turn);

@@ -1,53 +1,34 @@
 // Status: the models in service, what their queues do, and what was answered.
-import { ask, forgetKey, hasKey } from "./ask.js";
-import { byId, make, say } from "./dom.js";
+import { ask } from "./ask.js";
+import { byId, make } from "./dom.js";
 
-const [said, forget] = ["status-said", "forget"].map(byId);
-
-/** The server's state for the header; true if it answers requests. */
-export async function state() {
-  const line = byId("state");
-  try {
-    const { state: found, version } = await ask("health");
-    line.dataset.state = found;
-    line.textContent = `${found} · ${version}`;
-    return found === "ready";
-  } catch {
-    line.dataset.state = "gone";
-    line.textContent = "not reachable";
-    return false;
-  }
+/** Say the server's state in the page's header; true if requests are answered. */
+export async function isReady() {
+  const { state, version } = await ask("health").catch(() => ({ state: "not reachable", version: "" }));
+  byId("state").dataset.state = state;
+  byId("state").textContent = `${state} ${version}`;
+  return state === "ready";
 }
 
 /** Show the models, and the counts as they are now. */
 export async function show(models) {
-  forget.hidden = !hasKey();
-  forget.onclick = () => {
-    forgetKey();
-    location.reload();
-  };
-  try {
-    const counts = parse(await ask("metrics"));
-    byId("models").replaceChildren(...models.map((one) => card(one, counts)));
-    byId("requests").replaceChildren(requests(counts));
-    say(said);
-  } catch (error) {
-    say(said, error);
-  }
+  const counts = parse(await ask("metrics"));
+  byId("models").replaceChildren(...models.map((one) => card(one, counts)));
+  byId("requests").replaceChildren(...requests(counts));
 }
 
-/** Prometheus' text: [{name, labels, value}]. */
+/** Prometheus' text as a function from a name and a label's value to the counts that fit. */
 function parse(text) {
-  return [...text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)].map(([, name, labels, value]) => ({
-    name: name.replace(/^jina_local_/, ""),
-    labels: Object.fromEntries([...(labels ?? "").matchAll(/(\w+)="([^"]*)"/g)].map(([, key, of]) => [key, of])),
-    value: Number(value),
-  }));
+  const all = [...text.matchAll(/^jina_local_(\w+)(?:\{(.*)\})? (\S+)$/gm)].map(([, name, labels, value]) => {
+    const pairs = [...(labels ?? "").matchAll(/(\w+)="([^"]*)"/g)].map(([, key, of]) => [key, of]);
+    return { name, value: Number(value), ...Object.fromEntries(pairs.map(([key, of]) => [`of_${key}`, of])) };
+  });
+  return (name, label, of) => all.filter((one) => one.name === name && (!label || one[`of_${label}`] === of));
 }
 
 function card(model, counts) {
-  const count = (name) => counts.find((one) => one.name === name && one.labels.model === model.id)?.value ?? 0;
   const number = (value) => Math.round(value).toLocaleString("en");
+  const count = (name) => number(counts(name, "model", model.id)[0]?.value ?? 0);
   const rows = {
     Weights: `${model.weights} on ${model.backend} (${model.device})`,
     Tasks: model.tasks.join(", "),
@@ -55,25 +36,25 @@ function card(model, counts) {
     Context: `${number(model.max_tokens)} tokens, pooling ${model.pooling}`,
     Licence: model.license,
     Digest: make("code", { title: model.digest }, model.digest.slice(0, 16)),
-    "In the queue": `${number(count("queued_tokens"))} tokens`,
-    Speed: `${number(count("tokens_per_second"))} tokens a second`,
-    Done: `${number(count("texts_total"))} texts, ${number(count("tokens_total"))} tokens in ${number(count("passes_total"))} passes`,
+    "In the queue": `${count("queued_tokens")} tokens`,
+    Speed: `${count("tokens_per_second")} tokens a second`,
+    Done: `${count("texts_total")} texts, ${count("tokens_total")} tokens, ${count("passes_total")} passes`,
   };
   return make("article", {}, make("h3", {}, model.id, make("span", { class: "quiet" }, ` ${model.kind}`)),
-    make("dl", {}, Object.entries(rows).map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]).flat()));
+    make("dl", {}, Object.entries(rows).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
 }
 
 function requests(counts) {
-  const total = counts.filter((one) => one.name === "requests_total");
   const mean = (route) => {
-    const of = (what) => counts.find((one) => one.name === `request_seconds_${what}` && one.labels.route === route)?.value;
-    return `${((1000 * of("sum")) / of("count")).toFixed(1)} ms`;
+    const [sum, count] = ["sum", "count"].map((of) => counts(`request_seconds_${of}`, "route", route)[0].value);
+    return `${((1000 * sum) / count).toFixed(1)} ms`;
   };
-  const underWay = counts.find((one) => one.name === "requests_under_way")?.value ?? 0;
-  const head = ["Path", "Status", "Answers", "Mean of the path"].map((text) => make("th", { scope: "col" }, text));
-  const rows = total.map(({ labels, value }) => make("tr", {},
-    make("td", {}, make("code", {}, labels.route)), make("td", {}, labels.status), make("td", {}, String(value)),
-    make("td", {}, mean(labels.route))));
-  return make("div", {}, make("p", {}, `${underWay} under way`),
-    rows.length ? make("table", { class: "plain" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)) : "");
+  const line = (tag, cells) => make("tr", {}, cells.map((cell) => make(tag, {}, cell)));
+  return [
+    make("p", {}, `${counts("requests_under_way")[0].value} under way`),
+    make("table", { class: "plain" },
+      make("thead", {}, line("th", ["Path", "Status", "Answers", "Mean of the path"])),
+      make("tbody", {}, counts("requests_total").map(({ of_route: route, of_status: status, value }) =>
+        line("td", [make("code", {}, route), status, `${value}`, mean(route)])))),
+  ];
 }
