@@ -89,7 +89,7 @@ function heat(title, lines, values) {
   };
   return make("figure", {}, make("figcaption", {}, title),
     make("table", { role: "grid", "aria-label": `Cosines, ${title}`, mouseover: show, focusin: show, keydown: walk },
-      make("thead", {}, make("tr", {}, make("td"), header)), make("tbody", {}, rows)));
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "text"), header)), make("tbody", {}, rows)));
 }
 
 function walk(event) {

@@ -49,6 +49,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   location.hash = "search";
   turn();
+  byId("question").focus();
   byId("question").select();
 });
 window.addEventListener("hashchange", turn);

@@ -7,7 +7,7 @@ const [form, question, hits] = ["search-form", "question", "hits"].map(byId);
 /** Offer the indexes that there are. */
 export async function open() {
   const { data } = await ask("v1/indexes");
-  fill(byId("index"), data.map((one) => one.name));
+  fill(byId("index"), data.map((one) => one.id));
   byId("index-field").hidden = data.length < 2;
   byId("no-index").hidden = data.length > 0;
   for (const element of form.elements) element.disabled = data.length === 0;
