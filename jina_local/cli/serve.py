@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in _settings(args).items() if value is not None}
     settings = Settings(**given)
-    opens = args.open or bool(os.environ.get("JINA_LOCAL_OPEN"))
+    opens = args.open or os.environ.get("JINA_LOCAL_OPEN", "").lower() in ("1", "true", "yes")
     if opens and settings.uds is not None:
         raise UsageError("--open: a browser cannot reach a Unix socket; give --host and --port.")
     _log_to_stderr()
@@ -120,6 +119,8 @@ def _page(address: str) -> str | None:
 
 
 def _open(page: str) -> None:
+    import webbrowser
+
     if not webbrowser.open(page):
         console.say(f"no browser could be started; open {page} in one")
 

@@ -77,7 +77,7 @@ function heat(title, lines, values) {
       "aria-label": `${number}: ${i + 1} ${lines[i]} / ${j + 1} ${lines[j]}` },
     values.length <= 12 ? value.toFixed(2) : "");
     cell.style.setProperty("--cosine", Math.max(0, Math.min(1, value)));
-    cell.classList.toggle("high", value > 0.7);
+    cell.classList.toggle("hot", value > 0.75);
     return cell;
   };
   const header = values.map((_, j) => make("th", { scope: "col", title: lines[j] }, `${j + 1}`));

@@ -25,8 +25,8 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-_KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Home": ("", 36), "End": ("", 35), "ArrowLeft": ("", 37),
-         "ArrowUp": ("", 38), "ArrowRight": ("", 39), "ArrowDown": ("", 40), "/": ("/", 191), " ": (" ", 32)}  # fmt: skip
+_KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "/": ("/", 191), "ArrowLeft": ("", 37), "ArrowUp": ("", 38),
+         "ArrowRight": ("", 39), "ArrowDown": ("", 40)}  # fmt: skip
 _CTRL = 2
 
 
