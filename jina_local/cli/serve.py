@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in _settings(args).items() if value is not None}
     settings = Settings(**given)
-    opens = args.open or os.environ.get("JINA_LOCAL_OPEN", "").lower() in ("1", "true", "yes")
+    opens = args.open or os.environ.get("JINA_LOCAL_OPEN", "").lower() in ("1", "on", "yes", "true")
     if opens and settings.uds is not None:
         raise UsageError("--open: a browser cannot reach a Unix socket; give --host and --port.")
     _log_to_stderr()

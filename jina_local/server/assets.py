@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-_FILES = tuple("style.css icon.svg main.js ask.js dom.js search.js compare.js vectors.js status.js".split())
+_SCRIPTS = ("main", "ask", "dom", "search", "compare", "vectors", "status")
+_FILES = ("style.css", "icon.svg", *(f"{name}.js" for name in _SCRIPTS))
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {
     # Nothing comes from elsewhere, nothing is inline, and no string becomes markup.
