@@ -101,9 +101,8 @@ def run(args: argparse.Namespace) -> int:
             if origin is not None:
                 console.say(f"{service.name} {origin.weights} on {origin.backend} ({origin.device}): {origin.path}")
         page = _page(addresses[0])
-        at = f"; the page is {page}" if page else ""
-        console.say(f"listening at {' and '.join(addresses)}{at}; Ctrl-C ends it")
-        if opens and page:
+        console.say(f"listening at {' and '.join(addresses)}{page and f'; the page is {page}'}; Ctrl-C ends it")
+        if opens:
             threading.Thread(target=_open, args=[page], daemon=True).start()  # some browsers return when they end
 
     with console.quiet_stdout():
@@ -111,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
     return console.INTERRUPTED if ended_by == signal.SIGINT else console.OK
 
 
-def _page(address: str) -> str | None:
-    """Where a browser on this machine finds the page; a Unix socket it cannot open."""
+def _page(address: str) -> str:
+    """Where a browser on this machine finds the page; "" for a Unix socket, which it cannot open."""
     if address.startswith("unix:"):
-        return None
+        return ""
     return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/"
 
 

@@ -85,7 +85,9 @@ function heat(title, lines, values) {
     make("th", { scope: "row", title: lines[i] }, make("span", {}, `${i + 1} ${lines[i]}`)),
     row.map((value, j) => square(value, i, j))));
   const show = ({ target }) => {
-    if (target.closest("[role=gridcell]")) readout.textContent = target.getAttribute("aria-label");
+    if (!target.matches("[role=gridcell]")) return;
+    const [number, ...texts] = target.getAttribute("aria-label").split(":");
+    readout.replaceChildren(make("b", {}, number), `:${texts.join(":")}`);
   };
   return make("figure", {}, make("figcaption", {}, title),
     make("table", { role: "grid", "aria-label": `Cosines, ${title}`, mouseover: show, focusin: show, keydown: walk },
