@@ -105,6 +105,21 @@ def test_the_maps_have_the_cosines_of_the_python_api(server, browser, model):
     assert row == f"4 {TEXTS[3]}"
 
 
+def test_a_model_with_a_task_for_each_side_of_a_search(server, browser, model):
+    (listed,) = server.ask("GET", "/v1/models")[1]["data"]
+    tasks = ["retrieval.query", "retrieval.passage", "clustering"]
+    models = [{**listed, "tasks": tasks, "prompts": []}, {**listed, "id": "other", "kind": "reranker"}]
+    browser.stand_in({"/v1/indexes": {"data": []}, "/v1/models": {"data": models}})
+    compare(browser, server, TEXTS)
+    assert browser.value("[...document.querySelectorAll('#model option')].map((one) => one.value)") == ["pico"]
+    offered = "[...document.querySelectorAll('#sides [role=group]')].map((one) => one.innerText.split(/\\n/))"
+    assert browser.value(offered) == [["retrieval", "query → passage", "passage", "query"], ["clustering", "on"]]
+    query, passage = (model.encode(TEXTS, task=task) for task in tasks[:2])
+    maps = shown(browser)
+    assert list(maps) == ["retrieval query → passage", "clustering"]
+    assert np.abs(maps["retrieval query → passage"] - model.similarity(query, passage)).max() < 6e-5
+
+
 @pytest.mark.parametrize("width", [256, 64])
 def test_vectors_are_downloaded_as_they_are(server, browser, model, folder, width):
     compare(browser, server, TEXTS)
@@ -278,7 +293,8 @@ def test_without_a_key_the_page_says_so_and_asks_no_more(locked, browser):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_view_fits_a_narrow_window_in_both_schemes(server, browser, scheme):
     browser.look(360, 800, scheme)
-    search(browser, server, HITS)
+    long = {"path": f"/home/{'a' * 200}", "context": "b" * 100, "text": "c" * 300}
+    search(browser, server, [*HITS, {**HITS[0], **long}])
     fits(browser, scheme)
     for texts in ([f"text {n} " + "long" * 40 for n in range(30)], ["a red planet", "a red planet!", "yeast"] * 3):
         compare(browser, server, texts)

@@ -44,7 +44,7 @@ function offer({ group, maps }, n) {
     maps.map(([a, b], i) => {
       const box = make("input", { type: "checkbox" });
       const name = a === b ? a.name : `${a.name} → ${b.name}`;
-      box.map = { a, b, group, title: `${group} ${name}` };
+      box.map = { a, b, group, title: `${group} ${name}`.trim() };
       box.checked = (n === 0 && i === 0) || (n === 1 && i === maps.length - 1 - (maps.length > 1));
       return make("label", {}, box, name || "on");
     }));
