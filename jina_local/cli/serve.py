@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def parser(add: Any) -> options.Parser:
     g.add_argument(
         "--allowed-host", action="append", metavar="NAME", help="a further name that this server goes by; repeatable"
     )
+    p.add_argument("--open", action="store_true", help="open the page in a browser once requests are taken")
     g = p.add_argument_group("limits")
     for name, metavar, kind, text in _LIMITS:
         g.add_argument(f"--{name}", metavar=metavar, type=kind, help=text)
@@ -88,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in _settings(args).items() if value is not None}
     settings = Settings(**given)
+    opens = args.open or os.environ.get("JINA_LOCAL_OPEN", "").lower() in ("1", "on", "yes", "true")
+    if opens and settings.uds is not None:
+        raise UsageError("--open: a browser cannot reach a Unix socket; give --host and --port.")
     _log_to_stderr()
 
     def ready(served: Served, addresses: Sequence[str]) -> None:
@@ -95,11 +100,28 @@ def run(args: argparse.Namespace) -> int:
             origin = service.spec.origin
             if origin is not None:
                 console.say(f"{service.name} {origin.weights} on {origin.backend} ({origin.device}): {origin.path}")
-        console.say(f"listening at {' and '.join(addresses)}; Ctrl-C ends it")
+        page = _page(addresses[0])
+        console.say(f"listening at {' and '.join(addresses)}{page and f'; the page is {page}'}; Ctrl-C ends it")
+        if opens:
+            threading.Thread(target=_open, args=[page], daemon=True).start()  # some browsers return when they end
 
     with console.quiet_stdout():
         ended_by = listen.run(settings, _models(args), ready)
     return console.INTERRUPTED if ended_by == signal.SIGINT else console.OK
+
+
+def _page(address: str) -> str:
+    """Where a browser on this machine finds the page; "" for a Unix socket, which it cannot open."""
+    if address.startswith("unix:"):
+        return ""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/"
+
+
+def _open(page: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page):
+        console.say(f"no browser could be started; open {page} in one")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

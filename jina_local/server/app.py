@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..inference.queue import Call
-from . import faults, strict_json
+from . import assets, faults, strict_json
 from .dialects import v1
 from .dialects.calls import Fault
 from .faults import Refused
@@ -83,6 +83,7 @@ def build(served: Served, settings: Settings, state: State) -> App:
     """The whole app, with the guard around it."""
     routes = [
         *(_route(one, state) for one in endpoints(served)),
+        *assets.routes(),
         Route("/health", _health(served), methods=["GET"]),
         Route("/live", _health(served), methods=["GET"]),
         Route("/ready", _ready(served), methods=["GET"]),

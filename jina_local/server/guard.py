@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from . import assets
 from .faults import Refused
 from .settings import Settings
 
@@ -29,7 +30,7 @@ Refuse = Callable[[str, BaseException, str], App]
 
 _log = logging.getLogger("jina_local.server")
 # Without a key: whether the server lives, and the page, which asks for the key itself.
-_OPEN = frozenset({"/", "/health", "/ready", "/live"})
+_OPEN = frozenset({*assets.PATHS, "/health", "/ready", "/live"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _JSON = ("application/json", "application/vnd.elasticsearch+json")
 

@@ -62,6 +62,7 @@ class Service:
             name=self.name,
             kind="embedding" if spec.scoring is None else "reranker",
             tasks=spec.tasks,
+            prompts=[name for name in spec.prompts if name not in spec.tasks],
             dims=spec.dims,
             max_tokens=spec.max_tokens,
             pooling=spec.pooling,

@@ -109,6 +109,7 @@ class ModelInfo:
     name: str
     kind: str  # "embedding" | "reranker"
     tasks: Sequence[str]
+    prompts: Sequence[str]  # those that every task has; none where a task has one of its own
     dims: Sequence[int]
     max_tokens: int
     pooling: str

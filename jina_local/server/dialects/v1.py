@@ -176,6 +176,7 @@ def write_model(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "jina_local",
         "kind": info.kind,
         "tasks": list(info.tasks),
+        "prompts": list(info.prompts),
         "dimensions": list(info.dims),
         "max_tokens": info.max_tokens,
         "pooling": info.pooling,
