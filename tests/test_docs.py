@@ -191,9 +191,12 @@ def expected_end(command):
 @pytest.mark.mlx
 @pytest.mark.llama
 @pytest.mark.parametrize("block", [*marked(SHELL), *marked(inline(BENCH + r"\.\w+ "))])
-def test_commands_run_and_print_what_is_shown(block, playground):
+def test_commands_run_and_print_what_is_shown(block, playground, background):
     folder, env = playground
     for command, output in block.commands:
+        if command.endswith(" &"):
+            background(command.removesuffix(" &"), folder, env)
+            continue
         if reason := run_by_ci(command):
             assert reason in (ROOT / ".ci" / "run").read_text(), f"{command} is run by nothing"
             continue
@@ -210,6 +213,26 @@ def test_commands_run_and_print_what_is_shown(block, playground):
         assert "Traceback" not in done.stderr, line
         if block.language == "console":
             assert_alike(done.stdout, output)
+
+
+@pytest.fixture
+def background():
+    """Start a server, go on once it answers, and end it with the test."""
+    started = []
+
+    def start(command, folder, env):
+        process = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        said = []
+        while "listening at" not in "".join(said[-1:]):
+            said.append(process.stderr.readline())
+            assert said[-1], "".join(said)
+
+    yield start
+    for process in started:
+        process.terminate()
+        assert process.wait(60) == 0
+        process.stderr.close()
 
 
 def run_by_ci(command):

@@ -113,7 +113,7 @@ def _route(one: Endpoint, state: State) -> Route:
 
             state.served.require_ready()
             reply, text = await state.run(whole, request)
-            response = Response(text, reply.status, _said(reply), "application/json")
+            response = Response(text + b"\n", reply.status, _said(reply), "application/json")
         except Exception as error:
             answer = faults.of(error)
             if answer.fault.type == "internal":
