@@ -380,7 +380,7 @@ def test_the_converters_commands_are_named(command):
 
 
 def test_every_option_in_the_documents_exists():
-    commands = ("index search get related mcp serve cache export embed rerank models").split()
+    commands = ["index", "search", "get", "related", "mcp", "serve", "cache", "export", "embed", "rerank", "models"]
     helped = "".join(options("jina_local", c) for c in commands)
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
