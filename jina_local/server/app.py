@@ -107,7 +107,8 @@ def _route(one: Endpoint, state: State) -> Route:
             def whole(ticket: Call) -> tuple[Reply, bytes]:
                 body = {} if not raw else strict_json.loads(raw)
                 if request.path_params:
-                    body = {"path": dict(request.path_params), "body": body}
+                    query = dict(request.query_params)
+                    body = {"path": dict(request.path_params), "query": query, "body": body}
                 reply = one.work(body, ticket)
                 return reply, strict_json.dumps(reply.body)
 
@@ -129,9 +130,9 @@ def _route(one: Endpoint, state: State) -> Route:
 
 
 def _said(reply: Reply) -> Mapping[str, str]:
-    """The header that names the texts that were cut."""
+    """The reply's headers, and the one that names the texts that were cut."""
     places = ",".join(map(str, reply.truncated[:100])) + (",..." if len(reply.truncated) > 100 else "")
-    return {"x-truncated": places} if reply.truncated else {}
+    return {**reply.headers, "x-truncated": places} if reply.truncated else reply.headers
 
 
 def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ import numpy as np
 from .. import registry
 from ..embedding import vectors
 from ..embedding.embedder import Embedder, Prepared
+from ..embedding.request import resolve
 from ..errors import NonFiniteError, UsageError
 from ..inference.queue import Call, Counts, PassQueue
 from ..loading import load
 from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, ModelSpec
+from ..text.tokenizer import Tokenizer, checked
 from .dialects.calls import (
     BadField,
     Classified,
@@ -28,6 +32,8 @@ from .dialects.calls import (
     RankedDocument,
     Ranking,
     RerankCall,
+    Token,
+    TokenizeCall,
 )
 from .faults import ModelUnknown, NotReady, Refused
 from .settings import Settings
@@ -56,6 +62,8 @@ class Service:
         spec, origin = self.spec, self.spec.origin
         if origin is None:
             raise AssertionError("an open model has no origin")
+        files = [one.stat() for one in (origin.path.rglob("*") if origin.path.is_dir() else [origin.path])]
+        files = [one for one in files if stat.S_ISREG(one.st_mode)]
         with self._lock:  # reading a file for its digest takes a while, once
             self._digest = self._digest or self.model.digest()
         return ModelInfo(
@@ -72,6 +80,10 @@ class Service:
             device=origin.device,
             dtype=origin.dtype,
             digest=self._digest,
+            architecture=spec.architecture,
+            form=origin.form,
+            size=sum(one.st_size for one in files),
+            modified=max((one.st_mtime for one in files), default=0.0),
         )
 
 
@@ -79,13 +91,13 @@ class Served:
     """All models of a server. Its methods block, and are called from many threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._services: dict[str, Service] = {}
         self.state = "loading"  # "loading" | "ready" | "draining"
 
     def open(self, models: Iterable[Mapping[str, Any]]) -> None:
         """Load models, each by the words of `load`. Raises what `load` raises, and UsageError for a name twice."""
-        settings = self._settings
+        settings = self.settings
         for words in models:
             queue = PassQueue(
                 max_batch_tokens=settings.max_batch_tokens,
@@ -157,6 +169,7 @@ class Served:
             task=task,  # type: ignore[arg-type]  # `resolve` judges the word
             prompt_name=prompt_name,
             truncate_dim=call.dimensions,
+            max_length=None if call.max_length is None else min(call.max_length, model.spec.max_tokens),
             normalize=call.normalize,
             precision=call.precision,  # type: ignore[arg-type]  # the dialect has its own words for it
             overflow="truncate" if call.truncate else "error",
@@ -190,8 +203,7 @@ class Served:
             window=None,
         )
         if not call.truncate and (prepared.fed.cut or prepared.fed.query_cut):
-            place = f"documents[{prepared.fed.cut[0]}]" if prepared.fed.cut else "query"
-            raise Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
+            raise _too_long(prepared.fed.cut)
         self._check_tokens(prepared.tokens)
         with service.queue.admit(ticket, prepared.tokens):
             scores = model.run(prepared, show_progress=False)
@@ -237,6 +249,21 @@ class Served:
             truncated=[int(n) - count for n in np.flatnonzero(result.truncated) if n >= count],
         )
 
+    def tokenize(self, call: TokenizeCall) -> list[list[Token]]:
+        """The tokens of texts. The prompt stands before them if the request or the model's name asks for one."""
+        service, suffix = self.find(call.model, Embedder)
+        model = _embedder(service)
+        self._check_count("inputs", len(call.inputs))
+        most = self.settings.max_request_tokens
+        if sum(map(len, call.inputs)) > most:
+            raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", "inputs")
+        prefix = ""
+        if suffix or call.prompt_name is not None:
+            task, prompt_name = _side(model.spec, EmbedCall(None, [], prompt_name=call.prompt_name), suffix)
+            prefix = resolve(model.spec, task=task, prompt_name=prompt_name).prefix
+        texts = [prefix + checked(n, text) for n, text in enumerate(call.inputs)]
+        return [_tokens(model.tokenizer, text, call.special_tokens) for text in texts]
+
     def _run(self, service: Service, model: Embedder, prepared: Prepared, ticket: Call) -> Any:
         """Run what was prepared, through the queue. Raises NonFiniteError unless every text has a vector."""
         tokens = int(prepared.ids.counts.sum())
@@ -255,6 +282,8 @@ class Served:
         self._check_tokens(counts)
         with service.queue.admit(ticket, counts):
             found = model.rerank(call.query, call.documents, top_n=call.top_n, show_progress=False)
+        if not call.truncate and (found.cut or found.query_cut):
+            raise _too_long(found.cut)
         return Ranking(
             model=service.name,
             results=[RankedDocument(one.index, one.score, one.document) for one in found],
@@ -266,12 +295,12 @@ class Served:
         )
 
     def _check_count(self, param: str, count: int) -> None:
-        if count > self._settings.max_inputs:
-            message = f"{count} texts in one request; {self._settings.max_inputs} are allowed."
+        if count > self.settings.max_inputs:
+            message = f"{count} texts in one request; {self.settings.max_inputs} are allowed."
             raise Refused(422, "too_many_inputs", message, param)
 
     def _check_tokens(self, tokens: int) -> None:
-        most = self._settings.max_request_tokens
+        most = self.settings.max_request_tokens
         if tokens > most:
             raise Refused(422, "too_many_tokens", f"{tokens} tokens in one request; {most} are allowed.", "input")
 
@@ -281,6 +310,12 @@ _KIND: Mapping[type[Embedder | Reranker] | None, str] = {
     Reranker: "reranker",
     None: "model",
 }
+
+
+def _too_long(documents: Sequence[int]) -> Refused:
+    """A ranking's text that may not be cut: the first of the documents, or the query."""
+    place = f"documents[{documents[0]}]" if documents else "query"
+    return Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
 
 
 def _embedder(service: Service) -> Embedder:
@@ -337,6 +372,14 @@ def _as_text(model: Embedder, n: int, given: Input) -> str:
         f"has ids that are not those of {model.spec.name}'s tokenizer. Send the text (LangChain: "
         "check_embedding_ctx_length=False).",
     )
+
+
+def _tokens(tokenizer: Tokenizer, text: str, template: bool) -> list[Token]:
+    at = [0, *accumulate(len(char.encode()) for char in text)]
+    own = [Token(one, text[start:end], at[start], at[end]) for one, start, end in tokenizer.spans(text)]
+    around = (tokenizer.opening, tokenizer.closing) if template else ((), ())
+    before, after = ([Token(one, tokenizer.decode([one])) for one in some] for some in around)
+    return [*before, *own, *after]
 
 
 def _own_tokens(model: Embedder, texts: Sequence[str], prepared: Prepared) -> list[int]:

@@ -1,0 +1,85 @@
+"""The inference endpoints that clients of Elasticsearch made, in one file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..search import lock
+from .dialects import elastic
+from .dialects.elastic import InferenceEndpoint
+from .faults import Refused
+
+Endpoints = dict[str, InferenceEndpoint]
+_WAIT = 5.0  # seconds for another server to finish writing
+_log = logging.getLogger("jina_local.server")
+
+
+class EndpointFile:
+    """The endpoints on disk. Every call reads the file, which another server may have written."""
+
+    def __init__(self, path: Path | None) -> None:
+        """path: None keeps them for as long as this process runs."""
+        self._path, self._raw, self._lock = path, b"", threading.Lock()
+
+    def all(self) -> Endpoints:
+        """Every endpoint by its id."""
+        raw = self._raw
+        if self._path is not None:
+            try:
+                raw = self._path.read_bytes()
+            except FileNotFoundError:
+                return {}
+        try:
+            kept = json.loads(raw or b"[]")
+            read = [_kept(one) for one in kept]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            _log.error(
+                "%s: cannot be read (%s). Repair it, or delete it and make the endpoints again.", self._path, error
+            )
+            raise Refused(
+                500, "status_exception", "the file of the endpoints is damaged; see the server's log."
+            ) from None
+        return {one.inference_id: one for one in read}
+
+    @contextmanager
+    def changing(self) -> Iterator[Endpoints]:
+        """The endpoints, of which one may be added or taken away; they are written if the block ends well."""
+        with self._lock:
+            if self._path is None:
+                endpoints = self.all()
+                yield endpoints
+                self._raw = _bytes(endpoints)
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with lock.held(self._path, "serve", _WAIT):
+                endpoints = self.all()
+                yield endpoints
+                _replace(self._path, _bytes(endpoints))
+
+
+def _kept(one: dict[str, Any]) -> InferenceEndpoint:
+    names = dict(one)
+    return elastic.read_put(names.pop("task_type"), names.pop("inference_id"), names)
+
+
+def _bytes(endpoints: Endpoints) -> bytes:
+    return json.dumps([elastic.write_endpoint(one) for one in endpoints.values()], indent=1).encode()
+
+
+def _replace(path: Path, raw: bytes) -> None:
+    """Give a file new content at once. Its lock is held, so a temp file that is there is of a killed process."""
+    temp = path.with_name(f".{path.name}.tmp")
+    temp.unlink(missing_ok=True)
+    descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temp, path)
