@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -11,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..search import lock
 from .dialects import elastic
 from .dialects.elastic import InferenceEndpoint
 from .faults import Refused
 
 Endpoints = dict[str, InferenceEndpoint]
-_WAIT = 5.0  # seconds for another server to finish writing
 _log = logging.getLogger("jina_local.server")
 
 
@@ -58,10 +57,22 @@ class EndpointFile:
                 self._raw = _bytes(endpoints)
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with lock.held(self._path, "serve", _WAIT):
+            with _alone(self._path):
                 endpoints = self.all()
                 yield endpoints
                 _replace(self._path, _bytes(endpoints))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other server is writing the file."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _kept(one: dict[str, Any]) -> InferenceEndpoint:

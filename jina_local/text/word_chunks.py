@@ -1,7 +1,7 @@
 """A document -> spans of a number of words, as Elastic's chunking_settings ask for them.
 
 The spans cover the document but for the white space around them. A word is a run of letters and digits, or one
-character of Chinese or Japanese; Elastic counts the latter by dictionary, so its chunks of these languages are longer.
+character of Chinese or Japanese; Elastic counts the latter by dictionary, so its chunks of them are longer.
 """
 
 from __future__ import annotations
