@@ -6,7 +6,6 @@ import stat
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ..inference.queue import Call, Counts, PassQueue
 from ..loading import load
 from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, ModelSpec
-from ..text.tokenizer import Tokenizer, checked
+from ..text.tokenizer import checked
 from .dialects.calls import (
     BadField,
     Classified,
@@ -37,6 +36,7 @@ from .dialects.calls import (
 )
 from .faults import ModelUnknown, NotReady, Refused
 from .settings import Settings
+from .tokens import tokens_of
 
 # A name may end in one of these after a colon, for clients that cannot send a task: the task and the prompt.
 _SIDES = {"query": ("retrieval", "query"), "document": ("retrieval", "document")}
@@ -258,11 +258,12 @@ class Served:
         if sum(map(len, call.inputs)) > most:
             raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", "inputs")
         prefix = ""
-        if suffix or call.prompt_name is not None:
-            task, prompt_name = _side(model.spec, EmbedCall(None, [], prompt_name=call.prompt_name), suffix)
+        if suffix or call.task is not None or call.prompt_name is not None:
+            asked = EmbedCall(None, [], task=call.task, prompt_name=call.prompt_name)
+            task, prompt_name = _side(model.spec, asked, suffix)
             prefix = resolve(model.spec, task=task, prompt_name=prompt_name).prefix
         texts = [prefix + checked(n, text) for n, text in enumerate(call.inputs)]
-        return [_tokens(model.tokenizer, text, call.special_tokens) for text in texts]
+        return [tokens_of(model.tokenizer, text, template=call.special_tokens) for text in texts]
 
     def _run(self, service: Service, model: Embedder, prepared: Prepared, ticket: Call) -> Any:
         """Run what was prepared, through the queue. Raises NonFiniteError unless every text has a vector."""
@@ -330,16 +331,19 @@ def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, st
     There text-matching is the default of v5, and v3 without a task runs without an adapter. "retrieval" alone is
     refused, because its two sides have different vectors.
     """
-    task, prompt_name = call.task, call.prompt_name
+    task, prompt_name, known = call.task, call.prompt_name, (*spec.tasks, *spec.task_words)
     if suffix:
         if task is not None or prompt_name is not None:
             raise BadField("model", f"ends in {suffix!r}, and the request has a task or a prompt too; give one.")
         if suffix in _SIDES:
             return _SIDES[suffix]
-        if suffix not in (*spec.tasks, *spec.task_words):
+        if suffix not in known:
             words = ", ".join([*_SIDES, *spec.tasks])
             raise ModelUnknown(f"{spec.name} has no {suffix[:60]!r} after its colon. Possible: {words}.")
         task = suffix
+    if task is not None and task not in known:
+        near = registry.near_match(task, known)
+        raise BadField("task", f"is {task[:60]!r}{near}. Possible: {', '.join(known)}.")
     if task == "retrieval" and prompt_name is None:
         raise BadField("task", "is retrieval, of which there are two: retrieval.query and retrieval.passage.")
     if task is None and prompt_name is None:
@@ -372,14 +376,6 @@ def _as_text(model: Embedder, n: int, given: Input) -> str:
         f"has ids that are not those of {model.spec.name}'s tokenizer. Send the text (LangChain: "
         "check_embedding_ctx_length=False).",
     )
-
-
-def _tokens(tokenizer: Tokenizer, text: str, template: bool) -> list[Token]:
-    at = [0, *accumulate(len(char.encode()) for char in text)]
-    own = [Token(one, text[start:end], at[start], at[end]) for one, start, end in tokenizer.spans(text)]
-    around = (tokenizer.opening, tokenizer.closing) if template else ((), ())
-    before, after = ([Token(one, tokenizer.decode([one])) for one in some] for some in around)
-    return [*before, *own, *after]
 
 
 def _own_tokens(model: Embedder, texts: Sequence[str], prepared: Prepared) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,8 @@ class TokenizeCall:
 
     model: str | None
     inputs: Sequence[str]
-    prompt_name: str | None = None  # None: the texts alone
+    task: str | None = None  # neither task nor prompt: the texts alone
+    prompt_name: str | None = None
     special_tokens: bool = True  # with those that the model's template puts around a text
 
 
@@ -151,6 +153,11 @@ class ModelInfo:
     form: str  # "mlx" | "gguf" | "checkpoint"
     size: int  # bytes of its file, or of the files of its folder
     modified: float  # seconds since 1970, of the last change to any of them
+
+    @property
+    def digest_of_all(self) -> str:
+        """One digest where `digest` has one for each file."""
+        return hashlib.sha256(self.digest.encode()).hexdigest() if "+" in self.digest else self.digest
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def write_tags(infos: Iterable[ModelInfo]) -> dict[str, Any]:
                 "model": f"{info.name}:{tag}",
                 "modified_at": _time(info),
                 "size": info.size,
-                "digest": info.digest,
+                "digest": info.digest_of_all,
                 "details": _details(info),
             }
             for info in infos

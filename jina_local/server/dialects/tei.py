@@ -132,10 +132,12 @@ def write_similarity(call: EmbedCall, reply: Embeddings) -> list[float]:
 def read_tokenize(body: object) -> TokenizeCall:
     """POST /tokenize."""
     fields = Fields(body)
+    task, prompt_name = _side(fields)
     call = TokenizeCall(
         model=fields.text("model"),
         inputs=fields.texts("inputs"),
-        prompt_name=fields.text("prompt_name"),
+        task=task,
+        prompt_name=prompt_name,
         special_tokens=fields.flag("add_special_tokens", default=True),
     )
     fields.done()
@@ -158,7 +160,7 @@ def write_info(info: ModelInfo, limits: Limits) -> dict[str, Any]:
     kind: dict[str, Any] = {"embedding": {"pooling": _POOLING.get(info.pooling, info.pooling)}}
     return {
         "model_id": info.name,
-        "model_sha": info.digest,
+        "model_sha": info.digest_of_all,
         "model_dtype": info.dtype,
         "served_model_name": info.name,
         "model_type": kind if info.kind == "embedding" else {"reranker": {"id2label": {}, "label2id": {}}},
