@@ -14,7 +14,7 @@ from .. import registry
 from ..embedding import vectors
 from ..embedding.embedder import Embedder, Prepared
 from ..embedding.request import resolve
-from ..errors import NonFiniteError, UsageError
+from ..errors import NonFiniteError, TextTooLong, UsageError
 from ..inference.queue import Call, Counts, PassQueue
 from ..loading import load
 from ..reranking.reranker import Reranker
@@ -279,12 +279,16 @@ class Served:
     def _rank_by_cosine(self, service: Service, model: Embedder, call: RerankCall, ticket: Call) -> Ranking:
         if call.return_embeddings or call.max_doc_length is not None:
             raise UsageError(f"return_embeddings and max_doc_length are for a reranker; {service.name} embeds.")
-        counts = sum(map(len, model.tokenize([call.query, *call.documents], task="retrieval")))
+        counts = 0
+        for side, texts in (("query", [call.query]), ("document", call.documents)):
+            words = {"task": "retrieval", "prompt_name": side, "overflow": "truncate" if call.truncate else "error"}
+            try:
+                counts += int(model.prepare(texts, **words).ids.counts.sum())  # type: ignore[arg-type]
+            except TextTooLong as error:
+                raise _too_long([error.index] if side == "document" else []) from None
         self._check_tokens(counts)
         with service.queue.admit(ticket, counts):
             found = model.rerank(call.query, call.documents, top_n=call.top_n, show_progress=False)
-        if not call.truncate and (found.cut or found.query_cut):
-            raise _too_long(found.cut)
         return Ranking(
             model=service.name,
             results=[RankedDocument(one.index, one.score, one.document) for one in found],
