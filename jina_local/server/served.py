@@ -360,24 +360,25 @@ def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, st
 
 
 def _as_text(model: Embedder, n: int, given: Input) -> str:
-    """A text as it is, or the text of ids if they are what the model's own tokenizer makes of it.
+    """A text as it is, or the text of ids that surely are those of the model's own tokenizer.
 
-    Ids of another tokenizer, as OpenAI's clients send them, would give a vector of another text.
+    Nothing else says whose ids they are, and ids of another tokenizer, as OpenAI's clients send them, would give a
+    vector of another text: most short runs of them are ids of some text here too. So they have to be between the
+    special tokens of the model's template, and be what its tokenizer makes of their text.
     """
     if isinstance(given, str):
         return given
     tokenizer = model.tokenizer
-    around = len(tokenizer.opening), len(given) - len(tokenizer.closing)
-    inner = given
-    if given[: around[0]] == tokenizer.opening and given[around[1] :] == tokenizer.closing:
-        inner = given[around[0] : around[1]]
-    if all(0 <= one < tokenizer.rows for one in inner):
+    opening, closing = tokenizer.opening, tokenizer.closing
+    inner = given[len(opening) : len(given) - len(closing)]
+    if (opening or closing) and [*opening, *inner, *closing] == given and all(0 <= i < tokenizer.rows for i in inner):
         text = tokenizer.decode(inner)
         if tokenizer.plain([text]) == [inner]:
             return text
+    around = "with its special tokens" if opening or closing else "and it has no special tokens to know them by"
     raise BadField(
         f"input[{n}]",
-        f"has ids that are not those of {model.spec.name}'s tokenizer. Send the text (LangChain: "
+        f"has ids that are not surely those of {model.spec.name}'s tokenizer, {around}. Send the text (LangChain: "
         "check_embedding_ctx_length=False).",
     )
 
