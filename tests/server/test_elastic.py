@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -302,3 +306,42 @@ def test_errors_are_elastics(elastic, endpoint, method, path, body, status, kind
     found_status, found, _ = elastic.ask(method, f"/_inference/{path}", body)
     assert (found_status, found["status"], found["error"]["type"]) == (status, status, kind)
     assert elastic.post("/_inference/e1?timeout=30s&pretty=true", {"input": "a"})
+
+
+def recipe(task):
+    """The settings of a cluster's `custom` service in the README."""
+    text = (Path(__file__).parents[2] / "jina_local" / "README.md").read_text(encoding="utf-8")
+    return json.loads(text.split(f"<!-- custom {task} -->\n```json\n")[1].split("```")[0])["service_settings"]
+
+
+def sent(settings, **values):
+    """What a cluster sends: the template with the values as JSON."""
+    body = settings["request"]
+    for name, value in values.items():
+        body = body.replace(f"${{{name}}}", json.dumps(value))
+    return {**json.loads(body), "model": "pico"}
+
+
+def at(path, value):
+    """The values at a path such as $.data[*].embedding[*]."""
+    for name in re.findall(r"\.(\w+)", path):
+        value = [one[name] for one in value] if isinstance(value, list) else value[name]
+    return value
+
+
+def test_the_recipe_for_a_cluster(server, model):
+    settings = recipe("text_embedding")
+    words = settings["input_type"]["translation"]
+    path = urlsplit(settings["url"]).path
+    for kind, prompt in (("ingest", "document"), ("search", "query")):
+        found = server.post(path, sent(settings, input=TEXTS, input_type=words[kind]))
+        vectors = at(settings["response"]["json_parser"]["text_embeddings"], found)
+        assert np.array_equal(np.array(vectors, np.float32), model.encode(TEXTS, prompt_name=prompt))
+    for word in words.values():
+        server.post(path, sent(settings, input=TEXTS, input_type=word))
+    settings = recipe("rerank")
+    found = server.post(urlsplit(settings["url"]).path, sent(settings, query="red planet", input=TEXTS))
+    expected = model.rerank("red planet", TEXTS)
+    parser = settings["response"]["json_parser"]
+    assert at(parser["reranked_index"], found) == [one.index for one in expected]
+    assert at(parser["relevance_score"], found) == pytest.approx([one.score for one in expected], abs=1e-8)
