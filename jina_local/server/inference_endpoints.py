@@ -33,6 +33,9 @@ class InferenceApi:
         """Keep a new endpoint, once its model has answered with its settings; its width is then known."""
         task_type, name, query = _asked(given, "timeout")
         _limit(ticket, query)
+        if task_type is None:
+            spec = self._served.find(elastic.read_model(given["body"]))[0].spec
+            task_type = "text_embedding" if spec.scoring is None else "rerank"
         endpoint = self._tried(elastic.read_put(task_type, name, given["body"]), ticket)
         with self._file.changing() as endpoints:
             if name in endpoints:

@@ -42,9 +42,21 @@ class Endpoint:
     fault: Callable[[Fault], Any]  # an error in the dialect's shape
 
 
+_TEI = ("/embed", "/similarity", "/rerank", "/tokenize", "/info")
+
+
 def endpoints(served: Served) -> list[Endpoint]:
     """Every path whose work is done in a thread. The first that fits answers."""
     return [*_v1(served), *_ollama(served), *_tei(served), *_elastic(served)]
+
+
+def fault_shape(path: str) -> Callable[[Fault], Any]:
+    """How an error is said at a path where there is nothing, or before its route is reached."""
+    if path.startswith("/api/"):
+        return ollama.write_fault
+    if path.startswith("/_inference"):
+        return elastic.write_fault
+    return tei.write_fault if path in _TEI else v1.write_fault
 
 
 def _v1(served: Served) -> list[Endpoint]:

@@ -280,6 +280,12 @@ def test_an_endpoint_that_could_not_answer_is_not_made(elastic, path, body, stat
     assert elastic.ask("GET", f"/_inference/{path}")[0] == 404
 
 
+def test_without_a_task_in_the_path_the_model_says_it(elastic):
+    body = {"service": "jina_local", "service_settings": {"model_id": "pico"}}
+    assert elastic.ask("PUT", "/_inference/any", body)[1]["task_type"] == "text_embedding"
+    assert elastic.ask("DELETE", "/_inference/any")[0] == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "kind"),
     [
@@ -290,6 +296,8 @@ def test_an_endpoint_that_could_not_answer_is_not_made(elastic, path, body, stat
         ("POST", "e1?timeout=fast", {"input": "a"}, 400, "illegal_argument_exception"),
         ("POST", "e1?timeout=0s", {"input": "a"}, 504, "status_exception"),
         ("POST", "e1?filter_path=a", {"input": "a"}, 400, "illegal_argument_exception"),
+        ("POST", "rerank/e1/more", {"input": "a"}, 404, "resource_not_found_exception"),
+        ("PATCH", "e1", {}, 405, "status_exception"),
         ("DELETE", "e1?dry_run=maybe", None, 400, "illegal_argument_exception"),
         ("DELETE", "rerank/e1", None, 400, "illegal_argument_exception"),
         (
@@ -306,6 +314,20 @@ def test_errors_are_elastics(elastic, endpoint, method, path, body, status, kind
     found_status, found, _ = elastic.ask(method, f"/_inference/{path}", body)
     assert (found_status, found["status"], found["error"]["type"]) == (status, status, kind)
     assert elastic.post("/_inference/e1?timeout=30s&pretty=true", {"input": "a"})
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/_inference/e1", {"error", "status"}),
+        ("/api/embed", {"error"}),
+        ("/embed", {"error", "error_type"}),
+        ("/v1/embeddings", {"error", "detail"}),
+    ],
+)
+def test_what_is_refused_at_the_door_is_said_as_its_path_does(server, path, shape):
+    status, found, _ = server.ask("POST", path, {"input": "a"}, Origin="http://elsewhere.example")
+    assert (status, set(found)) == (403, shape)
 
 
 def recipe(task):

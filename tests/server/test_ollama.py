@@ -101,6 +101,9 @@ def test_show(server):
         ("/api/embed", {"model": "pico", "input": "a", "keep_alive": {}}, 400, "keep_alive"),
         ("/api/embeddings", {"model": "pico", "input": "a"}, 400, "prompt: is missing"),
         ("/api/show", {"model": "none"}, 404, "In service: pico"),
+        ("/api/pull", {"model": "pico"}, 404, "nothing at this path"),
+        ("/api/tags", {}, 405, "POST is not possible"),
+        ("/api/embed", b"{", 400, "not JSON"),
     ],
 )
 def test_errors_are_one_sentence(server, path, body, status, words):

@@ -130,6 +130,8 @@ def test_info(server):
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"x": 1}}, 400, "x: "),
         ("/tokenize", {"inputs": "a" * 200_000}, 422, "characters"),
         ("/tokenize", {"inputs": ["a\ud800"]}, 400, "surrogate"),
+        ("/info", {}, 405, "POST is not possible"),
+        ("/embed", b"{", 400, "not JSON"),
     ],
 )  # fmt: skip
 def test_errors_have_a_kind(server, path, body, status, words):

@@ -61,11 +61,15 @@ class InferenceEndpoint:
     chunking: Chunking | None = None
 
 
-def read_put(task_type: str | None, inference_id: str, body: object) -> InferenceEndpoint:
+def read_model(body: object) -> str:
+    """PUT /_inference/ID: the model, which says what the task is."""
+    return _inner(Fields(body), "service_settings").required("model_id")
+
+
+def read_put(task_type: str, inference_id: str, body: object) -> InferenceEndpoint:
     """PUT /_inference/TASK_TYPE/ID. The key and the rate limit of a remote service are passed over, and not kept."""
     if not _ID.fullmatch(inference_id):
         raise BadField("inference_id", "takes a-z, 0-9 and, between them, hyphen, underscore and dot.")
-    task_type = TASKS[0] if task_type is None else task_type
     if task_type not in TASKS:
         raise BadField("task_type", f"is {task_type[:60]!r}. Possible: {', '.join(TASKS)}.")
     fields = Fields(body)
