@@ -35,16 +35,12 @@ class EndpointFile:
                 raw = self._path.read_bytes()
             except FileNotFoundError:
                 return {}
+            except OSError as error:
+                raise self._refused("cannot be read", error) from None
         try:
-            kept = json.loads(raw or b"[]")
-            read = [_kept(one) for one in kept]
+            read = [_kept(one) for one in json.loads(raw or b"[]")]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            _log.error(
-                "%s: cannot be read (%s). Repair it, or delete it and make the endpoints again.", self._path, error
-            )
-            raise Refused(
-                500, "status_exception", "the file of the endpoints is damaged; see the server's log."
-            ) from None
+            raise self._refused("is damaged", error) from None
         return {one.inference_id: one for one in read}
 
     @contextmanager
@@ -56,11 +52,19 @@ class EndpointFile:
                 yield endpoints
                 self._raw = _bytes(endpoints)
                 return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self._path):
-                endpoints = self.all()
-                yield endpoints
-                _replace(self._path, _bytes(endpoints))
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with _alone(self._path):
+                    endpoints = self.all()
+                    yield endpoints
+                    _replace(self._path, _bytes(endpoints))
+            except OSError as error:
+                raise self._refused("cannot be written", error) from None
+
+    def _refused(self, what: str, error: Exception) -> Refused:
+        """The answer, without the path; the log has it."""
+        _log.error("%s: %s (%s)", self._path, what, error)
+        return Refused(500, "status_exception", f"the file of the inference endpoints {what}; the log has more.")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jina_local import Embedder, load
+from jina_local.server.dialects import tei
+from jina_local.server.dialects.calls import BadField, RankedDocument, Ranking
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
 LONG = "word " * 5000
@@ -69,6 +71,19 @@ def test_a_text_of_a_ranking_is_cut_only_if_it_may_be(server):
     assert (status, found["error"].partition(" ")[0]) == (422, "query")
     body = {"model": "pico", "query": LONG, "texts": ["a", LONG], "truncate": True}
     assert server.ask("POST", "/rerank", body)[2]["x-truncated"] == "query,1"
+
+
+@pytest.mark.parametrize(("scoring", "possible"), [("pairwise", False), ("listwise", True), ("cosine", True)])
+def test_raw_scores_are_given_where_there_are_any(scoring, possible):
+    call, raw = tei.read_rerank({"query": "a", "texts": ["b", "c"], "raw_scores": True})
+    ranking = Ranking("m", [RankedDocument(1, 0.75, "c"), RankedDocument(0, 0.5, "b")], 9, [], False, [], scoring)
+    plain = [{"index": 1, "score": 0.75}, {"index": 0, "score": 0.5}]
+    assert tei.write_rerank(call, False, ranking) == plain
+    if possible:
+        assert tei.write_rerank(call, raw, ranking) == plain
+    else:
+        with pytest.raises(BadField, match="logits"):
+            tei.write_rerank(call, raw, ranking)
 
 
 @pytest.mark.parametrize(
