@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jina_local import Embedder, load
+from jina_local.server.dialects.calls import BadField
+from jina_local.server.served import _as_text
+from jina_local.text.tokenizer import Tokenizer
+from tests import tiny
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
 
@@ -90,6 +95,14 @@ def test_ids_without_the_models_special_tokens_may_be_of_another_tokenizer(serve
         assert server.ask("POST", "/v1/embeddings", {"model": "pico", "input": ids})[0] == 400
     plain = model.tokenizer.plain(TEXTS)
     assert server.ask("POST", "/v1/embeddings", {"model": "pico", "input": plain})[0] == 400
+
+
+def test_a_model_without_special_tokens_takes_no_ids():
+    tokenizer = Tokenizer(tiny.tokenizer("small").to_str(), "here")
+    assert (tokenizer.opening, tokenizer.closing) == ([], [])
+    model = SimpleNamespace(tokenizer=tokenizer, spec=SimpleNamespace(name="small"))
+    with pytest.raises(BadField, match="no special tokens to know them by"):
+        _as_text(model, 0, tokenizer.ids("hello world"))
 
 
 LONG = "word " * 5000
