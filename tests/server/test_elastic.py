@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 
 from jina_local import Embedder, load
-from jina_local.server.dialects import elastic as elastic_dialect
-from jina_local.server.endpoint_file import EndpointFile
-from jina_local.server.faults import Refused
 from jina_local.text import word_chunks
 
 from .conftest import serving
@@ -227,47 +224,6 @@ def test_endpoints_made_at_once_are_all_kept(elastic):
     assert names >= {f"at-once-{n}" for n in range(20)}
     for n in range(20):
         assert elastic.ask("DELETE", f"/_inference/at-once-{n}")[0] == 200
-
-
-def test_two_servers_with_one_file_lose_nothing(tmp_path):
-    files = [EndpointFile(tmp_path / "new" / "endpoints.json") for _ in range(2)]
-
-    def add(n):
-        with files[n % 2].changing() as endpoints:
-            endpoints[f"e{n}"] = elastic_dialect.read_put(
-                "rerank", f"e{n}", {"service": "jinaai", "service_settings": PICO}
-            )
-
-    threads = [threading.Thread(target=add, args=(n,)) for n in range(40)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert files[0].all().keys() == {f"e{n}" for n in range(40)}
-    assert files[0].all() == files[1].all()
-
-
-def test_a_change_that_fails_is_not_written(tmp_path):
-    for file in (EndpointFile(tmp_path / "endpoints.json"), EndpointFile(None)):
-        with file.changing() as endpoints:
-            endpoints["e"] = elastic_dialect.read_put("rerank", "e", {"service": "jinaai", "service_settings": PICO})
-        with pytest.raises(KeyError), file.changing() as endpoints:
-            del endpoints["e"]
-            raise KeyError
-        assert list(file.all()) == ["e"]
-
-
-def test_a_file_that_cannot_be_used_is_said_without_its_path(tmp_path, caplog):
-    (tmp_path / "endpoints.json").mkdir()
-    file = EndpointFile(tmp_path / "endpoints.json")
-    for use in (file.all, lambda: file.changing().__enter__()):
-        with pytest.raises(Refused, match="cannot be read; the log has more") as refused:
-            use()
-        assert str(tmp_path) not in str(refused.value)
-        assert str(tmp_path) in caplog.text
-    (tmp_path / "a-file").write_text("")
-    with pytest.raises(Refused, match="cannot be written"), EndpointFile(tmp_path / "a-file" / "x").changing():
-        pass
 
 
 PICO = {"model_id": "pico"}
