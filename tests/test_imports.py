@@ -124,6 +124,12 @@ def test_rooms_import_downhill_only(path):
         assert top != "convert"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "jina_local/server/dialects").glob("*.py")), ids=lambda p: p.name)
+def test_a_dialect_knows_calls_and_plain_dicts(path):
+    allowed = {"jina_local.server.dialects.calls", "jina_local.errors", "jina_local.spec", "jina_local.registry"}
+    assert all(name in allowed or name.split(".")[0] in {*STANDARD, "numpy"} for name in imports(path))
+
+
 def test_there_is_no_circle_and_no_more_floors_than_a_reader_can_keep():
     graph = arrows(list((ROOT / "jina_local").rglob("*.py")))
     assert max(floors(graph).values()) <= MOST_FLOORS

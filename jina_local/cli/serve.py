@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import backends, console, registry
 from ..errors import EngineMissing, UsageError
+from ..store import local_store
 from . import options
 
 SUMMARY = "answer programs over HTTP, as Jina's and OpenAI's APIs do"
@@ -131,6 +132,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "port": _number("port", args.port, int, low=0, high=65535),
         "uds": _from(args.uds, "UDS"),
         "keys": _keys(args),
+        "inference_file": str(local_store.root() / "inference_endpoints.json"),
         "origins": _several(args.cors_origin, "CORS_ORIGIN"),
         "names": _several(args.allowed_host, "ALLOWED_HOST"),
     }

@@ -19,12 +19,11 @@ from starlette.routing import Route
 from .. import __version__
 from ..inference.queue import Call
 from . import assets, faults, strict_json
-from .dialects import v1
 from .dialects.calls import Fault
 from .faults import Refused
 from .guard import App, Guard
 from .metrics import Metrics
-from .routes import Endpoint, Reply, endpoints
+from .routes import Endpoint, Reply, endpoints, fault_shape
 from .served import Served
 from .settings import Settings
 
@@ -107,7 +106,8 @@ def _route(one: Endpoint, state: State) -> Route:
             def whole(ticket: Call) -> tuple[Reply, bytes]:
                 body = {} if not raw else strict_json.loads(raw)
                 if request.path_params:
-                    body = {"path": dict(request.path_params), "body": body}
+                    query = dict(request.query_params)
+                    body = {"path": dict(request.path_params), "query": query, "body": body}
                 reply = one.work(body, ticket)
                 return reply, strict_json.dumps(reply.body)
 
@@ -129,9 +129,9 @@ def _route(one: Endpoint, state: State) -> Route:
 
 
 def _said(reply: Reply) -> Mapping[str, str]:
-    """The header that names the texts that were cut."""
+    """The reply's headers, and the one that names the texts that were cut."""
     places = ",".join(map(str, reply.truncated[:100])) + (",..." if len(reply.truncated) > 100 else "")
-    return {"x-truncated": places} if reply.truncated else {}
+    return {**reply.headers, "x-truncated": places} if reply.truncated else reply.headers
 
 
 def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:
@@ -141,15 +141,16 @@ def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], A
 
 
 def _refuse(path: str, error: BaseException, request_id: str) -> Any:
-    """What the guard answers; its errors have one shape, whatever the path."""
-    return _response(faults.of(error), request_id, v1.write_fault)
+    """What the guard answers."""
+    return _response(faults.of(error), request_id, fault_shape(path))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     kind = {404: "not_found", 405: "method"}.get(status, "invalid_request")
     said = f"{request.method} is not possible here." if status == 405 else "there is nothing at this path."
-    return _response(faults.Answer(Fault(status, kind, said)), request.state.request_id, v1.write_fault)
+    shape = fault_shape(request.scope["path"])
+    return _response(faults.Answer(Fault(status, kind, said)), request.state.request_id, shape)
 
 
 def _health(served: Served) -> Callable[[Request], Awaitable[Response]]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..inference.queue import Call
-from .dialects import v1
-from .dialects.calls import Fault
+from .dialects import elastic, ollama, tei, v1
+from .dialects.calls import Fault, Ranking
+from .endpoint_file import EndpointFile
+from .inference_endpoints import InferenceApi
 from .served import Served
 
 
@@ -17,12 +22,13 @@ class Reply:
     """What is sent back: a body for JSON, and the texts of the request that were cut."""
 
     body: Any
-    truncated: Sequence[int] = ()
+    truncated: Sequence[int | str] = ()  # places, or "query"
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 # (the body, the call) -> the reply; blocks, in a thread. Where a path has parameters, the body is
-# {"path": {name: value}, "body": body}. A request without a body has {}.
+# {"path": {name: value}, "query": {name: value}, "body": body}. A request without a body has {}.
 Work = Callable[[Any, Call], Reply]
 
 
@@ -36,9 +42,21 @@ class Endpoint:
     fault: Callable[[Fault], Any]  # an error in the dialect's shape
 
 
+_TEI = ("/embed", "/similarity", "/rerank", "/tokenize", "/info")
+
+
 def endpoints(served: Served) -> list[Endpoint]:
     """Every path whose work is done in a thread. The first that fits answers."""
-    return [*_v1(served)]
+    return [*_v1(served), *_ollama(served), *_tei(served), *_elastic(served)]
+
+
+def fault_shape(path: str) -> Callable[[Fault], Any]:
+    """How an error is said at a path where there is nothing, or before its route is reached."""
+    if path.startswith("/api/"):
+        return ollama.write_fault
+    if path.startswith("/_inference"):
+        return elastic.write_fault
+    return tei.write_fault if path in _TEI else v1.write_fault
 
 
 def _v1(served: Served) -> list[Endpoint]:
@@ -59,6 +77,80 @@ def _v1(served: Served) -> list[Endpoint]:
         Endpoint("/v1/models", ["GET"], models, v1.write_fault),
         Endpoint("/v1/models/{model_id:path}", ["GET"], model, v1.write_fault),
     ]
+
+
+def _ollama(served: Served) -> list[Endpoint]:
+    def embed(body: Any, ticket: Call) -> Reply:
+        began, asked = time.monotonic(), ollama.read_embed(body)
+        reply = served.embed(asked, ticket)
+        return Reply(ollama.write_embed(str(body["model"]), reply, time.monotonic() - began), reply.truncated)
+
+    def embeddings(body: Any, ticket: Call) -> Reply:
+        reply = served.embed(ollama.read_embeddings(body), ticket)
+        return Reply(ollama.write_embeddings(reply), reply.truncated)
+
+    def tags(_body: Any, _ticket: Call) -> Reply:
+        return Reply(ollama.write_tags([service.info() for service in served.services]))
+
+    def show(body: Any, _ticket: Call) -> Reply:
+        return Reply(ollama.write_show(served.find(ollama.read_show(body))[0].info()))
+
+    works = {"/api/embed": embed, "/api/embeddings": embeddings, "/api/show": show}
+    return [
+        *(Endpoint(path, ["POST"], work, ollama.write_fault) for path, work in works.items()),
+        Endpoint("/api/tags", ["GET"], tags, ollama.write_fault),
+    ]
+
+
+def _tei(served: Served) -> list[Endpoint]:
+    def rerank(body: Any, ticket: Call) -> Reply:
+        asked, raw = tei.read_rerank(body)
+        reply = served.rerank(asked, ticket)
+        return Reply(tei.write_rerank(asked, raw, reply), _cut(reply))
+
+    def tokenize(body: Any, _ticket: Call) -> Reply:
+        return Reply(tei.write_tokens(served.tokenize(tei.read_tokenize(body))))
+
+    def info(_body: Any, _ticket: Call) -> Reply:
+        most = served.settings
+        limits = tei.Limits(__version__, most.max_connections, most.max_inputs, most.max_request_tokens)
+        return Reply(tei.write_info(served.find(None)[0].info(), limits))
+
+    works = {
+        "/embed": _mapped(tei.read_embed, served.embed, tei.write_embed),
+        "/similarity": _mapped(tei.read_similarity, served.embed, tei.write_similarity),
+        "/rerank": rerank,
+        "/tokenize": tokenize,
+    }
+    return [
+        *(Endpoint(path, ["POST"], work, tei.write_fault) for path, work in works.items()),
+        Endpoint("/info", ["GET"], info, tei.write_fault),
+    ]
+
+
+def _elastic(served: Served) -> list[Endpoint]:
+    kept = served.settings.inference_file
+    api = InferenceApi(served, EndpointFile(None if kept is None else Path(kept)))
+
+    def answer(work: Callable[[Any, Call], Any]) -> Work:
+        return lambda given, ticket: Reply(work(given, ticket), headers=elastic.HEADERS)
+
+    def infer(given: Any, ticket: Call) -> Reply:
+        body, ranking = api.infer(given, ticket)
+        return Reply(body, [] if ranking is None else _cut(ranking), headers=elastic.HEADERS)
+
+    works = {"PUT": answer(api.put), "GET": answer(api.get), "DELETE": answer(api.delete), "POST": infer}
+    lists = ("/_inference", "/_inference/_all", "/_inference/{task_type}/_all")
+    paths = ("/_inference/{inference_id}", "/_inference/{task_type}/{inference_id}")
+    return [
+        *(Endpoint(path, ["GET"], answer(api.every), elastic.write_fault) for path in lists),
+        *(Endpoint(path, [method], work, elastic.write_fault) for path in paths for method, work in works.items()),
+    ]
+
+
+def _cut(ranking: Ranking) -> list[int | str]:
+    """The texts of a ranking that were cut, for answers that have no place to say it."""
+    return [*(["query"] if ranking.query_truncated else []), *ranking.truncated]
 
 
 def _mapped(read: Callable[[Any], Any], call: Callable[[Any, Call], Any], write: Callable[[Any, Any], Any]) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ import numpy as np
 from .. import registry
 from ..embedding import vectors
 from ..embedding.embedder import Embedder, Prepared
-from ..errors import NonFiniteError, UsageError
+from ..embedding.request import resolve
+from ..errors import NonFiniteError, TextTooLong, UsageError
 from ..inference.queue import Call, Counts, PassQueue
 from ..loading import load
 from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, ModelSpec
+from ..text.tokenizer import checked
 from .dialects.calls import (
     BadField,
     Classified,
@@ -28,9 +31,12 @@ from .dialects.calls import (
     RankedDocument,
     Ranking,
     RerankCall,
+    Token,
+    TokenizeCall,
 )
 from .faults import ModelUnknown, NotReady, Refused
 from .settings import Settings
+from .tokens import tokens_of
 
 # A name may end in one of these after a colon, for clients that cannot send a task: the task and the prompt.
 _SIDES = {"query": ("retrieval", "query"), "document": ("retrieval", "document")}
@@ -56,6 +62,8 @@ class Service:
         spec, origin = self.spec, self.spec.origin
         if origin is None:
             raise AssertionError("an open model has no origin")
+        files = [one.stat() for one in (origin.path.rglob("*") if origin.path.is_dir() else [origin.path])]
+        files = [one for one in files if stat.S_ISREG(one.st_mode)]
         with self._lock:  # reading a file for its digest takes a while, once
             self._digest = self._digest or self.model.digest()
         return ModelInfo(
@@ -72,6 +80,10 @@ class Service:
             device=origin.device,
             dtype=origin.dtype,
             digest=self._digest,
+            architecture=spec.architecture,
+            form=origin.form,
+            size=sum(one.st_size for one in files),
+            modified=max((one.st_mtime for one in files), default=0.0),
         )
 
 
@@ -79,13 +91,13 @@ class Served:
     """All models of a server. Its methods block, and are called from many threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._services: dict[str, Service] = {}
         self.state = "loading"  # "loading" | "ready" | "draining"
 
     def open(self, models: Iterable[Mapping[str, Any]]) -> None:
         """Load models, each by the words of `load`. Raises what `load` raises, and UsageError for a name twice."""
-        settings = self._settings
+        settings = self.settings
         for words in models:
             queue = PassQueue(
                 max_batch_tokens=settings.max_batch_tokens,
@@ -157,6 +169,7 @@ class Served:
             task=task,  # type: ignore[arg-type]  # `resolve` judges the word
             prompt_name=prompt_name,
             truncate_dim=call.dimensions,
+            max_length=None if call.max_length is None else min(call.max_length, model.spec.max_tokens),
             normalize=call.normalize,
             precision=call.precision,  # type: ignore[arg-type]  # the dialect has its own words for it
             overflow="truncate" if call.truncate else "error",
@@ -190,8 +203,7 @@ class Served:
             window=None,
         )
         if not call.truncate and (prepared.fed.cut or prepared.fed.query_cut):
-            place = f"documents[{prepared.fed.cut[0]}]" if prepared.fed.cut else "query"
-            raise Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
+            raise _too_long(prepared.fed.cut)
         self._check_tokens(prepared.tokens)
         with service.queue.admit(ticket, prepared.tokens):
             scores = model.run(prepared, show_progress=False)
@@ -237,6 +249,22 @@ class Served:
             truncated=[int(n) - count for n in np.flatnonzero(result.truncated) if n >= count],
         )
 
+    def tokenize(self, call: TokenizeCall) -> list[list[Token]]:
+        """The tokens of texts. The prompt stands before them if the request or the model's name asks for one."""
+        service, suffix = self.find(call.model, Embedder)
+        model = _embedder(service)
+        self._check_count("inputs", len(call.inputs))
+        most = self.settings.max_request_tokens
+        if sum(map(len, call.inputs)) > most:
+            raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", "inputs")
+        prefix = ""
+        if suffix or call.task is not None or call.prompt_name is not None:
+            asked = EmbedCall(None, [], task=call.task, prompt_name=call.prompt_name)
+            task, prompt_name = _side(model.spec, asked, suffix)
+            prefix = resolve(model.spec, task=task, prompt_name=prompt_name).prefix
+        texts = [prefix + checked(n, text) for n, text in enumerate(call.inputs)]
+        return [tokens_of(model.tokenizer, text, template=call.special_tokens) for text in texts]
+
     def _run(self, service: Service, model: Embedder, prepared: Prepared, ticket: Call) -> Any:
         """Run what was prepared, through the queue. Raises NonFiniteError unless every text has a vector."""
         tokens = int(prepared.ids.counts.sum())
@@ -251,7 +279,13 @@ class Served:
     def _rank_by_cosine(self, service: Service, model: Embedder, call: RerankCall, ticket: Call) -> Ranking:
         if call.return_embeddings or call.max_doc_length is not None:
             raise UsageError(f"return_embeddings and max_doc_length are for a reranker; {service.name} embeds.")
-        counts = sum(map(len, model.tokenize([call.query, *call.documents], task="retrieval")))
+        counts = 0
+        for side, texts in (("query", [call.query]), ("document", call.documents)):
+            words = {"task": "retrieval", "prompt_name": side, "overflow": "truncate" if call.truncate else "error"}
+            try:
+                counts += int(model.prepare(texts, **words).ids.counts.sum())  # type: ignore[arg-type]
+            except TextTooLong as error:
+                raise _too_long([error.index] if side == "document" else []) from None
         self._check_tokens(counts)
         with service.queue.admit(ticket, counts):
             found = model.rerank(call.query, call.documents, top_n=call.top_n, show_progress=False)
@@ -266,12 +300,12 @@ class Served:
         )
 
     def _check_count(self, param: str, count: int) -> None:
-        if count > self._settings.max_inputs:
-            message = f"{count} texts in one request; {self._settings.max_inputs} are allowed."
+        if count > self.settings.max_inputs:
+            message = f"{count} texts in one request; {self.settings.max_inputs} are allowed."
             raise Refused(422, "too_many_inputs", message, param)
 
     def _check_tokens(self, tokens: int) -> None:
-        most = self._settings.max_request_tokens
+        most = self.settings.max_request_tokens
         if tokens > most:
             raise Refused(422, "too_many_tokens", f"{tokens} tokens in one request; {most} are allowed.", "input")
 
@@ -281,6 +315,12 @@ _KIND: Mapping[type[Embedder | Reranker] | None, str] = {
     Reranker: "reranker",
     None: "model",
 }
+
+
+def _too_long(documents: Sequence[int]) -> Refused:
+    """A ranking's text that may not be cut: the first of the documents, or the query."""
+    place = f"documents[{documents[0]}]" if documents else "query"
+    return Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
 
 
 def _embedder(service: Service) -> Embedder:
@@ -295,16 +335,19 @@ def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, st
     There text-matching is the default of v5, and v3 without a task runs without an adapter. "retrieval" alone is
     refused, because its two sides have different vectors.
     """
-    task, prompt_name = call.task, call.prompt_name
+    task, prompt_name, known = call.task, call.prompt_name, (*spec.tasks, *spec.task_words)
     if suffix:
         if task is not None or prompt_name is not None:
             raise BadField("model", f"ends in {suffix!r}, and the request has a task or a prompt too; give one.")
         if suffix in _SIDES:
             return _SIDES[suffix]
-        if suffix not in (*spec.tasks, *spec.task_words):
+        if suffix not in known:
             words = ", ".join([*_SIDES, *spec.tasks])
             raise ModelUnknown(f"{spec.name} has no {suffix[:60]!r} after its colon. Possible: {words}.")
         task = suffix
+    if task is not None and task not in known:
+        near = registry.near_match(task, known)
+        raise BadField("task", f"is {task[:60]!r}{near}. Possible: {', '.join(known)}.")
     if task == "retrieval" and prompt_name is None:
         raise BadField("task", "is retrieval, of which there are two: retrieval.query and retrieval.passage.")
     if task is None and prompt_name is None:
@@ -317,24 +360,25 @@ def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, st
 
 
 def _as_text(model: Embedder, n: int, given: Input) -> str:
-    """A text as it is, or the text of ids if they are what the model's own tokenizer makes of it.
+    """A text as it is, or the text of ids that surely are those of the model's own tokenizer.
 
-    Ids of another tokenizer, as OpenAI's clients send them, would give a vector of another text.
+    Nothing else says whose ids they are, and ids of another tokenizer, as OpenAI's clients send them, would give a
+    vector of another text: most short runs of them are ids of some text here too. So they have to be between the
+    special tokens of the model's template, and be what its tokenizer makes of their text.
     """
     if isinstance(given, str):
         return given
     tokenizer = model.tokenizer
-    around = len(tokenizer.opening), len(given) - len(tokenizer.closing)
-    inner = given
-    if given[: around[0]] == tokenizer.opening and given[around[1] :] == tokenizer.closing:
-        inner = given[around[0] : around[1]]
-    if all(0 <= one < tokenizer.rows for one in inner):
+    opening, closing = tokenizer.opening, tokenizer.closing
+    inner = given[len(opening) : len(given) - len(closing)]
+    if (opening or closing) and [*opening, *inner, *closing] == given and all(0 <= i < tokenizer.rows for i in inner):
         text = tokenizer.decode(inner)
         if tokenizer.plain([text]) == [inner]:
             return text
+    around = "with its special tokens" if opening or closing else "and it has no special tokens to know them by"
     raise BadField(
         f"input[{n}]",
-        f"has ids that are not those of {model.spec.name}'s tokenizer. Send the text (LangChain: "
+        f"has ids that are not surely those of {model.spec.name}'s tokenizer, {around}. Send the text (LangChain: "
         "check_embedding_ctx_length=False).",
     )
 

@@ -32,6 +32,7 @@ class Settings:
     body_rate: int = 1024  # bytes a second, once `header_seconds` are over
     keep_alive_seconds: float = 5.0
     drain_seconds: float = 30.0
+    inference_file: str | None = None  # keeps Elastic's inference endpoints; None: they end with the server
     idle_exit: float | None = None  # seconds without a request after which the server ends
 
     @property

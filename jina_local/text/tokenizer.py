@@ -160,6 +160,11 @@ class Tokenizer:
             starts[n] = start + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
         return np.array(encoding.ids, np.int32), np.maximum.accumulate(starts)
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token of a text without the template; start and end are characters."""
+        encoding = self._encode(text)
+        return [(one, start, end) for one, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens spelled out; half a character at the cut comes out as U+FFFD."""
         with self._library("cannot decode these ids"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
 from ...registry import near_match
@@ -27,6 +28,7 @@ class EmbedCall:
     dimensions: int | None = None
     normalize: bool = True
     precision: str = "float32"
+    max_length: int | None = None  # tokens of a text, if the model reads more
     truncate: bool = False  # False: a text that is too long is an error
     late_chunking: bool = False
     form: str = "float"  # how the dialect writes a vector
@@ -42,6 +44,13 @@ class Embeddings:
     vectors: NDArray[np.generic]  # (n_texts, width)
     tokens: Sequence[int]  # of each text by itself: special tokens included, the model's prompt not
     truncated: Sequence[int]  # the places of texts that were cut
+
+    def lists(self) -> list[list[Any]]:
+        """The vectors as numbers for JSON: of float32 the shortest decimals that are the same float32."""
+        if self.vectors.dtype == "float32":
+            return [[float(text) for text in row] for row in self.vectors.astype("U")]
+        rows: list[list[Any]] = self.vectors.tolist()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,27 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class TokenizeCall:
+    """A request for the tokens of texts."""
+
+    model: str | None
+    inputs: Sequence[str]
+    task: str | None = None  # neither task nor prompt: the texts alone
+    prompt_name: str | None = None
+    special_tokens: bool = True  # with those that the model's template puts around a text
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token. `start` and `end` are bytes of prompt and text in UTF-8; a token of the template has none."""
+
+    id: int
+    text: str
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A model in service."""
 
@@ -119,6 +149,15 @@ class ModelInfo:
     device: str
     dtype: str
     digest: str
+    architecture: str
+    form: str  # "mlx" | "gguf" | "checkpoint"
+    size: int  # bytes of its file, or of the files of its folder
+    modified: float  # seconds since 1970, of the last change to any of them
+
+    @property
+    def digest_of_all(self) -> str:
+        """One digest where `digest` has one for each file."""
+        return hashlib.sha256(self.digest.encode()).hexdigest() if "+" in self.digest else self.digest
 
 
 @dataclass(frozen=True)
@@ -137,7 +176,7 @@ class BadField(UsageError):
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")
-        self.param = param
+        self.param, self.reason = param, message
 
 
 class Fields:

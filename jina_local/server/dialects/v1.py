@@ -83,11 +83,7 @@ def vectors_as(form: str, reply: Embeddings) -> Sequence[Any]:
     """Each vector in the form that was asked for."""
     if form == "base64":
         return [base64.b64encode(np.asarray(row, "<f4").tobytes()).decode() for row in reply.vectors]
-    if reply.vectors.dtype == np.float32:
-        # The shortest decimals that are the same float32.
-        return [[float(text) for text in row] for row in reply.vectors.astype("U")]
-    rows: list[Any] = reply.vectors.tolist()
-    return rows
+    return reply.lists()
 
 
 def read_rerank(body: object) -> RerankCall:
