@@ -61,18 +61,34 @@ def test_a_package_that_is_absent_old_or_fine(monkeypatch):
     )
 
 
-def test_an_engine_that_kills_its_process_is_a_finding(monkeypatch):
-    assert (
-        doctor._child("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-        == "killed its process with signal 11"
-    )
-    assert doctor._child("raise SystemExit('no library')") == "no library"
-    assert "ModuleNotFoundError" in doctor._child("import surely_not_there")
-    assert doctor._child("print('noise'); print('{\"a\": 1}')") == {"a": 1}
+LOOKS = """
+import os, signal, sys, time
+look = sys.argv[1]
+if look == "dies":
+    os.kill(os.getpid(), signal.SIGSEGV)
+if look == "leaves":
+    sys.exit("no library")
+if look == "lacks":
+    import surely_not_there
+if look == "sleeps":
+    time.sleep(30)
+print("noise")
+print('{"a": 1}')
+"""
+
+
+def test_an_engine_that_kills_its_process_is_a_finding(monkeypatch, tmp_path):
+    (tmp_path / "odd_looks.py").write_text(LOOKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "_LOOKS", "odd_looks")
+    assert doctor._child("dies") == "killed its process with signal 11"
+    assert doctor._child("leaves") == "no library"
+    assert "ModuleNotFoundError" in doctor._child("lacks")
+    assert doctor._child("prints") == {"a": 1}
     monkeypatch.setattr(doctor, "_SECONDS", 0.5)
-    assert doctor._child("import time; time.sleep(30)") == "gave no answer in 0.5 seconds"
+    assert doctor._child("sleeps") == "gave no answer in 0.5 seconds"
     monkeypatch.setattr(backends, "installed", lambda name: True)
-    monkeypatch.setattr(doctor, "_child", lambda code: "killed its process with signal 11")
+    monkeypatch.setattr(doctor, "_child", lambda look: "killed its process with signal 11")
     found = by_label(doctor._engines())
     assert found["engine mlx"].ok is False
     assert "--force-reinstall 'jina_local[mlx]'" in found["engine mlx"].next_step
@@ -146,7 +162,7 @@ def test_the_verdicts_about_amx_are_told(monkeypatch, tmp_path):
     ids=["optimised", "the reference", "optimised, on a busy machine", "optimised, on a weak one"],
 )
 def test_the_slow_and_the_fast_numpy(monkeypatch, blas, loops, ok):
-    monkeypatch.setattr(doctor, "_child", lambda code: {"blas": blas, "loops": loops})
+    monkeypatch.setattr(doctor, "_child", lambda look: {"blas": blas, "loops": loops})
     assert doctor._numpy_blas().ok is ok
     assert (doctor._numpy_blas().next_step is None) is (ok is True)
 

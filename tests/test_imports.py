@@ -20,6 +20,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "errors": ("", ""),
     "spec": ("", "numpy"),
     "registry": ("", ""),
+    "children": ("", ""),
     "console": ("", "tqdm"),
     "arguments": ("registry", ""),
     "formats": ("", "numpy"),
@@ -27,7 +28,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "text": ("formats", "numpy tokenizers semantic_text_splitter tree_sitter"),
     "records": ("formats", "numpy pyarrow"),
     "model_files": ("weights formats registry", ""),
-    "backends": ("weights formats", "numpy mlx llama_cpp"),
+    "backends": ("children weights formats", "numpy mlx llama_cpp"),
     "store": ("model_files backends formats registry", "huggingface_hub"),
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
@@ -36,10 +37,10 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "loading": ("store inference embedding reranking registry formats self_check", ""),
     "bulk": ("embedding records store", "numpy"),
     "search": (
-        "bulk embedding reranking text loading store registry",
+        "children bulk embedding reranking text loading store registry",
         "numpy numkong watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
-    "doctor": ("store backends registry", "numpy mlx llama_cpp"),
+    "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
         "arguments console records bulk search backends registry store embedding reranking self_check loading doctor "
@@ -47,8 +48,9 @@ RUNTIME: dict[str, tuple[str, str]] = {
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),
-    "integrations": ("__init__", "numpy pyarrow ray anyio mcp mcp_types"),
+    "integrations": ("__init__ children", "numpy pyarrow ray anyio mcp mcp_types"),
     "__main__": ("cli", ""),
+    "pyinstaller": ("children text", "PyInstaller"),
 }
 OPEN_TO_ALL = {"errors", "spec"}
 MOST_FLOORS = 10

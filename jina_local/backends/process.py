@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..children import command, same_modules
 from ..errors import EngineError
 from .frames import Frame, Reader
 
@@ -55,8 +56,7 @@ class EngineProcess:
 
     def __init__(self, module: str, limit: Callable[[int, int], int]) -> None:
         """Start `python -m module`. Raises EngineError. `limit`: see frames.Reader."""
-        if not sys.executable:
-            raise EngineError("no process can be started for the engine: this Python has no program of its own.")
+        program = command(module)
         ours, theirs = socket.socketpair()
         words, written = os.pipe()
         try:
@@ -66,7 +66,7 @@ class EngineProcess:
                         end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
             # Neither Ctrl-C nor the end of the terminal is its business: a session of its own.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
+                [*program, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=written,
                 stderr=written,
@@ -187,12 +187,11 @@ def identity(paths: Sequence[Path]) -> tuple[tuple[str, int, int, int, int], ...
 
 
 def _environment() -> dict[str, str]:
-    """The parent's, without secrets and proxies, so that the same modules are found as in the parent."""
+    """The parent's, without secrets and proxies."""
     kept = {name: value for name, value in os.environ.items() if not _PRIVATE.search(name)}
     return {
         **kept,
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in sys.path),
-        "PYTHONSAFEPATH": "1",  # from Python 3.11: the folder that it starts in is not looked into
+        **same_modules(),
         "GGML_NO_BACKTRACE": "1",  # a debugger at every failed assertion would delay its end by half a second
     }
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..children import command
 from ..errors import OutputError, UsageError
 
 NAME = "jina-local"  # of our server in all of them
@@ -100,7 +101,8 @@ def install(client: Client, arguments: list[str], environment: Mapping[str, str]
 
 
 def _server(client: Client, arguments: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    own: dict[str, Any] = {**client.facts, "command": sys.executable, "args": ["-m", "jina_local", "mcp", *arguments]}
+    program, *rest = command("jina_local", "mcp", *arguments)
+    own: dict[str, Any] = {**client.facts, "command": program, "args": rest}
     return {**own, "env": dict(environment)} if environment else own
 
 

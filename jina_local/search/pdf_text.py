@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import BinaryIO
 
+from ..children import command, same_modules
 from .documents import NotText
 
 SECONDS = 120
@@ -22,14 +23,13 @@ _MISSING = 3  # exit code
 
 def text_of(data: bytes, most: int) -> tuple[str, list[int]]:
     """The text, at most `most` characters, and for each of its lines the page, from 1. Raises NotText."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, str(most)],
+            command(__name__, str(most)),
             input=data,
             capture_output=True,
             cwd="/",
-            env=environment,
+            env={**os.environ, **same_modules()},
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:

@@ -136,6 +136,7 @@ _LANGUAGES = {
     "shell": _Language("tree_sitter_bash", "function_definition"),
 }
 PARSED = frozenset(_LANGUAGES)
+GRAMMARS = frozenset(one.package for one in _LANGUAGES.values())  # packages that are imported by name
 # Nodes around a definition that belong to it: decorators, `export`, `template <...>`.
 _WRAPPERS = frozenset({
     "decorated_definition", "export_statement", "template_declaration", "lexical_declaration", "variable_declaration",

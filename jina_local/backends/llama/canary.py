@@ -1,4 +1,4 @@
-"""A few tokens decoded with repacked weights, in a process of its own.
+"""A few tokens decoded with repacked weights, in a process of its own: `python -m` this module and a .gguf file.
 
 `repack` starts it, because a build with a fault dies at the decode.
 """
@@ -35,3 +35,7 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(decode_once(sys.argv[1]))

@@ -15,11 +15,11 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ...errors import UsageError
+from ...children import command, same_modules
+from ...errors import EngineError, UsageError
 from .library import Library
 
 _PLAIN = ("F32", "F16", "BF16")
@@ -31,11 +31,6 @@ SWITCH = "JINA_LOCAL_AMX"
 NOT_FINITE = 3  # the canary's exit code for a decode that ends with NaN
 _CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)}
 _CRASHES |= {-signal.SIGBUS} if os.name == "posix" else set()
-# The child looks for its modules where this process does, whatever folder it is started in.
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from jina_local.backends.llama import canary; sys.exit(canary.decode_once(sys.argv[2]))"
-)
 
 
 def use_extra_buffers(lib: Library, path: Path, weights: str) -> tuple[bool, str]:
@@ -92,19 +87,19 @@ def kept_verdict(weights: str) -> bool | None:
 
 
 def _exit_code_of_child(path: Path) -> int | None:
-    places = json.dumps([place for place in sys.path if isinstance(place, str)])
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _CHILD, places, str(path)],
+            command("jina_local.backends.llama.canary", os.path.abspath(path)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=_SECONDS,
             check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            cwd="/",
+            env={**os.environ, **same_modules(), "GGML_NO_BACKTRACE": "1"},
             start_new_session=True,  # a Ctrl-C in the terminal is for this process, and is no crash of the child
         )
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, EngineError, subprocess.TimeoutExpired):
         return None  # no interpreter, no room for a process, or no answer: nothing is known about AMX
     return child.returncode
 
@@ -119,7 +114,8 @@ def _verdict(code: int | None) -> bool | None:
 def _key(weights: str) -> str:
     found = importlib.util.find_spec("llama_cpp")
     file = Path(found.origin if found and found.origin else "")
-    built = max((p.stat().st_mtime_ns for p in [file, *file.parent.glob("lib/*")]), default=0)
+    # In a frozen app there is no such file, only the libraries.
+    built = max((p.stat().st_mtime_ns for p in [file, *file.parent.glob("lib/*")] if p.exists()), default=0)
     cpu = platform.processor() or platform.machine()
     return hashlib.sha256(f"{file} {built} {cpu} {weights}".encode()).hexdigest()[:32]
 

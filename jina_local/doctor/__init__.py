@@ -16,8 +16,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import backends, registry
-from .errors import EngineMissing, JinaError, ModelNotFound, UsageError
+from .. import backends, registry
+from ..children import command, same_modules
+from ..errors import EngineError, EngineMissing, JinaError, ModelNotFound, UsageError
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "pyarrow": ("17", "parquet"),
     "gguf": ("0.19", "convert"),
 }
+_LOOKS = "jina_local.doctor.looks"
 _SECONDS = 60  # for one child process
-_SIZE = 256  # of a product of two square matrices, 34 MFLOP: about 7 ms with the reference BLAS, 0.3 ms with OpenBLAS
 # A BLAS is called slow only in comparison with another way to the same product, in the same moment and process: on a
 # busy machine both are slow. On one core the reference BLAS gives 4 to 6 GFLOP/s, an optimised one 50 and more, and
 # numpy's own loops, which do products of whole numbers, about 1.
@@ -54,45 +55,6 @@ _WAL_FIXED = (3, 51, 3)
 _ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
-
-_BEST = f"""
-import json, time
-import numpy as np
-a = np.random.default_rng(0).standard_normal(({_SIZE}, {_SIZE}), np.float32)
-def gflops(*products):
-    best = [1e9] * len(products)
-    for _ in range(8):
-        for n, product in enumerate(products):
-            start = time.perf_counter()
-            product()
-            best[n] = min(best[n], time.perf_counter() - start)
-    return [2e-9 * {_SIZE}**3 / seconds for seconds in best]
-"""
-_NUMPY = f"""{_BEST}
-whole = (100 * a).astype(np.int32)
-blas, loops = gflops(lambda: a @ a, lambda: whole @ whole)
-print(json.dumps({{"blas": blas, "loops": loops}}))
-"""
-_MLX = f"""{_BEST}
-import mlx.core as mx
-b = mx.array(a)
-mlx, numpy = gflops(lambda: mx.eval(b @ b), lambda: a @ a)
-gpu = mx.default_device() == mx.Device(mx.gpu)
-info = mx.device_info() if gpu and hasattr(mx, "device_info") else {{}}
-print(json.dumps({{"gpu": gpu, "name": str(info.get("device_name", "")), "blas": mlx, "numpy": numpy}}))
-"""
-_LLAMA = """
-import json, llama_cpp
-print(json.dumps({"info": llama_cpp.llama_print_system_info().decode(errors="replace"),
-                  "offload": bool(llama_cpp.llama_supports_gpu_offload())}))
-"""
-
-_SELF_CHECK = """
-import json
-from jina_local import self_check
-told = self_check.of_package({!r})
-print(json.dumps({{"ok": told.ok, "text": told.text}}))
-"""
 
 
 def checks() -> list[Check]:
@@ -119,7 +81,7 @@ def _python() -> Check:
 
 
 def _platform() -> Check:
-    from .backends.machine import physical_cores
+    from ..backends.machine import physical_cores
 
     libc, libc_version = platform.libc_ver()
     detail = f"{platform.system()} {platform.machine()}, {physical_cores()} cores"
@@ -152,17 +114,14 @@ def _package(name: str) -> Check:
 
 
 def _engines() -> list[Check]:
-    looks: dict[str, tuple[str, Callable[[dict[str, object]], list[Check]]]] = {
-        "mlx": (_MLX, _mlx),
-        "llama": (_LLAMA, _llama),
-    }
+    readers: dict[str, Callable[[dict[str, object]], list[Check]]] = {"mlx": _mlx, "llama": _llama}
     found = []
-    for name, (code, read) in looks.items():
+    for name, read in readers.items():
         label = f"engine {name}"
         if not backends.installed(name):
             found.append(Check(label, None, "not installed", f"pip install 'jina_local[{name}]'"))
             continue
-        answer = _child(code)
+        answer = _child(name)
         if isinstance(answer, str):
             found.append(Check(label, False, answer, f"pip install --force-reinstall 'jina_local[{name}]'"))
         else:
@@ -174,19 +133,22 @@ def _engines() -> list[Check]:
     return found
 
 
-def _child(code: str) -> dict[str, object] | str:
-    """Run the code in a process with one thread; its last line as JSON, or a sentence on how the process ended."""
+def _child(*look: str) -> dict[str, object] | str:
+    """A look of `looks`, in a process with one thread: its answer, or a sentence on how the process ended."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            command(_LOOKS, *look),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=_SECONDS,
             check=False,
-            env={**os.environ, **_ONE_THREAD, "GGML_NO_BACKTRACE": "1", "MLX_DISABLE_COMPILE": "1"},
+            cwd="/",
+            env={**os.environ, **same_modules(), **_ONE_THREAD, "GGML_NO_BACKTRACE": "1", "MLX_DISABLE_COMPILE": "1"},
         )
+    except EngineError as error:
+        return str(error)
     except subprocess.TimeoutExpired:
         return f"gave no answer in {_SECONDS} seconds"
     if done.returncode < 0:
@@ -239,7 +201,7 @@ def _llama(answer: dict[str, object]) -> list[Check]:
 
 def _amx() -> Check:
     """What is known about AMX, which crashes with builds by GCC 12: the verdicts of earlier trials."""
-    from .backends.llama import repack
+    from ..backends.llama import repack
 
     try:
         if repack.switched_off():
@@ -265,7 +227,7 @@ def _amx() -> Check:
 
 
 def _numpy_blas() -> Check:
-    answer = _child(_NUMPY)
+    answer = _child("numpy")
     if isinstance(answer, str):
         return Check("numpy BLAS", False, answer, "pip install --force-reinstall numpy")
     speed, loops = float(str(answer["blas"])), float(str(answer["loops"]))
@@ -280,7 +242,7 @@ def _search() -> list[Check]:
     """What `index` and `search` rest on; nothing if there is no index, and the extra is not installed."""
     import sqlite3
 
-    from .store import local_store
+    from ..store import local_store
 
     indexes = sorted(local_store.indexes().glob("*.sqlite"))
     extra = importlib.util.find_spec("semantic_text_splitter") is not None
@@ -299,7 +261,7 @@ def _search() -> list[Check]:
 
 
 def _network() -> Check:
-    from .store import hub
+    from ..store import hub
 
     names = ("JINA_LOCAL_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     if hub.offline(None):
@@ -313,7 +275,7 @@ def _network() -> Check:
 
 def _places() -> list[Check]:
     """Where models are, and how much room those of ours take."""
-    from .store import hub_cache, local_store, places
+    from ..store import hub_cache, local_store, places
 
     there = [place for row in registry.PUBLISHED for place in places.of(row)]
     found = []
@@ -334,7 +296,7 @@ def _vectors() -> list[Check]:
     for name in backends.BACKENDS:
         if not backends.installed(name):
             continue
-        answer, label = _child(_SELF_CHECK.format(name)), f"vectors {name}"
+        answer, label = _child("vectors", name), f"vectors {name}"
         if isinstance(answer, str):
             found.append(Check(label, False, answer, f"pip install --force-reinstall 'jina_local[{name}]'"))
             continue
@@ -358,7 +320,7 @@ def _reranker() -> Check:
 
 
 def _found(name: str, variable: str, label_variable: str, default: str) -> Check:
-    from .store import find
+    from ..store import find
 
     wanted = os.environ.get(f"JINA_LOCAL_{variable}") or default
     backend = os.environ.get("JINA_LOCAL_BACKEND") or "auto"
