@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, Protocol
 
 from .errors import (
+    CallEnded,
     EngineError,
     EngineMissing,
     JinaError,
@@ -18,7 +19,9 @@ from .errors import (
     ModelError,
     NonFiniteError,
     OutputError,
+    Overloaded,
     SearchIndexError,
+    ServerUnavailable,
     UsageError,
 )
 
@@ -38,10 +41,13 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ModelError: DAMAGED,
     SearchIndexError: DAMAGED,
     EngineMissing: 69,
+    ServerUnavailable: 69,
     EngineError: INTERNAL,
     OutputError: 73,
     OSError: 74,
     Locked: 75,
+    Overloaded: 75,
+    CallEnded: 75,
     KeyboardInterrupt: INTERRUPTED,
     BaseException: INTERNAL,
 }

@@ -16,6 +16,7 @@ JinaError
 │   └── EngineCrashed              its own process died, hung or wrote nonsense; `.cause` says which
 ├── Overloaded                     more work is under way than may be; `.retry_after` says when to come back
 ├── CallEnded                      nobody waits for the answer any more, or its time is over
+├── ServerUnavailable              no server answers at its address, or it went away
 ├── NonFiniteError                 the model gave NaN or infinity; `.indices` says for which texts
 ├── OutputError                    a result cannot be written
 └── Locked                         another process holds what this one needs
@@ -107,6 +108,10 @@ class Overloaded(JinaError):
 
 class CallEnded(JinaError):
     """A call's time is over, or its caller has gone; its texts were not run."""
+
+
+class ServerUnavailable(JinaError):
+    """No server answers at the address that was given, or it went away before it had answered."""
 
 
 class NonFiniteError(JinaError):

@@ -53,7 +53,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "pyinstaller": ("children text", "PyInstaller"),
 }
 OPEN_TO_ALL = {"errors", "spec"}
-MOST_FLOORS = 10
+MOST_FLOORS = 11
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"arguments", "console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
 CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}}  # by folder

@@ -69,11 +69,13 @@ tasks:
   retrieval.query with --prompt-name query and retrieval.passage without.
 environment:
   JINA_LOCAL_MODEL, JINA_LOCAL_WEIGHTS, JINA_LOCAL_BACKEND, JINA_LOCAL_DEVICE
-  and JINA_LOCAL_THREADS stand in for the options of that name.
+  and JINA_LOCAL_THREADS stand in for the options of that name, and
+  JINA_LOCAL_SERVER for --server. A server has to have the model that is asked
+  for.
 exit codes:
   0 done, 1 some texts have no vector, 2 bad input or options, 3 the model,
-  69 no engine, 70 the engine broke, 73 cannot write, 74 cannot read, 75 locked,
-  130 interrupted.
+  69 no engine or no server, 70 the engine broke, 73 cannot write, 74 cannot
+  read, 75 locked, or the server is too busy, 130 interrupted.
 """
 
 
@@ -84,6 +86,7 @@ def parser(add: Any) -> options.Parser:
     p.description = f"{p.description}\n\n{EXAMPLES}"
     p.add_argument("texts", nargs="*", metavar="TEXT", help="texts to embed; without any, and without --input, stdin")
     options.add_model(p, registry.DEFAULT_MODEL)
+    options.add_server(p)
     g = p.add_argument_group("vectors")
     g.add_argument("--task", metavar="TASK", help="what the vectors are for; each model has its own, see below")
     g.add_argument("--prompt-name", metavar="NAME", help="query or document (default: document)")
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed; 1 if some texts have no vector."""
     _check_options(args)
     settings = {**options.settings(args, registry.DEFAULT_MODEL), "task": args.task}
+    server = options.server(args)
     _check_model(options.known_model(settings["name_or_path"]), args)
     keep = _kept(args)
     reading = _reading(args, keep)
@@ -119,10 +123,8 @@ def run(args: argparse.Namespace) -> int:
         closing(options.open_source(args, args.texts, reading, EXAMPLES)) as source,
         console.quiet_stdout() as stdout,
     ):
-        from .. import loading
-
         chosen = _format(args, stdout)
-        with cast("Embedder", loading.load(**settings)) as embedder:
+        with cast("Embedder", options.open_model(settings, server)) as embedder:
             _check_model(embedder.spec, args)
             tally = _embedded(embedder, args, source, reading, keep, chosen, stdout)
     _report(tally, source)

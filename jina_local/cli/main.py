@@ -26,8 +26,8 @@ class _Command(Protocol):
 
 
 _COMMANDS = (
-    "index", "search", "get", "related", "mcp", "serve", "embed", "rerank", "export", "models", "cache", "doctor",
-    "convert",
+    "index", "search", "get", "related", "mcp", "serve", "service", "embed", "rerank", "export", "models", "cache",
+    "doctor", "convert",
 )  # fmt: skip
 _PROG = "jina-local"
 

@@ -34,7 +34,7 @@ exit codes:
 """
 
 # Programs start a server with few of the user's variables; these say where indexes and models lie.
-_PLACES = ("JINA_LOCAL_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+PLACES = ("JINA_LOCAL_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 
 
 def parser(add: Any) -> options.Parser:
@@ -78,7 +78,7 @@ def _install(args: argparse.Namespace) -> int:
     client = mcp_clients.CLIENTS[args.client]
     arguments = [] if args.index is None else ["--index", places.name_of(places.known(args.index))]
     environment = {
-        name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in _PLACES if os.environ.get(name)
+        name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in PLACES if os.environ.get(name)
     }
     if args.print:
         with console.quiet_stdout() as stdout:

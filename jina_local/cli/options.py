@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import arguments, backends, console, registry
 from ..errors import UsageError
@@ -15,6 +16,10 @@ from ..records import output, source
 from ..records.readers import FORMATS, Item, Reading
 from ..records.source import Source
 from ..spec import ModelSpec
+
+if TYPE_CHECKING:
+    from .. import Embedder, Reranker
+    from ..server.client import Server
 
 
 class Parser(arguments.Parser):
@@ -45,6 +50,75 @@ def add_model(p: argparse.ArgumentParser, default: str) -> None:
     g.add_argument("--device", choices=("cpu", "metal"), help="default: the engine's best")
     g.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     g.add_argument("--offline", action="store_true", help="open no socket, even if the model is not here")
+
+
+def add_server(p: argparse.ArgumentParser) -> None:
+    """Add the group of a running server, which takes the place of a model that is loaded."""
+    g = p.add_argument_group("a running server", "In place of a model loaded here: `jina-local serve` has it open.")
+    g.add_argument("--server", metavar="URL", help="http://HOST:PORT, or unix:PATH (default: JINA_LOCAL_SERVER)")
+    g.add_argument("--api-key-file", metavar="FILE", help="its key (default: JINA_LOCAL_API_KEY)")
+
+
+LOADED_HERE = ("weights", "backend", "device", "threads", "offline", "deterministic")
+
+
+def server(args: argparse.Namespace, here: Sequence[str] = LOADED_HERE) -> Server | None:
+    """The server that is to answer, if any. Raises UsageError for the options of `here`, which load a model here."""
+    address = _setting(args.server, "SERVER")
+    if address is None:
+        if args.api_key_file is not None:
+            raise UsageError("--api-key-file is for a server: give --server too, or set JINA_LOCAL_SERVER.")
+        return None
+    for name in here:
+        if getattr(args, name) not in (None, False):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a model that is loaded here, and the server at {address} has its "
+                "models open. Leave it out, or leave out --server and JINA_LOCAL_SERVER."
+            )
+    from ..server.client import Server
+
+    keys = api_keys(args.api_key_file) if args.api_key_file is not None else own_key()
+    return Server(str(address), keys[0] if keys else None)
+
+
+def own_key() -> tuple[str, ...] | None:
+    """The key of JINA_LOCAL_API_KEY, if it is set; as an option it would be seen by all users of the machine."""
+    key = os.environ.get("JINA_LOCAL_API_KEY")
+    return (key,) if key else None
+
+
+def api_keys(path: str) -> tuple[str, ...]:
+    """The keys of a file, a key a line. Raises UsageError if there is none."""
+    lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UsageError(f"{path}: has no key; expected one a line.")
+    return keys
+
+
+def open_model(settings: dict[str, Any], server: Server | None, of_model: str = "") -> Embedder | Reranker:
+    """The model that `settings` name: loaded here, or the server's. of_model: see `settings`."""
+    if server is None:
+        from .. import loading
+
+        model: Embedder | Reranker = loading.load(**settings)
+        return model
+    asked = settings["name_or_path"]
+    if os.sep in asked or asked.endswith(".gguf"):
+        raise UsageError(f"{asked}: is a path, and a server knows its models by their names.")
+    name, _, label = asked.partition(":")
+    remote = server.model(name)
+    wanted = [(f"--model {asked}", "weights", label)]
+    for word, variable in (("weights", f"{of_model}WEIGHTS"), ("backend", "BACKEND"), ("device", "DEVICE")):
+        value = os.environ.get(f"JINA_LOCAL_{variable}", "")
+        wanted.append((f"JINA_LOCAL_{variable}={value}", word, value))
+    for said, word, value in wanted:
+        if value not in ("", "auto") and value.casefold() != remote.runs_as[word].casefold():
+            raise UsageError(
+                f"{said}: the server at {server.address} runs {name} with {word} {remote.runs_as[word]}. Ask for no "
+                "other, or start a server with it."
+            )
+    return cast("Embedder", remote)  # it has the methods that commands use
 
 
 _RANKED = {".json": "json", ".jsonl": "jsonl", ".txt": "table"}

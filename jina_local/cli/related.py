@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from . import options
 from .get import place_of
-from .search import add_index, add_machine, add_output, opened, show
+from .search import add_index, add_machine, add_output, found_in, opened, show
 
 SUMMARY = "find the passages that are nearest to a place in a file"
 
@@ -42,4 +42,4 @@ def run(args: argparse.Namespace) -> int:
     if count is not None:
         raise UsageError(f"{args.place}: takes a line and no count.")
     with opened(args) as index:
-        return show(args, index, index.related(path, line, args.k), "", [])
+        return show(args, found_in(args, index, index.related(path, line, args.k)), "")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import console, registry
 from ..errors import UsageError
@@ -17,7 +17,8 @@ from ..records.source import Source
 from . import options, terminal
 
 if TYPE_CHECKING:
-    from .. import Embedder, Ranked, Reranker
+    from .. import Ranked
+    from ..server.client import Server
     from ..spec import ModelSpec
 
 SUMMARY = "put documents in the order in which they answer a query"
@@ -58,11 +59,12 @@ environment:
   JINA_LOCAL_RERANK_MODEL and JINA_LOCAL_RERANK_WEIGHTS stand in for --model and
   --weights; JINA_LOCAL_MODEL and JINA_LOCAL_WEIGHTS are for `embed` alone.
   JINA_LOCAL_BACKEND, JINA_LOCAL_DEVICE and JINA_LOCAL_THREADS stand in for the
-  options of that name.
+  options of that name, JINA_LOCAL_SERVER for --server. A server has to have the
+  model that is asked for.
 exit codes:
   0 done, 1 some documents have no score, 2 bad input or options, 3 the model,
-  69 no engine, 70 the engine broke, 73 cannot write, 74 cannot read,
-  130 interrupted.
+  69 no engine or no server, 70 the engine broke, 73 cannot write, 74 cannot
+  read, 75 the server is too busy, 130 interrupted.
 """
 
 
@@ -75,6 +77,7 @@ def parser(add: Any) -> options.Parser:
         "texts", nargs="*", metavar="QUERY DOC", help="the query, then documents; without any and --input: stdin"
     )
     options.add_model(p, registry.DEFAULT_RERANKER)
+    options.add_server(p)
     g = p.add_argument_group("ranking")
     g.add_argument("--top-n", type=int, metavar="N", help="the best N only")
     g.add_argument(
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     except UnicodeEncodeError as error:
         raise UsageError(f"the query: invalid surrogate at character {error.start}.") from error
     settings = options.settings(args, registry.DEFAULT_RERANKER, "RERANK_")
+    server = options.server(args)
     _check_options(options.known_model(settings["name_or_path"]), args)
     if args.top_n is not None and args.top_n < 1:
         raise UsageError(f"--top-n {args.top_n}: expected a whole number from 1.")
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         chosen = _format(args, stdout)
         items = list(source.items)
-        ranking = _ranking(settings, query, items, reading, args)
+        ranking = _ranking(settings, server, query, items, reading, args)
         with output.destination(args.output, stdout) as file:
             if chosen == "table":
                 width = terminal.columns(stdout) if output.is_stdout(args.output) else None
@@ -166,17 +170,21 @@ def _format(args: argparse.Namespace, stdout: BinaryIO) -> str:
 
 
 def _ranking(
-    settings: dict[str, Any], query: str, items: list[Item], reading: Reading, args: argparse.Namespace
+    settings: dict[str, Any],
+    server: Server | None,
+    query: str,
+    items: list[Item],
+    reading: Reading,
+    args: argparse.Namespace,
 ) -> _Ranking:
     """Load the model and rank. Documents that it refuses turn into bad rows, in `items`."""
     if all(item.fault is not None for item in items):
         return _Ranking()
-    from .. import loading
     from ..bulk import stream
 
     words = {name: getattr(args, name) for name in ("top_n", "max_length", "deterministic")}
     words["show_progress"] = False if args.progress is None and args.texts[1:] else args.progress
-    with cast("Reranker | Embedder", loading.load(**settings)) as model, _said_once():
+    with options.open_model(settings, server, "RERANK_") as model, _said_once():
         _check_options(model.spec, args)
         by_cosine = model.spec.scoring is None
         if by_cosine:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,7 +19,9 @@ from . import options, terminal
 if TYPE_CHECKING:
     from ..reranking.reranker import Reranker
     from ..search.index import Index
-    from ..search.query import Answer, Hit
+    from ..search.passages import Found, Shown
+    from ..search.query import Answer
+    from ..server.client import Server
 
 SUMMARY = "find passages in folders that `index` has made searchable"
 FORMATS = ("table", "json", "jsonl", "paths")
@@ -46,9 +47,12 @@ _EPILOG = """scores:
   reranker's. They order one answer, and compare with no other question's.
 which index:
   --index, else the one that covers this folder, else the only one there is.
+  With --server, or JINA_LOCAL_SERVER: the name of one that the server was
+  given, else its only one; --rerank is a model in service there.
 exit codes:
   0 something was found, 1 nothing was, 2 bad options, 3 the index or the model,
-  69 no engine, 70 the engine broke, 73 cannot write, 130 interrupted.
+  69 no engine or no server, 70 the engine broke, 73 cannot write, 75 the server
+  is too busy, 130 interrupted.
 """
 
 
@@ -69,6 +73,7 @@ def parser(add: Any) -> options.Parser:
     g.add_argument("--since", metavar="WHEN", help="files changed since 2026-01-31, or in the last 12h, 7d, 4w")
     add_output(p, _OUTPUT)
     add_machine(p)
+    options.add_server(p)
     return p
 
 
@@ -100,17 +105,58 @@ def run(args: argparse.Namespace) -> int:
     question = " ".join(args.texts).strip()
     if not question:
         raise UsageError(f"no question was given.\n\n{EXAMPLES.rstrip()}")
-    filters: dict[str, Any] = {
-        "languages": _languages(args.lang or ()),
+    _check(args)
+    server = options.server(args, ("device", "threads"))
+    found = _found_here(args, question) if server is None else _found_there(server, args, question)
+    return show(args, found, question)
+
+
+def _found_here(args: argparse.Namespace, question: str) -> Found:
+    from ..search import filters
+
+    narrowed: dict[str, Any] = {
+        "languages": filters.languages(args.lang or (), "--lang"),
         "paths": tuple(args.path or ()),
-        "since_ns": None if args.since is None else _since(args.since, time.time()),
+        "since_ns": None if args.since is None else filters.since(args.since, time.time(), "--since"),
         "min_score": args.min_score,
     }
     with ExitStack() as stack:
         index = stack.enter_context(opened(args))
         reranker, missing = _reranker(args, stack)
-        answer = index.search(question, args.k, mode=args.mode, reranker=reranker, **filters)
-        return show(args, index, answer, question, missing)
+        answer = index.search(question, args.k, mode=args.mode, reranker=reranker, **narrowed)
+        return found_in(args, index, answer, missing)
+
+
+def _found_there(server: Server, args: argparse.Namespace, question: str) -> Found:
+    return server.search(
+        question,
+        index=args.index,
+        k=args.k,
+        mode=args.mode,
+        lang=args.lang,
+        path=args.path,
+        since=args.since,
+        min_score=args.min_score,
+        rerank=args.rerank,
+        context=args.context,
+        max_tokens=args.max_tokens,
+    )
+
+
+def found_in(args: argparse.Namespace, index: Index, answer: Answer, missing: Sequence[str] = ()) -> Found:
+    """An answer as it is shown, with what was `missing` before the index was asked."""
+    from ..search import passages
+
+    _check(args)
+    made = passages.found(index, answer, context=args.context, max_tokens=args.max_tokens)
+    return replace(made, notes=[*missing, *made.notes])
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.context is not None and args.context < 0:
+        raise UsageError(f"--context {args.context}: expected a whole number from 0.")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise UsageError(f"--max-tokens {args.max_tokens}: expected a whole number from 1.")
 
 
 def opened(args: argparse.Namespace) -> Index:
@@ -141,174 +187,59 @@ def _reranker(args: argparse.Namespace, stack: ExitStack) -> tuple[Reranker | No
     return model, []
 
 
-def _languages(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Languages as the index names them, from their names or suffixes."""
-    from ..registry import near_match
-    from ..search.extract import LANGUAGES, language_named
-
-    out = []
-    for name in wanted:
-        found = language_named(name)
-        if found is None:
-            near = near_match(name, LANGUAGES)
-            raise UsageError(f"--lang {name}: unknown{near}. Known: {', '.join(sorted(LANGUAGES))}, and suffixes.")
-        out.append(found)
-    return tuple(out)
-
-
-_LATEST = 2**63 - 1  # what a file's time can be, in nanoseconds
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _since(given: str, now: float) -> int:
-    """A moment in nanoseconds: a date with or without a time, local, or how long ago."""
-    from datetime import datetime
-
-    if ago := re.fullmatch(r"(\d+)([mhdw])", given):
-        return max(int(now - int(ago[1]) * _UNITS[ago[2]]), 0) * 10**9
-    try:
-        return min(int(datetime.fromisoformat(given).timestamp()) * 10**9, _LATEST)
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(f"--since {given}: expected a date such as 2026-01-31, or 90m, 12h, 7d, 4w.") from None
-
-
 # --- what is shown
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A passage as it is shown: the lines of `text` have the numbers `first` and up, unless `first` is None."""
-
-    hit: Hit
-    path: Path
-    text: str
-    first: int | None  # None: the document's unit is no line, and one number stands for the whole passage
-    last: int
-
-    @property
-    def place(self) -> str:
-        """What follows the path: `:12-18`, or ` page 3`."""
-        start, end = self.hit.chunk.start_line, self.hit.chunk.end_line
-        before = ":" if self.first is not None else f" {self.hit.document.unit} "
-        return f"{before}{start}" + (f"-{end}" if end > start else "")
-
-
-def show(args: argparse.Namespace, index: Index, answer: Answer, question: str, missing: Sequence[str]) -> int:
+def show(args: argparse.Namespace, found: Found, question: str) -> int:
     """Write an answer as `args` wants it; 1 if it is empty."""
     from ..records import output
 
-    if args.context is not None and args.context < 0:
-        raise UsageError(f"--context {args.context}: expected a whole number from 0.")
     output.check_target(args.output)
-    notes = [*missing, *answer.missing]
     with console.quiet_stdout() as stdout:
         chosen = options.ranked_format(args, stdout)
-        passages = [_shown(index, hit, args.context) for hit in answer.hits]
-        if args.max_tokens is not None:
-            passages = _within(index, passages, args.max_tokens, notes)
         with output.destination(args.output, stdout) as file:
-            for line in _lines(chosen, args, passages, question, answer.mode, notes, stdout):
+            for line in _lines(chosen, args, found, question, stdout):
                 file.write(line)
-    for note in notes:
+    for note in found.notes:
         console.say(note)
-    if answer.mode != getattr(args, "mode", answer.mode):
-        console.say(f"{answer.mode} search answered")
-    if not passages:
+    if found.mode != getattr(args, "mode", found.mode):
+        console.say(f"{found.mode} search answered")
+    if not found.passages:
         console.say("nothing was found")
-    return console.OK if passages else NOTHING
+    return console.OK if found.passages else NOTHING
 
 
-def _shown(index: Index, hit: Hit, context: int | None) -> Shown:
-    """The passage as it was indexed, or as many more lines around it as the file has now."""
-    path, chunk = Path(os.fsdecode(hit.document.path)), hit.chunk
-    if hit.document.unit != "line":
-        return Shown(hit, path, chunk.text, None, chunk.end_line)
-    if context and not hit.state:
-        start = max(1, chunk.start_line - context)
-        found = index.get(path, start, chunk.end_line + context - start + 1)
-        return Shown(hit, path, found.text, found.start_line, found.end_line)
-    return Shown(hit, path, chunk.text, chunk.start_line, chunk.end_line)
+def _lines(chosen: str, args: argparse.Namespace, found: Found, question: str, stdout: BinaryIO) -> Iterator[bytes]:
+    from ..search.passages import record
 
-
-def _within(index: Index, passages: list[Shown], most: int, notes: list[str]) -> list[Shown]:
-    """The first passages that have at most so many tokens together; the last may have lost lines at its end."""
-    if most < 1:
-        raise UsageError(f"--max-tokens {most}: expected a whole number from 1.")
-    kept: list[Shown] = []
-    for one in passages:
-        lines = one.text.split("\n")
-        # A passage is cut once at most, so counting line by line costs little.
-        while lines and (tokens := index.count_tokens(["\n".join(lines)])[0]) > most:
-            lines.pop()
-        if not lines:
-            break
-        text = "\n".join(lines)
-        most -= tokens
-        cut = len(text) < len(one.text)
-        kept.append(replace(one, text=text, last=one.last if one.first is None else one.first + len(lines) - 1))
-        if cut:
-            notes.append(f"passage {len(kept)} was cut")
-            break
-    if left := len(passages) - len(kept):
-        notes.append(f"{left} of {len(passages)} passages did not fit into --max-tokens")
-    return kept
-
-
-def _lines(
-    chosen: str,
-    args: argparse.Namespace,
-    passages: Sequence[Shown],
-    question: str,
-    mode: str,
-    notes: Sequence[str],
-    stdout: BinaryIO,
-) -> Iterator[bytes]:
     if chosen == "paths":
-        for path in dict.fromkeys(one.hit.document.path for one in passages):
+        for path in dict.fromkeys(one.path for one in found.passages):
             yield path + b"\n"
     elif chosen == "jsonl":
-        for one in passages:
+        for one in found.passages:
             yield json_text.dumps(record(one)).encode() + b"\n"
     elif chosen == "json":
-        body = {"mode": mode, "missing": list(notes), "hits": [record(one) for one in passages]}
+        hits = [record(one) for one in found.passages]
+        body = {"mode": found.mode, "missing": list(found.notes), "hits": hits}
         yield json_text.dumps(body).encode() + b"\n"
     else:
         on_terminal = options.on_terminal(args, stdout)
         styled = on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         room = terminal.columns(stdout) if on_terminal else None
-        for line in _table(passages, question, args.context, styled, room):
+        for line in _table(found.passages, question, args.context, styled, room):
             yield line.encode("utf-8", "backslashreplace")
-
-
-def record(one: Shown) -> dict[str, Any]:
-    """A passage as JSON has it."""
-    hit = one.hit
-    out: dict[str, Any] = {
-        "path": hit.document.path.decode("utf-8", "backslashreplace"),
-        "start_line": one.first or hit.chunk.start_line,
-        "end_line": one.last,
-        "unit": hit.document.unit,
-        "context": hit.chunk.context,
-        "language": hit.document.language,
-        "score": hit.score,
-        "bm25": hit.bm25,
-        "cosine": hit.cosine,
-        "text": one.text,
-    }
-    if hit.state:
-        out["state"] = hit.state
-    return out
 
 
 def _table(passages: Sequence[Shown], question: str, context: int, styled: bool, room: int | None) -> Iterator[str]:
     from ..search import highlight
 
     for n, one in enumerate(passages, 1):
-        state = f"  ({one.hit.state} since it was indexed)" if one.hit.state else ""
-        name = terminal.one_line(_near(one.path), None)
-        title = _link(name, one.path) if styled else name
-        about = terminal.one_line(one.hit.chunk.context, None if room is None else max(room // 2, 10))
-        yield f"{n}. {title}{one.place}{state}  {one.hit.score:.2f}{f'  {about}' if about else ''}\n"
+        state = f"  ({one.state} since it was indexed)" if one.state else ""
+        path = Path(os.fsdecode(one.path))
+        name = terminal.one_line(_near(path), None)
+        title = _link(name, path) if styled else name
+        about = terminal.one_line(one.context, None if room is None else max(room // 2, 10))
+        yield f"{n}. {title}{one.place}{state}  {one.score:.2f}{f'  {about}' if about else ''}\n"
         lines = one.text.split("\n")
         spans = highlight.spans(lines, question)
         best = max(range(len(lines)), key=lambda i: (_weight(spans[i]), bool(lines[i].strip()), -i))

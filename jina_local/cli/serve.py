@@ -8,18 +8,25 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import backends, console, registry
 from ..errors import EngineMissing, UsageError
 from ..store import local_store
 from . import options
 
+if TYPE_CHECKING:
+    from ..server.mounts import Hosted, Mount
+    from ..server.served import Served
+
 SUMMARY = "answer programs over HTTP, as Jina's and OpenAI's APIs do"
 
 EXAMPLES = """examples:
   jina-local serve --model pico
+  jina-local serve --model pico --index notes
+  jina-local search "red planet" --server http://localhost:8765   # asks that one
   jina-local serve --model v5-nano --rerank-model reranker-v3 --port 9000
   curl localhost:8765/v1/embeddings -H 'Content-Type: application/json' \\
     -d '{"model": "pico", "input": ["hello world"], "task": "retrieval.passage"}'
@@ -45,6 +52,7 @@ def parser(add: Any) -> options.Parser:
         help=f"name, folder or .gguf file; may be repeated (default: {registry.DEFAULT_MODEL})",
     )  # fmt: skip
     g.add_argument("--rerank-model", metavar="NAME", help="a reranker for /v1/rerank (default: none)")
+    g.add_argument("--index", action="append", metavar="NAME|FOLDER", help="for /v1/search and /mcp; may be repeated")
     g.add_argument("--weights", metavar="LABEL", help="for example Q8_0 or 8bit (default: the best there is)")
     g.add_argument("--backend", choices=("auto", *backends.BACKENDS), help="engine (default: auto)")
     g.add_argument("--device", choices=("cpu", "metal"), help="default: the engine's best")
@@ -86,28 +94,31 @@ def run(args: argparse.Namespace) -> int:
         raise EngineMissing(
             f"serve needs {error.name}, which is not installed: pip install 'jina_local[server]'."
         ) from error
-    from ..server.served import Served
+    from ..search import places
     from ..server.settings import Settings
 
-    given = {name: value for name, value in _settings(args).items() if value is not None}
-    settings = Settings(**given)
+    settings = Settings(**check(args))
+    indexes = [places.known(name) for name in _several(args.index, "INDEX") or ()]
     opens = args.open or os.environ.get("JINA_LOCAL_OPEN", "").lower() in ("1", "on", "yes", "true")
     if opens and settings.uds is not None:
         raise UsageError("--open: a browser cannot reach a Unix socket; give --host and --port.")
     _log_to_stderr()
 
     def ready(served: Served, addresses: Sequence[str]) -> None:
-        for service in served.services:
+        for service in (*served.services, *served.indexes.own):
             origin = service.spec.origin
             if origin is not None:
                 console.say(f"{service.name} {origin.weights} on {origin.backend} ({origin.device}): {origin.path}")
+        for info in served.indexes.infos():
+            vectors = f", {info.vectors:,} vectors of {info.model}" if info.model else ""
+            console.say(f"index {info.name}: {info.passages:,} passages{vectors}")
         page = _page(addresses[0])
         console.say(f"listening at {' and '.join(addresses)}{page and f'; the page is {page}'}; Ctrl-C ends it")
         if opens:
             threading.Thread(target=_open, args=[page], daemon=True).start()  # some browsers return when they end
 
     with console.quiet_stdout():
-        ended_by = listen.run(settings, _models(args), ready)
+        ended_by = listen.run(settings, _models(args), ready, indexes=indexes, mount=_mcp(indexes))
     return console.INTERRUPTED if ended_by == signal.SIGINT else console.OK
 
 
@@ -123,6 +134,32 @@ def _open(page: str) -> None:
 
     if not webbrowser.open(page):
         console.say(f"no browser could be started; open {page} in one")
+
+
+def _mcp(indexes: Sequence[Path]) -> Mount | None:
+    """The tools of each index at /mcp/NAME, of the first also at /mcp; None if the SDK is not installed."""
+    if not indexes:
+        return lambda _: {}  # the SDK takes long to import
+    try:
+        from ..integrations import mcp
+    except EngineMissing:
+        return None
+    from ..server.mounts import Hosted
+
+    def mount(served: Served) -> dict[str, Hosted]:
+        names = served.indexes.names
+        made = {
+            f"/mcp/{name}": Hosted(*mcp.http(mcp.Tools(partial(served.indexes.borrow, name), whole_paths=True)))
+            for name in names
+        }
+        return {"/mcp": made[f"/mcp/{names[0]}"], **made}
+
+    return mount
+
+
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the arguments of Settings. Raises UsageError for what cannot be."""
+    return {name: value for name, value in _settings(args).items() if value is not None}
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,14 +211,7 @@ def _number(name: str, option: Any, kind: Callable[[str], Any], *, low: float, h
 def _keys(args: argparse.Namespace) -> tuple[str, ...] | None:
     """The keys of a file, a key a line, or the one of JINA_LOCAL_API_KEY; an argument would be seen by all."""
     path = _from(args.api_key_file, "API_KEY_FILE")
-    if path is None:
-        one = os.environ.get("JINA_LOCAL_API_KEY")
-        return (one,) if one else None
-    lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        raise UsageError(f"{path}: has no key; expected one a line.")
-    return keys
+    return options.own_key() if path is None else options.api_keys(path)
 
 
 def _models(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ class LoadedModel:
             self._users[key] = self._users.get(key, 0) + 1
             backend = self._backends[key]
         try:
-            yield backend, adapter
+            yield (backend if self._queue is None else self._queue.lend(backend)), adapter
         finally:
             with self._changed:
                 self._users[key] -= 1

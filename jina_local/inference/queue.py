@@ -36,6 +36,7 @@ class Call:
     def __init__(self, seconds: float | None = None) -> None:
         """seconds: from now until nobody waits any more; None: for ever."""
         self.deadline = math.inf if seconds is None else time.monotonic() + seconds
+        self.alone = False  # its texts share passes with no other caller's: they get the bits that a lone caller gets
         self._ended = False
 
     @property
@@ -115,6 +116,13 @@ class PassQueue:
         """A backend whose passes go through this queue."""
         return _Queued(self, engine, self._most)
 
+    def lend(self, backend: Backend) -> Backend:
+        """The backend for the call of this thread: a wrapped one, or its engine if the call wants no company."""
+        call = _call.get()
+        if isinstance(backend, _Queued) and call is not None and call.alone:
+            return _Alone(self, backend.engine, call)
+        return backend
+
     @contextmanager
     def admit(self, call: Call, tokens: int) -> Iterator[None]:
         """Let a call of so many tokens in; its passes, in this thread, are dropped once the call is over.
@@ -187,7 +195,8 @@ class PassQueue:
                 with self._lock:
                     self._waiting.extendleft(other for other in reversed(jobs) if other is not job)
                 raise
-            self._count(jobs, len(of_round.passes), time.monotonic() - began)
+            texts, tokens = sum(job.texts for job in jobs), sum(job.tokens for job in jobs)
+            self.count(len(of_round.passes), texts, tokens, time.monotonic() - began)
             for other in jobs:
                 if other is not job:
                     other.woken.set()
@@ -241,15 +250,37 @@ class PassQueue:
             if job is not leader:
                 job.woken.set()
 
-    def _count(self, jobs: Sequence[_Job], passes: int, seconds: float) -> None:
-        tokens = sum(job.tokens for job in jobs)
+    def count(self, passes: int, texts: int, tokens: int, seconds: float, sharers: int = 1) -> None:
+        """Count what was run. sharers: passes that ran side by side meanwhile."""
         with self._lock:
             self._passes += passes
-            self._texts += sum(job.texts for job in jobs)
+            self._texts += texts
             self._tokens += tokens
             self._seconds += seconds
-            rate = tokens / max(seconds, 1e-6)
+            rate = sharers * tokens / max(seconds, 1e-6)
             self._rate = rate if not self._rate else (1 - _RECENT) * self._rate + _RECENT * rate
+
+
+class _Alone:
+    """The engine for one call, whose passes are run as the library plans them; see `Call.alone`."""
+
+    def __init__(self, queue: PassQueue, engine: Backend, call: Call) -> None:
+        self._queue, self._engine, self._call = queue, engine, call
+        self.hidden, self.vocab, self.budget, self.lanes = engine.hidden, engine.vocab, engine.budget, engine.lanes
+        self.device, self.dtype, self.threads = engine.device, engine.dtype, engine.threads
+        self.reasons: tuple[str, ...] = engine.reasons
+
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
+        """See backends.Backend. Raises CallEnded."""
+        if self._call.over:
+            raise CallEnded("nobody waits for the answer any more.")
+        began = time.monotonic()
+        rows = self._engine.forward(batch, sharers, task)
+        self._queue.count(1, len(batch.starts) - 1, len(batch.ids), time.monotonic() - began, sharers)
+        return rows
+
+    def close(self) -> None:
+        """Nothing: the engine is the queue's."""
 
 
 class _Queued:

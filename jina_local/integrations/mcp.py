@@ -1,4 +1,4 @@
-"""The Model Context Protocol over standard input and output: an index as tools for agents, in small answers.
+"""The Model Context Protocol over standard input and output, or HTTP: an index as tools for agents, in small answers.
 
 Before an answer the index is brought up to date on a thread of its own. The answer waits for that no longer than
 `_WAIT`; what is not done by then goes on, and the answer says so.
@@ -12,8 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, redirect_stdout, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -22,8 +22,10 @@ from ..errors import EngineMissing, IndexNotFound, Locked, UsageError
 
 try:
     import anyio
+    import anyio.to_thread
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.transport_security import TransportSecuritySettings
     from mcp_types import ToolAnnotations
 except ImportError as error:
     raise EngineMissing(
@@ -31,6 +33,7 @@ except ImportError as error:
     ) from error
 
 P = ParamSpec("P")
+App = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
 
 _HITS = 30  # of an answer: the best with their passages, the others by name
 _TOKENS = 800  # of an answer with passages, if the agent does not say
@@ -97,6 +100,31 @@ def server(tools: Tools) -> MCPServer:
     return made
 
 
+def http(tools: Tools) -> tuple[App, Callable[[], AbstractAsyncContextManager[None]]]:
+    """The tools as an ASGI app for POST, and the context in which it answers, which closes them at its end.
+
+    Requests depend on no earlier one, so there is no session, and each is answered at once. Who may ask is the
+    caller's to decide.
+    """
+    made = server(tools)
+    made.streamable_http_app(
+        stateless_http=True,
+        json_response=True,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+    manager = made.session_manager
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        try:
+            async with manager.run():
+                yield
+        finally:
+            await anyio.to_thread.run_sync(tools.close)
+
+    return manager.handle_request, running
+
+
 @asynccontextmanager
 async def _printing_elsewhere(_: object) -> AsyncIterator[None]:
     """What is printed goes to stderr; the SDK diverts descriptor 1, but not what Python holds back until the end."""
@@ -120,8 +148,9 @@ def _telling(tool: Callable[P, str]) -> Callable[P, str]:
 class Tools:
     """The tools of one server. Their docstrings are for the agent, which pays for each word."""
 
-    def __init__(self, open_index: Callable[[], Index]) -> None:
-        self._open_index = open_index
+    def __init__(self, open_index: Callable[[], Index], whole_paths: bool = False) -> None:
+        """whole_paths: the agent does not share the working directory, below which paths are short else."""
+        self._open_index, self._name = open_index, _whole if whole_paths else _name
         self._current: tuple[Index, tuple[int, int], _Refresh] | None = None
         self._lock = threading.Lock()
 
@@ -137,7 +166,7 @@ class Tools:
         _at_least(0, offset=offset)
         index, notes = self._fresh()
         answer = index.search(query, offset + _HITS + 1, paths=tuple(paths))
-        found = [_Found.of(hit) for hit in answer.hits[offset:]]
+        found = [_Found.of(hit, self._name) for hit in answer.hits[offset:]]
         return _listed(found, max_tokens, [*notes, *answer.missing], offset)
 
     def related(self, path: str, line: int = 1, max_tokens: int = _TOKENS) -> str:
@@ -150,7 +179,7 @@ class Tools:
         """
         index, notes = self._fresh()
         answer = index.related(path, line, _HITS)
-        found = [_Found.of(hit) for hit in answer.hits]
+        found = [_Found.of(hit, self._name) for hit in answer.hits]
         return _listed(found, max_tokens, [*notes, *answer.missing])
 
     def get(self, path: str, line: int = 1, count: int | None = None, max_tokens: int = _TOKENS_OF_LINES) -> str:
@@ -167,7 +196,7 @@ class Tools:
         lines = kept.count("\n") + 1
         whole, counted = len(kept) == len(found.text), found.unit == "line"
         last = found.end_line if whole or not counted else found.start_line + lines - 1
-        out = [_place(found.path, found.unit, found.start_line, last), kept]
+        out = [_place(self._name(found.path), found.unit, found.start_line, last), kept]
         if not whole:
             more = f"get it with line={last + 1}" if counted and last < found.end_line else "raise max_tokens"
             out.append(f"({'Line' if counted else found.unit.capitalize()}s follow to {found.end_line}: {more}.)")
@@ -182,12 +211,12 @@ class Tools:
         out = [
             f"{status.name}: {counts.documents:,} files, {counts.chunks:,} passages, {counts.vectors:,} with vectors",
             f"model: {model}",
-            *(f"folder: {_name(os.fsencode(folder))}" for folder in status.folders),
+            *(f"folder: {self._name(os.fsencode(folder))}" for folder in status.folders),
             *(f"{kind}: {', '.join(globs)}" for kind in ("include", "exclude") if (globs := getattr(status, kind))),
         ]
         if counts.skipped:
             out.append(f"{counts.skipped:,} files were skipped, such as:")
-            out += [f"  {_name(row.path)}: {row.reason}" for row in status.skipped[:5]]
+            out += [f"  {self._name(row.path)}: {row.reason}" for row in status.skipped[:5]]
         return "\n".join([*out, *notes])
 
     def close(self) -> None:
@@ -292,10 +321,10 @@ class _Found:
     state: str
 
     @classmethod
-    def of(cls, hit: Any) -> _Found:
+    def of(cls, hit: Any, name: Callable[[bytes], str]) -> _Found:
         """From a hit of `Index.search`, whose type has no public name."""
         chunk = hit.chunk
-        place = _place(hit.document.path, hit.document.unit, chunk.start_line, chunk.end_line)
+        place = _place(name(hit.document.path), hit.document.unit, chunk.start_line, chunk.end_line)
         return cls(place, chunk.context, chunk.text, hit.state)
 
     @property
@@ -345,16 +374,20 @@ def _at_least(least: int, **given: int) -> None:
             raise UsageError(f"{name} {value} is out of range; expected a whole number from {least}.")
 
 
-def _place(path: bytes, unit: str, first: int, last: int) -> str:
+def _place(name: str, unit: str, first: int, last: int) -> str:
     """PATH:FIRST-LAST, or PATH page 3."""
     lines = f"{first}-{last}" if last > first else f"{first}"
-    return f"{_name(path)}:{lines}" if unit == "line" else f"{_name(path)} {unit} {lines}"
+    return f"{name}:{lines}" if unit == "line" else f"{name} {unit} {lines}"
 
 
 def _name(path: bytes) -> str:
     """The path below the working directory if it is there, as an agent's other tools take it; else the whole."""
     inside = os.path.relpath(path)
     return (path if inside.startswith(b"..") else inside).decode("utf-8", "backslashreplace")
+
+
+def _whole(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
 
 
 def _file(index: Index) -> tuple[int, int]:

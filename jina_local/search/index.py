@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..bulk.cache import VectorCache
 from ..embedding.embedder import Embedder
+from ..embedding.request import Words
 from ..errors import EngineMissing, IndexMismatch, IndexNotFound, ModelNotFound, NonFiniteError, UsageError
-from ..reranking.reranker import Reranker
 from ..store import local_store
 from ..text import splitter
 from . import extract, places, words
@@ -25,9 +25,9 @@ from .database import Counts, Database, DocumentRow, SkippedRow
 from .excerpt import Passage, passage
 from .folder import walk
 from .lock import held
-from .model import IndexModel, Loading, names_of
+from .model import Borrow, IndexModel, Loading, names_of
 from .nearest import NONE
-from .query import Answer, Embed, Question, related, search
+from .query import Answer, Embed, Question, Ranks, related, search
 from .update import CHUNK_TOKENS, Model, Progress, Updated, add_vectors, take_in_words
 from .verify import faults
 from .writer import Writer, delete, writing
@@ -65,10 +65,11 @@ class Index:
         task: str | None = None,
         truncate_dim: int | None = None,
         loading: Loading | None = None,
+        borrow: Borrow | None = None,
     ) -> None:
-        """See `open`."""
+        """See `open`. borrow: opens the index's own model in place of `load`, and closes it too."""
         self.path = path
-        self._model = IndexModel(path, model, task, truncate_dim, loading or {})
+        self._model = IndexModel(path, model, task, truncate_dim, loading or {}, borrow)
         self._database: Database | None = None
         own = (path, local_store.vector_cache())
         self._own = tuple(os.fsencode(os.path.realpath(file)) for file in own)
@@ -151,7 +152,7 @@ class Index:
         paths: Sequence[str] = (),
         since_ns: int | None = None,
         min_score: float | None = None,
-        reranker: Reranker | None = None,
+        reranker: Ranks | None = None,
     ) -> Answer:
         """The passages that answer a question, best first; `.missing` of the answer says what had no part in it.
 
@@ -229,6 +230,12 @@ class Index:
             with self.database().reader() as reader:
                 header = reader.header()
             return self._model.open(header)
+
+    def words(self, side: str) -> Words | None:
+        """The words of `Embedder.embed` for a side, "document" or "query"; None if there is no vector yet."""
+        with self.database().reader() as reader:
+            header = reader.header()
+        return self._model.words(header, side) if "space" in header else None
 
     def status(self) -> Status:
         """What the index holds."""
@@ -343,7 +350,7 @@ class Index:
             self._database = None
 
 
-def _scores_of(reranker: Reranker) -> Callable[[str, Sequence[str]], list[float]]:
+def _scores_of(reranker: Ranks) -> Callable[[str, Sequence[str]], list[float]]:
     def scores(question: str, passages: Sequence[str]) -> list[float]:
         ranked = reranker.rerank(question, list(passages), show_progress=False)
         if ranked.failed:

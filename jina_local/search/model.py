@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -31,6 +31,11 @@ class Loading(TypedDict, total=False):
     show_progress: bool | None
 
 
+# (the space of the index, or None if it has no vector yet; how its model is asked for) -> a model that is open and
+# stays so.
+Borrow = Callable[[Mapping[str, str] | None, Mapping[str, Any]], Embedder]
+
+
 class IndexModel:
     """The model of one index, opened when it is first needed. The header has what it was made with."""
 
@@ -41,7 +46,9 @@ class IndexModel:
         task: str | None,
         truncate_dim: int | None,
         loading: Loading,
+        borrow: Borrow | None = None,
     ) -> None:
+        self._borrow = borrow
         self._index, self._asked, self._task, self._dim, self._loading = index, model, task, truncate_dim, loading
         self._embedder = None if model is None or isinstance(model, str | os.PathLike) else model
         self._fitting = ""  # the space that was found to be the model's
@@ -66,10 +73,13 @@ class IndexModel:
         """The model, open. Raises IndexMismatch if its space is not that of the index."""
         with self._lock:
             request = self.request(header)
-            if self._embedder is None:
+            if self._borrow is not None:
+                if self._embedder is None or header.get("space", self._fitting) != self._fitting:
+                    self._embedder = self._borrow(json.loads(header.get("space", "null")), request)
+            elif self._embedder is None:
                 self._embedder = self._load(request)
             if header.get("space", self._fitting) != self._fitting:
-                _check_space(self._index, json.loads(header["space"]), self._embedder.space(**_words(request)))
+                _check_space(self._index, json.loads(header["space"]), self._embedder.space(**words_of(request)))
                 self._fitting = header["space"]
             return self._embedder
 
@@ -101,12 +111,12 @@ class IndexModel:
 
     def words(self, header: Mapping[str, str], side: str) -> Words:
         """The words of `Embedder.embed` for a side, "document" or "query"."""
-        return {**_words(self.request(header)), "prompt_name": side}
+        return {**words_of(self.request(header)), "prompt_name": side}
 
     def close(self) -> None:
         """Close the model, if it was opened here."""
         with self._lock:
-            if self._embedder is not None and self._embedder is not self._asked:
+            if self._embedder is not None and self._embedder is not self._asked and self._borrow is None:
                 self._embedder.close()
             self._embedder = None
 
@@ -122,15 +132,16 @@ class IndexModel:
         return cast(Embedder, opened)
 
 
+def words_of(request: Mapping[str, Any]) -> Words:
+    """The words of `Embedder.space` for the documents of an index, from how its model is asked for."""
+    return {"prompt_name": "document", "task": request.get("task"), "truncate_dim": request.get("truncate_dim")}
+
+
 def names_of(embedder: Embedder) -> dict[str, Any]:
     """By which names the model of an Embedder is opened again."""
     origin = embedder.spec.origin
     assert origin is not None
     return {"backend": origin.backend, "weights": origin.weights}
-
-
-def _words(request: Mapping[str, Any]) -> Words:
-    return {"prompt_name": "document", "task": request.get("task"), "truncate_dim": request.get("truncate_dim")}
 
 
 def _check_space(path: Path, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:

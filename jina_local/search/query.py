@@ -7,11 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..spec import Reranking
 from . import nearest, ranking
 from .database import ChunkRow, Database, DocumentRow, Reader
 from .folder import shown
@@ -33,6 +35,14 @@ _SLOW_WITHOUT_KERNEL = 200_000  # vectors
 # Chosen on the sets of tests/bench/README.md.
 _COSINE = 0.8  # the vectors' part of the sum, beside 1 for the words
 _REACH = 0.4  # words count in full if the best passage has this share of the question's weight
+
+
+class Ranks(Protocol):
+    """What a reranker is to an index."""
+
+    def rerank(self, query: str, documents: list[str], /, *, show_progress: bool | None) -> Reranking:
+        """See `Reranker.rerank`."""
+        ...
 
 
 @dataclass(frozen=True)

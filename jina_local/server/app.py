@@ -20,9 +20,10 @@ from .. import __version__
 from ..inference.queue import Call
 from . import assets, faults, strict_json
 from .dialects.calls import Fault
-from .faults import Refused
-from .guard import App, Guard
+from .faults import NotReady, Refused
+from .guard import App, Guard, Message, Receive, Scope, Send
 from .metrics import Metrics
+from .mounts import Hosted
 from .routes import Endpoint, Reply, endpoints, fault_shape
 from .served import Served
 from .settings import Settings
@@ -78,10 +79,12 @@ class State:
         return seconds
 
 
-def build(served: Served, settings: Settings, state: State) -> App:
-    """The whole app, with the guard around it."""
+def build(served: Served, settings: Settings, state: State, hosted: Mapping[str, Hosted] | None) -> App:
+    """The whole app, with the guard around it. hosted: None if the package mcp is not installed."""
     routes = [
         *(_route(one, state) for one in endpoints(served)),
+        *(Route(path, _Hosting(path, one.app, state), methods=["POST"]) for path, one in (hosted or {}).items()),
+        Route("/mcp{rest:path}", _no_mcp(hosted), methods=["GET", "POST"]),
         *assets.routes(),
         Route("/health", _health(served), methods=["GET"]),
         Route("/live", _health(served), methods=["GET"]),
@@ -126,6 +129,57 @@ def _route(one: Endpoint, state: State) -> Route:
         return response
 
     return Route(one.path, endpoint, methods=list(one.methods))
+
+
+class _Hosting:
+    """An ASGI app of another room as a route's endpoint. The guard has read the body, so it is given once more."""
+
+    def __init__(self, path: str, app: App, state: State) -> None:
+        self._path, self._app, self._state = path, app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = self._state.last_request = time.monotonic()
+        body: list[bytes] = [scope["state"].get("body", b"")]
+        status = 500
+
+        async def again() -> Message:
+            return {"type": "http.request", "body": body.pop()} if body else await receive()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._state.metrics.under_way += 1
+        try:
+            self._state.served.require_ready()
+            await self._app(scope, again, watched)
+        except NotReady as error:
+            refused = _response(faults.of(error), scope["state"]["request_id"], fault_shape(self._path))
+            await refused(scope, again, watched)
+        finally:
+            self._state.metrics.under_way -= 1
+            self._state.last_request = time.monotonic()
+            self._state.metrics.answered(self._path, status, time.monotonic() - began)
+
+
+def _no_mcp(hosted: Mapping[str, Hosted] | None) -> Callable[[Request], Awaitable[Response]]:
+    """Why the Model Context Protocol is not spoken at a path."""
+    if hosted is None:
+        fault = Fault(501, "not_installed", "the package mcp is not installed here: pip install 'jina_local[mcp]'.")
+    elif hosted:
+        paths = ", ".join(hosted)
+        fault = Fault(404, "not_found", f"MCP is spoken by POST at {paths}; no stream is kept open.")
+    else:
+        fault = Fault(404, "index_not_found", "MCP needs an index, and the server was given none: serve --index.")
+
+    async def refuse(request: Request) -> Response:
+        one = fault
+        if hosted and request.url.path in hosted:
+            one = replace(fault, status=405, type="method")
+        return _response(faults.Answer(one), request.state.request_id, fault_shape(request.url.path))
+
+    return refuse
 
 
 def _said(reply: Reply) -> Mapping[str, str]:

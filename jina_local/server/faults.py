@@ -33,6 +33,10 @@ class ModelUnknown(UsageError):
     """No model of that name is in service."""
 
 
+class IndexUnknown(UsageError):
+    """No index of that name is in service."""
+
+
 class NotReady(JinaError):
     """The models are still being loaded, or the server is about to end."""
 
@@ -62,6 +66,8 @@ def of(error: BaseException) -> Answer:
         return Answer(Fault(504, "deadline", "the time for this request is over; it was not answered."))
     if isinstance(error, ModelUnknown):
         return Answer(Fault(404, "model_not_found", text, "model"))
+    if isinstance(error, IndexUnknown):
+        return Answer(Fault(404, "index_not_found", text, "index"))
     if isinstance(error, TextTooLong):
         return Answer(Fault(422, "input_too_long", text, f"input[{error.index}]"))
     if isinstance(error, TextError):

@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,17 +19,24 @@ import uvicorn
 from ..errors import OutputError, UsageError
 from .app import State, build
 from .connection import protocol
+from .mounts import Hosted, Mount
 from .served import Served
 from .settings import Settings
 
 
 def run(
-    settings: Settings, models: Sequence[Mapping[str, Any]], ready: Callable[[Served, Sequence[str]], None]
+    settings: Settings,
+    models: Sequence[Mapping[str, Any]],
+    ready: Callable[[Served, Sequence[str]], None],
+    *,
+    indexes: Sequence[Path] = (),
+    mount: Mount | None = None,
 ) -> int | None:
     """Serve until a signal comes or nobody has asked for `idle_exit` seconds. Returns the signal's number, or None.
 
     models: the words of `load` for each model. They are loaded while /health is answered already.
     ready: called once requests are taken, with the addresses.
+    indexes: the files that can be searched. mount: makes the apps that answer at paths of their own.
     Raises what loading raises, and UsageError for an address that cannot be had.
     """
     if not settings.is_loopback and not settings.keys:
@@ -37,7 +45,9 @@ def run(
             "JINA_LOCAL_API_KEY."
         )
     with _sockets(settings) as (sockets, bound):
-        return asyncio.run(_Server(bound, models, ready).serve_all(sockets))
+        served = Served(bound, indexes)
+        hosted = None if mount is None else mount(served)
+        return asyncio.run(_Server(bound, served, models, ready, hosted).serve_all(sockets))
 
 
 class _Server(uvicorn.Server):
@@ -46,16 +56,18 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         settings: Settings,
+        served: Served,
         models: Sequence[Mapping[str, Any]],
         ready: Callable[[Served, Sequence[str]], None],
+        hosted: Mapping[str, Hosted] | None,
     ) -> None:
         self.settings, self._models, self._ready = settings, models, ready
-        self.served = Served(settings)
+        self.served, self._hosted = served, hosted
         self.state = State(self.served, settings)
         self.signal: int | None = None
         super().__init__(
             uvicorn.Config(
-                build(self.served, settings, self.state),  # type: ignore[arg-type]  # an ASGI app, with names of its own
+                build(self.served, settings, self.state, hosted),  # type: ignore[arg-type]  # an ASGI app, with names of its own
                 http=protocol(settings.header_seconds, settings.max_connections),
                 ws="none",
                 lifespan="off",
@@ -78,7 +90,10 @@ class _Server(uvicorn.Server):
         serving = asyncio.ensure_future(self.serve(list(sockets)))
         loading = loop.run_in_executor(None, self.served.open, self._models)
         watching: asyncio.Future[None] | None = None
+        apps = contextlib.AsyncExitStack()
         try:
+            for one in dict.fromkeys((self._hosted or {}).values()):
+                await apps.enter_async_context(one.running())
             await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and loading.exception() is not None:
                 self.should_exit = True
@@ -91,6 +106,7 @@ class _Server(uvicorn.Server):
             if watching is not None:
                 watching.cancel()
             self.state.close()
+            await apps.aclose()
             await asyncio.shield(loop.run_in_executor(None, self.served.close))
         return self.signal
 

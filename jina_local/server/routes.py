@@ -10,7 +10,9 @@ from typing import Any
 
 from .. import __version__
 from ..inference.queue import Call
-from .dialects import elastic, ollama, tei, v1
+from . import library
+from .dialects import elastic, ollama, search, tei, v1
+from .dialects import library as dialect
 from .dialects.calls import Fault, Ranking
 from .endpoint_file import EndpointFile
 from .inference_endpoints import InferenceApi
@@ -47,7 +49,7 @@ _TEI = ("/embed", "/similarity", "/rerank", "/tokenize", "/info")
 
 def endpoints(served: Served) -> list[Endpoint]:
     """Every path whose work is done in a thread. The first that fits answers."""
-    return [*_v1(served), *_ollama(served), *_tei(served), *_elastic(served)]
+    return [*_v1(served), *_ollama(served), *_tei(served), *_elastic(served), *_search(served), *_library(served)]
 
 
 def fault_shape(path: str) -> Callable[[Fault], Any]:
@@ -151,6 +153,34 @@ def _elastic(served: Served) -> list[Endpoint]:
 def _cut(ranking: Ranking) -> list[int | str]:
     """The texts of a ranking that were cut, for answers that have no place to say it."""
     return [*(["query"] if ranking.query_truncated else []), *ranking.truncated]
+
+
+def _search(served: Served) -> list[Endpoint]:
+    def indexes(_body: Any, _ticket: Call) -> Reply:
+        return Reply(search.write_indexes(served.indexes.infos()))
+
+    work = _mapped(search.read_search, served.search, search.write_search)
+    return [
+        Endpoint("/v1/search", ["POST"], work, v1.write_fault),
+        Endpoint("/v1/indexes", ["GET"], indexes, v1.write_fault),
+    ]
+
+
+def _library(served: Served) -> list[Endpoint]:
+    def embed(body: Any, ticket: Call) -> Reply:
+        return Reply(library.embed(served, dialect.read_embed(body), ticket))
+
+    def space(body: Any, _ticket: Call) -> Reply:
+        return Reply(library.space(served, dialect.read_space(body)))
+
+    def rerank(body: Any, ticket: Call) -> Reply:
+        return Reply(library.rerank(served, dialect.read_rerank(body), ticket))
+
+    return [
+        Endpoint("/library/embed", ["POST"], embed, v1.write_fault),
+        Endpoint("/library/space", ["POST"], space, v1.write_fault),
+        Endpoint("/library/rerank", ["POST"], rerank, v1.write_fault),
+    ]
 
 
 def _mapped(read: Callable[[Any], Any], call: Callable[[Any, Call], Any], write: Callable[[Any, Any], Any]) -> Work:

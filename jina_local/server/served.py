@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import stat
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,9 @@ from ..embedding import vectors
 from ..embedding.embedder import Embedder, Prepared
 from ..embedding.request import resolve
 from ..errors import NonFiniteError, TextTooLong, UsageError
-from ..inference.queue import Call, Counts, PassQueue
-from ..loading import load
+from ..inference.queue import Call, Counts
 from ..reranking.reranker import Reranker
-from ..spec import NO_TASK, ModelSpec
+from ..spec import NO_TASK, Embedded, ModelSpec
 from ..text.tokenizer import checked
 from .dialects.calls import (
     BadField,
@@ -26,15 +23,18 @@ from .dialects.calls import (
     ClassifyCall,
     EmbedCall,
     Embeddings,
+    FoundPassages,
     Input,
-    ModelInfo,
     RankedDocument,
     Ranking,
     RerankCall,
+    SearchCall,
     Token,
     TokenizeCall,
 )
 from .faults import ModelUnknown, NotReady, Refused
+from .indexes import Indexes
+from .service import Service
 from .settings import Settings
 from .tokens import tokens_of
 
@@ -42,80 +42,32 @@ from .tokens import tokens_of
 _SIDES = {"query": ("retrieval", "query"), "document": ("retrieval", "document")}
 
 
-@dataclass
-class Service:
-    """One model, open, with its queue."""
-
-    name: str
-    model: Embedder | Reranker
-    queue: PassQueue
-    _digest: str | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What it is."""
-        return self.model.spec
-
-    def info(self) -> ModelInfo:
-        """What a client may want to know of it."""
-        spec, origin = self.spec, self.spec.origin
-        if origin is None:
-            raise AssertionError("an open model has no origin")
-        files = [one.stat() for one in (origin.path.rglob("*") if origin.path.is_dir() else [origin.path])]
-        files = [one for one in files if stat.S_ISREG(one.st_mode)]
-        with self._lock:  # reading a file for its digest takes a while, once
-            self._digest = self._digest or self.model.digest()
-        return ModelInfo(
-            name=self.name,
-            kind="embedding" if spec.scoring is None else "reranker",
-            tasks=spec.tasks,
-            prompts=[name for name in spec.prompts if name not in spec.tasks],
-            dims=spec.dims,
-            max_tokens=spec.max_tokens,
-            pooling=spec.pooling,
-            license=spec.license,
-            backend=origin.backend,
-            weights=origin.weights,
-            device=origin.device,
-            dtype=origin.dtype,
-            digest=self._digest,
-            architecture=spec.architecture,
-            form=origin.form,
-            size=sum(one.st_size for one in files),
-            modified=max((one.st_mtime for one in files), default=0.0),
-        )
-
-
 class Served:
     """All models of a server. Its methods block, and are called from many threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, indexes: Sequence[Path] = ()) -> None:
+        """indexes: the files that can be searched."""
         self.settings = settings
         self._services: dict[str, Service] = {}
+        self.indexes = Indexes(settings, indexes)
         self.state = "loading"  # "loading" | "ready" | "draining"
 
-    def open(self, models: Iterable[Mapping[str, Any]]) -> None:
+    def open(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Load models, each by the words of `load`. Raises what `load` raises, and UsageError for a name twice."""
-        settings = self.settings
         for words in models:
-            queue = PassQueue(
-                max_batch_tokens=settings.max_batch_tokens,
-                max_wait=settings.max_wait_ms / 1000,
-                max_tokens=settings.queue_tokens,
-                max_seconds=settings.queue_seconds,
-            )
-            model = load(**words, queue=queue)
-            name = model.spec.name
-            if name in self._services:
-                model.close()
-                raise UsageError(f"{name} is given twice; a server has one of each.")
-            self._services[name] = Service(name, model, queue)
+            service = Service.open(self.settings, words)
+            if service.name in self._services:
+                service.model.close()
+                raise UsageError(f"{service.name} is given twice; a server has one of each.")
+            self._services[service.name] = service
+        machine = {key: models[0].get(key) for key in ("device", "threads", "isolate")} if models else {}
+        self.indexes.open(self.services, machine)
         self.state = "ready"
 
     def close(self) -> None:
         """Close all models after the calls that are under way."""
         self.state = "draining"
+        self.indexes.close()
         for service in self._services.values():
             service.model.close()
 
@@ -133,7 +85,7 @@ class Served:
 
     def counts(self) -> dict[str, Counts]:
         """What each model's queue has done."""
-        return {service.name: service.queue.counts() for service in self.services}
+        return {service.name: service.queue.counts() for service in (*self.indexes.own, *self.services)}
 
     def find(self, name: str | None, kind: type[Embedder | Reranker] | None = None) -> tuple[Service, str]:
         """The service of a name, and what stands after its colon; no name is the first of its kind.
@@ -161,7 +113,7 @@ class Served:
         """Vectors for texts."""
         service, suffix = self.find(call.model, Embedder)
         model = _embedder(service)
-        self._check_count("input", len(call.inputs))
+        self.check_count("input", len(call.inputs))
         task, prompt_name = _side(model.spec, call, suffix)
         texts = [_as_text(model, n, one) for n, one in enumerate(call.inputs)]
         prepared = model.prepare(
@@ -175,7 +127,7 @@ class Served:
             overflow="truncate" if call.truncate else "error",
             late_chunking=call.late_chunking,
         )
-        result = self._run(service, model, prepared, ticket)
+        result = self._run(service, prepared, ticket)
         spec = prepared.spec
         of_prefix = {prefix: name for name, prefix in model.spec.prompts.items() if name not in model.spec.tasks}
         return Embeddings(
@@ -190,10 +142,10 @@ class Served:
     def rerank(self, call: RerankCall, ticket: Call) -> Ranking:
         """Documents in order. A model that embeds ranks by the cosine of its vectors, if it is asked for by name."""
         service, _ = self.find(call.model, Reranker if call.model is None else None)
-        self._check_count("documents", len(call.documents))
+        self.check_count("documents", len(call.documents))
         model = service.model
         if isinstance(model, Embedder):
-            return self._rank_by_cosine(service, model, call, ticket)
+            return self._rank_by_cosine(service, call, ticket)
         prepared = model.prepare(
             call.query,
             call.documents,
@@ -204,10 +156,7 @@ class Served:
         )
         if not call.truncate and (prepared.fed.cut or prepared.fed.query_cut):
             raise _too_long(prepared.fed.cut)
-        self._check_tokens(prepared.tokens)
-        with service.queue.admit(ticket, prepared.tokens):
-            scores = model.run(prepared, show_progress=False)
-        found = model.finish(prepared, scores)
+        found = service.rank(prepared, ticket)
         return Ranking(
             model=service.name,
             results=[
@@ -229,14 +178,14 @@ class Served:
         model = _embedder(service)
         if len(call.labels) < 2:
             raise BadField("labels", "are fewer than two; there is nothing to choose among.")
-        self._check_count("input", len(call.inputs) + len(call.labels))
+        self.check_count("input", len(call.inputs) + len(call.labels))
         task = suffix or ("classification" if "classification" in model.spec.tasks else model.spec.tasks[0])
         prepared = model.prepare(
             [*call.labels, *call.inputs],
             task=task,  # type: ignore[arg-type]  # `resolve` judges the word
             overflow="truncate" if call.truncate else "error",
         )
-        result = self._run(service, model, prepared, ticket)
+        result = self._run(service, prepared, ticket)
         count = len(call.labels)
         cosines = vectors.similarity(result.vectors[count:], result.vectors[:count], "float32")
         shares = np.exp(cosines - cosines.max(axis=1, keepdims=True))
@@ -253,7 +202,7 @@ class Served:
         """The tokens of texts. The prompt stands before them if the request or the model's name asks for one."""
         service, suffix = self.find(call.model, Embedder)
         model = _embedder(service)
-        self._check_count("inputs", len(call.inputs))
+        self.check_count("inputs", len(call.inputs))
         most = self.settings.max_request_tokens
         if sum(map(len, call.inputs)) > most:
             raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", "inputs")
@@ -265,30 +214,33 @@ class Served:
         texts = [prefix + checked(n, text) for n, text in enumerate(call.inputs)]
         return [tokens_of(model.tokenizer, text, template=call.special_tokens) for text in texts]
 
-    def _run(self, service: Service, model: Embedder, prepared: Prepared, ticket: Call) -> Any:
+    def search(self, call: SearchCall, ticket: Call) -> FoundPassages:
+        """The passages of an index that answer a question."""
+        ticket.alone = call.alone
+        reranker = None
+        if call.rerank:
+            reranker, suffix = self.find(None if call.rerank is True else call.rerank, Reranker)
+            if suffix:
+                raise BadField("rerank", f"ends in {suffix[:60]!r}; a reranker has nothing after its colon.")
+        return self.indexes.search(call, ticket, reranker)
+
+    def _run(self, service: Service, prepared: Prepared, ticket: Call) -> Embedded:
         """Run what was prepared, through the queue. Raises NonFiniteError unless every text has a vector."""
-        tokens = int(prepared.ids.counts.sum())
-        self._check_tokens(tokens)
-        with service.queue.admit(ticket, tokens):
-            pooled = model.run(prepared, show_progress=False)
-        result = model.finish(prepared, pooled)
+        result = service.embed(prepared, ticket)
         if result.failed:
             raise NonFiniteError(result.failed, len(result.vectors))
         return result
 
-    def _rank_by_cosine(self, service: Service, model: Embedder, call: RerankCall, ticket: Call) -> Ranking:
+    def _rank_by_cosine(self, service: Service, call: RerankCall, ticket: Call) -> Ranking:
         if call.return_embeddings or call.max_doc_length is not None:
             raise UsageError(f"return_embeddings and max_doc_length are for a reranker; {service.name} embeds.")
-        counts = 0
-        for side, texts in (("query", [call.query]), ("document", call.documents)):
-            words = {"task": "retrieval", "prompt_name": side, "overflow": "truncate" if call.truncate else "error"}
+        model = _embedder(service)
+        for side, texts in () if call.truncate else (("query", [call.query]), ("document", call.documents)):
             try:
-                counts += int(model.prepare(texts, **words).ids.counts.sum())  # type: ignore[arg-type]
+                model.prepare(texts, task="retrieval", prompt_name=side, overflow="error")
             except TextTooLong as error:
                 raise _too_long([error.index] if side == "document" else []) from None
-        self._check_tokens(counts)
-        with service.queue.admit(ticket, counts):
-            found = model.rerank(call.query, call.documents, top_n=call.top_n, show_progress=False)
+        found = service.rank_by_cosine(call.query, call.documents, ticket, top_n=call.top_n)
         return Ranking(
             model=service.name,
             results=[RankedDocument(one.index, one.score, one.document) for one in found],
@@ -299,15 +251,11 @@ class Served:
             scoring=found.scoring,
         )
 
-    def _check_count(self, param: str, count: int) -> None:
+    def check_count(self, param: str, count: int) -> None:
+        """Raise Refused for more texts than a request may have."""
         if count > self.settings.max_inputs:
             message = f"{count} texts in one request; {self.settings.max_inputs} are allowed."
             raise Refused(422, "too_many_inputs", message, param)
-
-    def _check_tokens(self, tokens: int) -> None:
-        most = self.settings.max_request_tokens
-        if tokens > most:
-            raise Refused(422, "too_many_tokens", f"{tokens} tokens in one request; {most} are allowed.", "input")
 
 
 _KIND: Mapping[type[Embedder | Reranker] | None, str] = {

@@ -14,8 +14,9 @@ import pytest
 
 from jina_local.cli import main
 from jina_local.cli.get import place_of
-from jina_local.cli.search import _around, _since
+from jina_local.cli.search import _around
 from jina_local.errors import SearchIndexError, UsageError
+from jina_local.search import filters
 from jina_local.search.index import Index
 from tests import made
 
@@ -143,7 +144,7 @@ def test_a_budget_of_tokens_cuts_at_a_line(here, capfd):
     found = [json.loads(line) for line in out.splitlines()]
     with Index.open("notes") as index:
         assert 0 < sum(index.count_tokens([one["text"] for one in found])) <= 60
-    assert re.search(r"\d of 6 passages did not fit into --max-tokens", err)
+    assert re.search(r"\d of 6 passages did not fit into max_tokens", err)
     assert [one["text"] for one in found[:-1]] == [one["text"] for one in whole[: len(found) - 1]]
     last = whole[len(found) - 1]
     assert last["text"].startswith(found[-1]["text"])
@@ -241,8 +242,8 @@ def test_places_and_moments(tmp_path, monkeypatch):
     assert place_of("a.py") == ("a.py", 1, None)
     assert place_of("a:3") == ("a:3", 1, None)
     now = time.time()
-    assert _since("2d", now) == int(now - 2 * 86400) * 10**9
-    assert _since("2026-01-31", now) < _since("2026-01-31T12:00", now)
+    assert filters.since("2d", now, "--since") == int(now - 2 * 86400) * 10**9
+    assert filters.since("2026-01-31", now, "--since") < filters.since("2026-01-31T12:00", now, "--since")
 
 
 def test_lines_around_the_best():

@@ -155,6 +155,33 @@ def test_a_call_that_nobody_waits_for_is_dropped():
     assert queue.counts().admitted == 0
 
 
+def test_a_call_that_wants_no_company_is_run_as_the_library_plans_it():
+    engine = Gated(lanes=2)
+    queue = PassQueue()
+    queued = queue.wrap(engine)
+    call, other = Call(30), Call(30)
+    call.alone = True
+    with queue.admit(other, 1):
+        assert queue.lend(queued) is queued
+    with queue.admit(call, 3):
+        lent = queue.lend(queued)
+        assert (lent.budget, lent.lanes) == (engine.budget, engine.lanes)
+        pool = ThreadPoolExecutor(1)
+        first = pool.submit(queued.forward, batch([999]))  # a round that others would wait behind
+        assert engine.entered.wait(30)
+        one = batch([1, 2], [3])
+        assert np.array_equal(lent.forward(one), FakeBackend().forward(one))
+        assert engine.batches[-1] is one
+        engine.gate.set()
+        first.result(30)
+        call.end()
+        with pytest.raises(CallEnded):
+            lent.forward(one)
+    assert queue.lend(queued) is queued
+    counts = queue.counts()
+    assert (counts.passes, counts.texts, counts.tokens, counts.admitted) == (2, 3, 4, 0)
+
+
 def test_more_than_may_be_under_way_is_refused_with_the_time_to_come_back():
     engine = FakeBackend()
     queue = PassQueue(max_tokens=10)

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Running:
     """A server that answers."""
 
     process: subprocess.Popen[str]
-    port: int
+    port: int  # 0: it listens at a Unix socket
 
     @property
     def url(self) -> str:
@@ -52,11 +52,12 @@ class Running:
 
 
 @contextmanager
-def serving(*options: str, **environment: str) -> Iterator[Running]:
-    """Start `serve`, wait until it takes requests, and end it."""
+def serving(*options: str, started: Sequence[str] = (), **environment: str) -> Iterator[Running]:
+    """Start `serve`, wait until it takes requests, and end it. started: what starts the command line instead."""
     arguments = options if "--model" in options else ("--model", "pico", *options)
+    where = () if "--uds" in arguments else ("--port", "0")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jina_local", "serve", "--port", "0", *arguments],
+        [*(started or (sys.executable, "-m", "jina_local")), "serve", *where, *arguments],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, **environment},
     )  # fmt: skip
@@ -79,8 +80,8 @@ def _port(process: subprocess.Popen[str]) -> int:
     said, deadline = [], time.monotonic() + 60
     for line in process.stdout:
         said.append(line)
-        if found := re.search(r"listening at http://[^ ]*:(\d+)", line):
-            return int(found[1])
+        if found := re.search(r"listening at (?:http://[^ ]*:(\d+)|unix:)", line):
+            return int(found[1] or 0)
         assert time.monotonic() < deadline
     raise AssertionError("".join(said))
 

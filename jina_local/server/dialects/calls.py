@@ -133,6 +133,67 @@ class Token:
 
 
 @dataclass(frozen=True)
+class SearchCall:
+    """A question to an index. The names are those of `search` of the command line."""
+
+    query: str
+    index: str | None = None  # None: the only one
+    k: int = 10
+    mode: str = "hybrid"
+    lang: Sequence[str] = ()
+    path: Sequence[str] = ()
+    since: str | None = None
+    min_score: float | None = None
+    rerank: str | bool = False  # a model in service; True: the first reranker
+    context: int | None = None
+    max_tokens: int | None = None
+    alone: bool = False  # the last bits of the scores do not depend on who else asks
+
+
+@dataclass(frozen=True)
+class FoundPassage:
+    """One passage of an answer."""
+
+    record: Mapping[str, object]  # as `search --format json` has it
+    path: bytes  # as the file system has it
+    start_line: int  # of the passage itself; the record's lines may be more around it
+    end_line: int
+
+
+@dataclass(frozen=True)
+class FoundPassages:
+    """The reply."""
+
+    index: str
+    mode: str  # that answered
+    missing: Sequence[str]  # sentences about all that had no part in the answer
+    hits: Sequence[FoundPassage]
+    truncated: Sequence[int]  # [0] if the question was cut
+
+
+@dataclass(frozen=True)
+class LibraryCall:
+    """A call of the library over HTTP: the arguments of `Embedder.embed` or `rerank` as they are."""
+
+    model: str | None
+    texts: Sequence[str]
+    words: Mapping[str, object]
+    query: str = ""  # of a ranking
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """An index in service."""
+
+    name: str
+    files: int
+    passages: int
+    vectors: int
+    model: str | None  # None: it has no vector yet
+    dim: int | None
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A model in service."""
 
