@@ -92,6 +92,7 @@ def build(served: Served, settings: Settings, state: State, hosted: Mapping[str,
         Route("/metrics", _metrics(state), methods=["GET"]),
     ]
     inner = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    inner.router.redirect_slashes = False  # it would answer with an address made of the Host header
     return Guard(inner, settings, _refuse)
 
 
@@ -120,7 +121,7 @@ def _route(one: Endpoint, state: State) -> Route:
         except Exception as error:
             answer = faults.of(error)
             if answer.fault.type == "internal":
-                _log.exception("request %s failed", request_id)
+                faults.log_bug(_log, request_id, error)
             response = _response(answer, request_id, one.fault)
         finally:
             state.metrics.under_way -= 1
@@ -190,6 +191,8 @@ def _said(reply: Reply) -> Mapping[str, str]:
 
 def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:
     headers = {} if answer.retry_after is None else {"retry-after": str(answer.retry_after)}
+    if answer.fault.status == 401:
+        headers["www-authenticate"] = "Bearer"
     body = fault(replace(answer.fault, request_id=request_id))
     return Response(strict_json.dumps(body), answer.fault.status, headers, "application/json")
 

@@ -68,7 +68,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build(self.served, settings, self.state, hosted),  # type: ignore[arg-type]  # an ASGI app, with names of its own
-                http=protocol(settings.header_seconds, settings.max_connections),
+                http=protocol(settings),
                 ws="none",
                 lifespan="off",
                 loop="asyncio",

@@ -80,7 +80,7 @@ def write_embeddings(call: EmbedCall, reply: Embeddings) -> dict[str, Any]:
 
 
 def vectors_as(form: str, reply: Embeddings) -> Sequence[Any]:
-    """Each vector in the form that was asked for."""
+    """Each vector in the form that was asked for; "float" leaves them arrays, which are written as lists."""
     if form == "base64":
         return [base64.b64encode(np.asarray(row, "<f4").tobytes()).decode() for row in reply.vectors]
     return reply.lists()
