@@ -51,7 +51,8 @@ class Guard:
             raise RuntimeError(f"{scope['type']} is not served here")
         request_id = secrets.token_hex(8)
         headers: Headers = scope["headers"]
-        answering = _Answering(send, [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")])
+        own = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        answering = _Answering(send, own)
         body = _Body(receive, headers, self._settings.max_body)
         try:
             origin = self._check_caller(scope, headers)
@@ -102,6 +103,7 @@ class Guard:
             right |= hmac.compare_digest(key, given)
         if not right:
             raise Refused(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY.")
+
 
 class _Body:
     """The body of one request. How long it may take is the connection's business."""

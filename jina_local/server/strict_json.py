@@ -12,6 +12,7 @@ from ..errors import UsageError
 
 _DEPTH = 16
 _DIGITS = 20
+_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 _TOO_DEEP = f"the body is nested more than {_DEPTH} deep."
 
 
@@ -53,7 +54,7 @@ def _row(row: np.ndarray) -> bytes:
 
 
 def _plain(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+    return _encoder.encode(value).encode()
 
 
 def _check_depth(value: Any) -> None:
