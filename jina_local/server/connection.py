@@ -23,8 +23,8 @@ _TOO_MANY = Fault(503, "too_many_connections", "the server has as many connectio
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
     """The class of a connection. uvicorn bounds the time between requests and, roughly, the size of a header.
 
-    Added here: `header_seconds` from the first byte that is awaited to the end of a header; `body_seconds` for a body,
-    which has to come at `body_rate` too; `body_seconds` for an answer to be read; `max_connections` at a time.
+    Added here: `header_seconds` from the first byte that is awaited to the end of a header; `body_seconds` for a
+    body, which has to come at `body_rate` too, and for an answer to be read; `max_connections` at a time.
     """
 
     class Connection(H11Protocol):

@@ -119,9 +119,9 @@ class _Server(uvicorn.Server):
         yield
 
     def _stop(self, number: int) -> None:
-        if self.should_exit:
-            self.force_exit = True
-        self.signal = self.signal or number
+        if self.signal is not None:  # it has come before: at once, and an engine does not stop within a pass
+            os._exit(128 + number)
+        self.signal = number
         self.served.state = "draining"
         self.should_exit = True
 

@@ -249,6 +249,11 @@ class Fields:
         self._body = body
         self._asked: set[str] = set()
 
+    @classmethod
+    def of(cls, body: object) -> Fields:
+        """The fields of a body; those of a description, which is no body, are itself: see server/openapi.py."""
+        return body if isinstance(body, Fields) else cls(body)
+
     def any(self, *names: str) -> tuple[str, object]:
         """The first of several names that is there and not null, and its value; else the first name and None."""
         self._asked.update(names)
