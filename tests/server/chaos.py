@@ -30,7 +30,7 @@ from jina_local import Embedder, load
 from .conftest import Running, serving
 from .door import answer, request
 
-_WORDS = tuple(["red", "planet", "bread", "yeast", "river", "stone", "cloud", "engine", "letter", "garden", "winter", "copper", "violin", "harbour"])
+_WORDS = ("red", "planet", "bread", "yeast", "river", "stone", "cloud", "engine", "letter", "garden", "winter")
 _EXPLAINED = {"worker_crashed", "breaker_open", "engine"}  # by a kill
 _CALM = 60.0  # seconds after a kill in which an error is explained by it
 
