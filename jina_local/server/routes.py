@@ -89,8 +89,23 @@ def _v1(served: Served) -> list[Endpoint]:
         return Reply(v1.write_model(served.find(given["path"]["model_id"])[0].info()))
 
     sample = ModelInfo(
-        "", "", [""], [""], [0], 0, pooling="", license="", backend="", weights="", device="", dtype="", digest="",
-        architecture="", form="", size=0, modified=0.0,
+        "",
+        "",
+        [""],
+        [""],
+        [0],
+        0,
+        pooling="",
+        license="",
+        backend="",
+        weights="",
+        device="",
+        dtype="",
+        digest="",
+        architecture="",
+        form="",
+        size=0,
+        modified=0.0,
     )
     return [
         Endpoint("/v1/embeddings", ["POST"], embeddings, v1.write_fault),
