@@ -69,8 +69,10 @@ def answer(one: socket.socket) -> Answer:
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)):
+    length = int(headers.get("content-length", 0))
+    while len(body) < length:
         body += _more(one)
+    body = body[:length]
     kind = headers.get("content-type", "")
     return int(first.split()[1]), headers, json.loads(body) if kind.startswith("application/json") else body.decode()
 
