@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from http import HTTPStatus
 from typing import Any
@@ -35,6 +36,9 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            one = transport.get_extra_info("socket")
+            if one.family != socket.AF_UNIX:  # asyncio does so only for sockets that name their protocol
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             transport.set_write_buffer_limits(high=0)  # pause_writing is called whenever a client is behind
             if len(self.connections) > settings.max_connections:
                 self._end(_TOO_MANY, b"retry-after: 1\r\n")

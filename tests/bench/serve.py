@@ -31,6 +31,7 @@ import numpy as np
 
 from jina_local import Embedder, load
 from tests.server.conftest import serving
+from tests.server.door import children
 
 from . import speed
 from .clients import Client, request
@@ -92,12 +93,6 @@ def cpu_of(pid: int) -> float:
         fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(one) for task in tasks for one in (task / "children").read_text().split()]
 
 
 def send(port: int, clients: int, bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import numpy as np
 from jina_local import Embedder, load
 
 from .conftest import Running, serving
-from .door import answer, request
+from .door import answer, children, request
 
 _WORDS = ("red", "planet", "bread", "yeast", "river", "stone", "cloud", "engine", "letter", "garden", "winter")
 _EXPLAINED = {"worker_crashed", "breaker_open", "engine"}  # by a kill
@@ -119,7 +118,7 @@ def run(
     def killer() -> None:
         waits = iter(kill_after or ())
         while not over.wait(kill_every if kill_every is not None else next(waits, 1e6)):
-            for pid in engines(server.process.pid):
+            for pid in children(server.process.pid):
                 with lock:
                     tally.kills += 1
                     tally.killed_at = time.monotonic()
@@ -134,12 +133,6 @@ def run(
     over.set()
     threads[-1].join()
     return tally
-
-
-def engines(pid: int) -> list[int]:
-    """The processes of a server's engines."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(one) for task in tasks for one in (task / "children").read_text().split()]
 
 
 def _judge(tally: Tally, n: int, status: int, found: Any, known: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -75,6 +76,15 @@ def answer(one: socket.socket) -> Answer:
     body = body[:length]
     kind = headers.get("content-type", "")
     return int(first.split()[1]), headers, json.loads(body) if kind.startswith("application/json") else body.decode()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started: those of a server are its engines'."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def is_closed(one: socket.socket) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from . import chaos
 from .conftest import Running, serving
-from .door import answer, request
+from .door import answer, children, request
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc"), reason="the engine's process is found in /proc")
 LONG = "red planet bread yeast river stone cloud engine " * 12
@@ -112,7 +112,7 @@ def test_a_second_signal_ends_at_once():
     with serving() as server, ThreadPoolExecutor(2) as pool:
         asked = pool.submit(ask, server, {"input": [f"{n} {LONG}" for n in range(400)]})
         wait_for(lambda: count(server, "queued_tokens") > 0)
-        worker = chaos.engines(server.process.pid)[0]
+        worker = children(server.process.pid)[0]
         began = time.monotonic()
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.2)
