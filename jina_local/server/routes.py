@@ -153,7 +153,7 @@ def _tei(served: Served) -> list[Endpoint]:
         limits = tei.Limits(__version__, most.max_connections, most.max_inputs, most.max_request_tokens)
         return Reply(tei.write_info(served.find(None)[0].info(), limits))
 
-    works = {
+    works: dict[str, Work] = {
         "/embed": Mapped(tei.read_embed, served.embed, tei.write_embed),
         "/similarity": Mapped(tei.read_similarity, served.embed, tei.write_similarity),
         "/rerank": rerank,
