@@ -152,8 +152,8 @@ def main() -> None:
             sides["llama-cpp-python"] = (port, pid, {"model": "pico"}, "Document: ")
         else:
             print("llama-cpp-python[server] is not installed: it is left out", file=sys.stderr)
-        found = measure(model, texts, tokens, sides, args.rounds)
         served, library, more = lone(server.port, model, args.lone)
+        found = measure(model, texts, tokens, sides, args.rounds)
     found["lone query"] = {
         "median ms": statistics.median(served),
         "library ms": statistics.median(library),

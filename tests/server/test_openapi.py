@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from .conftest import serving
+
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install 'jina_local[dev]'")
 
 CALLS = [
@@ -20,6 +22,13 @@ CALLS = [
     ("/v1/embeddings", {"input": "a", "foo": 1}),
     ("/v1/classify", {"input": ["a"], "labels": ["b"], "truncate": "yes"}),
 ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server with a home of its own, because made-up requests make inference endpoints."""
+    with serving(JINA_LOCAL_HOME=str(tmp_path_factory.mktemp("home"))) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
