@@ -507,7 +507,10 @@ Served.find = broken
 
 def test_a_bug_is_a_500_that_tells_no_text_to_anybody():
     with door(FAULTY) as one:
-        for path, body in (("/v1/embeddings", b'{"input": "", "model": "a marked text"}'), ("/v1/models/marked", None)):
+        for path, body in (
+            ("/v1/embeddings", b'{"input": "", "model": "a marked text"}'),
+            ("/v1/models/marked", None),
+        ):
             status, headers, found = one.ask("POST" if body else "GET", path, body)
             assert (status, found["error"]["type"]) == (500, "internal")
             assert found["error"]["request_id"] == headers["x-request-id"]
