@@ -1,8 +1,8 @@
 """Passes that callers share: texts that wait at the same time go through an engine together, by token budget.
 
-There is no thread of its own. The first caller that finds nobody at work runs a round for all that wait, its own
-texts among them, then the next round, until its own are done. Then it wakes one of the callers that still wait. So a
-lone caller pays for no hand-over, and texts gather while a round runs.
+There is no thread of its own. A caller that finds a lane of the engine free leads: it runs a round with its own texts
+and others that wait, then lets one of the callers that still wait lead. So a lone caller pays for no hand-over, no
+lane waits for another one's round, and texts gather while rounds run. A round has the whole engine if nothing waits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..backends import Backend
 from ..errors import CallEnded, EngineCrashed, Overloaded
-from ..spec import TokenBatch
+from ..spec import Budget, TokenBatch
 from . import batching
 
 _RECENT = 0.2  # the weight of the last round in the tokens per second that a wait is estimated from
@@ -107,7 +107,8 @@ class PassQueue:
         self._max_tokens, self._max_seconds = max_tokens, max_seconds
         self._lock = threading.Condition()
         self._waiting: deque[_Job] = deque()  # the longest waiting first
-        self._leader: _Job | None = None
+        self._leaders: set[_Job] = set()  # each runs a round, at most one for each lane of the engine
+        self._alone: _Job | None = None  # a leader beside which no other may begin
         self._admitted = 0
         self._passes = self._texts = self._tokens = 0
         self._seconds = self._rate = 0.0
@@ -165,9 +166,7 @@ class PassQueue:
         job = _Job(queued, batch, task, _call.get())
         with self._lock:
             self._waiting.append(job)
-            if self._leader is None:
-                self._leader = job
-                job.woken.set()
+            self._appoint()
             self._lock.notify()  # a leader that waits for company
         try:
             job.woken.wait()
@@ -181,59 +180,79 @@ class PassQueue:
             raise AssertionError("a job is done and has neither rows nor an error")
         return job.rows
 
+    def _appoint(self) -> None:
+        """Let the longest waiting lead, until every lane has a leader or one has the engine for itself."""
+        for job in self._waiting:
+            if self._alone is not None or len(self._leaders) >= job.queued.engine.lanes:
+                return
+            if job not in self._leaders:
+                self._leaders.add(job)
+                self._alone = job  # until it has chosen its round, so that others join it
+                job.woken.set()
+
     def _lead(self, job: _Job) -> None:
-        """Run rounds until `job` is done."""
-        while not job.done:
-            jobs = self._next_round(job)
-            if not jobs:
-                continue
-            began = time.monotonic()
-            try:
-                of_round = _Round(jobs)
-                of_round.run()
-            except BaseException:  # of this thread, as Ctrl-C is: the others' texts are run by the next leader
-                with self._lock:
-                    self._waiting.extendleft(other for other in reversed(jobs) if other is not job)
-                raise
-            texts, tokens = sum(job.texts for job in jobs), sum(job.tokens for job in jobs)
-            self.count(len(of_round.passes), texts, tokens, time.monotonic() - began)
-            for other in jobs:
-                if other is not job:
-                    other.woken.set()
+        """Run a round that holds `job`."""
+        jobs, shared = self._next_round(job)
+        if not jobs:
+            return
+        began = time.monotonic()
+        try:
+            of_round = _Round(jobs, shared=shared)
+            of_round.run()
+        except BaseException:  # of this thread, as Ctrl-C is: the others' texts are run by the next leader
+            with self._lock:
+                self._waiting.extendleft(other for other in reversed(jobs) if other is not job)
+            raise
+        texts, tokens = sum(job.texts for job in jobs), sum(job.tokens for job in jobs)
+        self.count(len(of_round.passes), texts, tokens, time.monotonic() - began, sharers=len(self._leaders))
+        for other in jobs:
+            if other is not job:
+                other.woken.set()
 
     def _hand_over(self, job: _Job) -> None:
         """If `job` leads, let one that waits lead in its place."""
         with self._lock:
             if job in self._waiting:
                 self._waiting.remove(job)
-            if self._leader is job:
-                self._leader = self._waiting[0] if self._waiting else None
-                if self._leader is not None:
-                    self._leader.woken.set()
+            if job in self._leaders:
+                self._leaders.remove(job)
+                if self._alone is job:
+                    self._alone = None
+                self._appoint()
 
-    def _next_round(self, leader: _Job) -> list[_Job]:
-        """The jobs that run next: the one that waits longest, and others of its weights as far as there is room."""
+    def _next_round(self, leader: _Job) -> tuple[list[_Job], bool]:
+        """The jobs that run next, and whether other rounds may run beside them, each on a lane.
+
+        They are the leader's and others of its weights: as many as fill all lanes if that is all there is, else as
+        many as fill a pass.
+        """
         with self._lock:
-            if self._max_wait:
+            if self._max_wait and self._leaders == {leader}:
                 self._gather()
             self._drop_ended(leader)
-            if not self._waiting:
-                return []
-            first = self._waiting[0]
-            budget = first.queued.budget
-            taken: list[_Job] = []
-            tokens = texts = 0
-            for job in self._waiting:
-                if job.queued is not first.queued or job.task != first.task:
-                    continue
-                if taken and (tokens + job.tokens > budget.tokens or texts + job.texts > budget.texts):
-                    continue
+            if leader not in self._waiting:
+                return [], False
+            taken = self._fitting(leader, leader.queued.budget)
+            shared = len(self._leaders) > 1 or len(taken) < len(self._waiting)
+            if shared:
+                taken = self._fitting(leader, leader.queued.of_pass)
+            for job in taken:
+                self._waiting.remove(job)
+            if shared:
+                self._alone = None
+                self._appoint()
+            return taken, shared
+
+    def _fitting(self, leader: _Job, budget: Budget) -> list[_Job]:
+        taken, tokens, texts = [leader], leader.tokens, leader.texts
+        for job in self._waiting:
+            if job in self._leaders or job.queued is not leader.queued or job.task != leader.task:
+                continue
+            if tokens + job.tokens <= budget.tokens and texts + job.texts <= budget.texts:
                 taken.append(job)
                 tokens += job.tokens
                 texts += job.texts
-            for job in taken:
-                self._waiting.remove(job)
-            return taken
+        return taken
 
     def _gather(self) -> None:
         """Wait for company, as long as there is room for some."""
@@ -318,13 +337,15 @@ class _Text:
 class _Round:
     """The passes over the texts of some jobs, which have the same weights."""
 
-    def __init__(self, jobs: Sequence[_Job]) -> None:
+    def __init__(self, jobs: Sequence[_Job], *, shared: bool) -> None:
+        """shared: the passes run one by one on a lane, because other rounds run beside it."""
         self._jobs, self._queued, self._task = jobs, jobs[0].queued, jobs[0].task
         texts = [text for job in jobs for text in _texts(job)]
         lengths = [len(text.ids) for text in texts]
         groups = batching.plan(lengths, self._queued.of_pass)
         loads = [batching.cost(group, lengths, self._queued.of_pass) for group in groups]
-        self._lanes = batching.lanes_for(loads, self._queued.engine.lanes)
+        self._lanes = 1 if shared else batching.lanes_for(loads, self._queued.engine.lanes)
+        self._sharers = self._queued.engine.lanes if shared else self._lanes
         self.passes = [[texts[i] for i in group] for group in groups]
         shape = self._queued.hidden
         self._rows = {job: np.full((len(job.batch.rows), shape), np.nan, np.float32) for job in jobs}
@@ -359,7 +380,7 @@ class _Round:
 
     def _pass(self, group: Sequence[_Text]) -> None:
         batch = batching.lay_out([text.ids for text in group], [text.wanted for text in group])
-        out = self._queued.engine.forward(batch, self._lanes, self._task)
+        out = self._queued.engine.forward(batch, self._sharers, self._task)
         ends = np.cumsum([len(text.wanted) for text in group])
         for text, end in zip(group, ends, strict=True):
             self._rows[text.job][text.rows] = out[end - len(text.wanted) : end]

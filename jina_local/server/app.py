@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..inference.queue import Call
-from . import assets, faults, strict_json
+from . import assets, faults, openapi, strict_json
 from .dialects.calls import Fault
 from .faults import NotReady, Refused
 from .guard import App, Guard, Message, Receive, Scope, Send
@@ -53,13 +53,14 @@ class State:
             await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            call.end()
-            task.add_done_callback(_forget)
             if gone.done():
                 raise Refused(499, "client_closed", "the client has gone.")
             raise Refused(504, "deadline", "the time for this request is over; it was not answered.")
-        finally:
+        finally:  # also if this is cancelled, as it is once the time for the last requests is over
             gone.cancel()
+            call.end()
+            if not task.done():
+                task.add_done_callback(_forget)
 
     def close(self) -> None:
         """Wait for no thread: what they still do, nobody waits for."""
@@ -81,17 +82,30 @@ class State:
 
 def build(served: Served, settings: Settings, state: State, hosted: Mapping[str, Hosted] | None) -> App:
     """The whole app, with the guard around it. hosted: None if the package mcp is not installed."""
+    table = endpoints(served)
+    plain = {
+        "/health": (_health(served), {"status": "", "state": "", "version": ""}),
+        "/live": (_health(served), {"status": "", "state": "", "version": ""}),
+        "/ready": (_ready(served), {"ready": True, "state": ""}),
+        "/metrics": (_metrics(state), ""),
+    }
+    described = openapi.describe(
+        table, {path: sample for path, (_, sample) in plain.items()}, with_key=bool(settings.keys)
+    )
+
+    async def description(_request: Request) -> Response:
+        return _plain(described)
+
     routes = [
-        *(_route(one, state) for one in endpoints(served)),
+        *(_route(one, state) for one in table),
         *(Route(path, _Hosting(path, one.app, state), methods=["POST"]) for path, one in (hosted or {}).items()),
         Route("/mcp{rest:path}", _no_mcp(hosted), methods=["GET", "POST"]),
         *assets.routes(),
-        Route("/health", _health(served), methods=["GET"]),
-        Route("/live", _health(served), methods=["GET"]),
-        Route("/ready", _ready(served), methods=["GET"]),
-        Route("/metrics", _metrics(state), methods=["GET"]),
+        *(Route(path, answer, methods=["GET"]) for path, (answer, _) in plain.items()),
+        Route("/openapi.json", description, methods=["GET"]),
     ]
     inner = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    inner.router.redirect_slashes = False  # it would answer with an address made of the Host header
     return Guard(inner, settings, _refuse)
 
 
@@ -120,7 +134,7 @@ def _route(one: Endpoint, state: State) -> Route:
         except Exception as error:
             answer = faults.of(error)
             if answer.fault.type == "internal":
-                _log.exception("request %s failed", request_id)
+                faults.log_bug(_log, request_id, error)
             response = _response(answer, request_id, one.fault)
         finally:
             state.metrics.under_way -= 1
@@ -190,6 +204,8 @@ def _said(reply: Reply) -> Mapping[str, str]:
 
 def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:
     headers = {} if answer.retry_after is None else {"retry-after": str(answer.retry_after)}
+    if answer.fault.status == 401:
+        headers["www-authenticate"] = "Bearer"
     body = fault(replace(answer.fault, request_id=request_id))
     return Response(strict_json.dumps(body), answer.fault.status, headers, "application/json")
 

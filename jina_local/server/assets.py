@@ -33,6 +33,6 @@ def routes() -> list[Route]:
 
 
 async def _file(request: Request) -> Response:
-    name = PATHS[request.url.path]
+    name = PATHS[request.scope["path"]]
     body = files(__package__).joinpath("page", name).read_bytes()
     return Response(body, headers=_HEADERS, media_type=_TYPES[name.rpartition(".")[2]])

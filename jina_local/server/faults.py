@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import traceback
 from dataclasses import dataclass
 
 from ..errors import (
@@ -51,6 +53,12 @@ class Answer:
 
     fault: Fault
     retry_after: int | None = None
+
+
+def log_bug(log: logging.Logger, request_id: str, error: BaseException) -> None:
+    """Write where an error comes from. Its own text is left out because it may hold a part of a request."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("request %s failed with %s:\n%s", request_id, type(error).__name__, where.rstrip())
 
 
 def of(error: BaseException) -> Answer:

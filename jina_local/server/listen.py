@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from .connection import protocol
 from .mounts import Hosted, Mount
 from .served import Served
 from .settings import Settings
+
+_TRIES = 20  # of a port that is free in both families of addresses
 
 
 def run(
@@ -68,7 +71,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build(self.served, settings, self.state, hosted),  # type: ignore[arg-type]  # an ASGI app, with names of its own
-                http=protocol(settings.header_seconds, settings.max_connections),
+                http=protocol(settings),
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
@@ -116,9 +119,9 @@ class _Server(uvicorn.Server):
         yield
 
     def _stop(self, number: int) -> None:
-        if self.should_exit:
-            self.force_exit = True
-        self.signal = self.signal or number
+        if self.signal is not None:  # it has come before: at once, and an engine does not stop within a pass
+            os._exit(128 + number)
+        self.signal = number
         self.served.state = "draining"
         self.should_exit = True
 
@@ -149,25 +152,37 @@ def _sockets(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings
         with _unix_socket(settings.uds) as one:
             yield [one], settings
         return
-    bound: list[socket.socket] = []
+    bound = _listen(settings.host, settings.port, settings.max_connections)
     try:
-        port = settings.port
-        for family, host in _families(settings.host):
-            try:
-                one = socket.create_server((host, port), family=family, backlog=settings.max_connections)
-            except OSError as error:
-                if bound:  # the machine has no second kind of address
-                    continue
-                raise UsageError(
-                    f"{settings.host}:{port} cannot be listened at: {error.strerror or error}. Give another --port; "
-                    "0 takes a free one."
-                ) from error
-            bound.append(one)
-            port = one.getsockname()[1]
-        yield bound, replace(settings, port=port)
+        yield bound, replace(settings, port=bound[0].getsockname()[1])
     finally:
         for one in bound:
             one.close()
+
+
+def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """A socket for each of the host's addresses, all with one port."""
+    for last in (False,) * _TRIES + (True,):
+        bound: list[socket.socket] = []
+        try:
+            for family, address in _families(host):
+                free = bound[0].getsockname()[1] if bound else port
+                try:
+                    bound.append(socket.create_server((address, free), family=family, backlog=backlog))
+                except OSError as error:
+                    # The machine may have no second kind of address. If it has one, nobody else may answer there.
+                    if not bound or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+            return bound
+        except OSError as error:
+            for one in bound:
+                one.close()
+            if last or port or not bound:  # a port that is free in one family may be taken in the other
+                raise UsageError(
+                    f"{host}:{port} cannot be listened at: {error.strerror or error}. Give another --port; "
+                    "0 takes a free one."
+                ) from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _families(host: str) -> Sequence[tuple[socket.AddressFamily, str]]:
@@ -182,15 +197,7 @@ def _unix_socket(path: str) -> Iterator[socket.socket]:
     """A socket that nobody but its owner can open. One that a dead server has left is taken over."""
     path = os.path.abspath(os.path.expanduser(path))
     if os.path.lexists(path):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OutputError(f"{path}: is there already, and is no socket.")
-        with socket.socket(socket.AF_UNIX) as other:
-            try:
-                other.connect(path)
-            except OSError:
-                os.unlink(path)
-            else:
-                raise UsageError(f"{path}: another server listens there.")
+        _remove_dead(path)
     one = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
@@ -201,9 +208,29 @@ def _unix_socket(path: str) -> Iterator[socket.socket]:
     finally:
         os.umask(before)
     one.listen(128)
+    own = os.lstat(path).st_ino
     try:
         yield one
     finally:
         one.close()
         with contextlib.suppress(FileNotFoundError):
+            if os.lstat(path).st_ino == own:
+                os.unlink(path)
+
+
+def _remove_dead(path: str) -> None:
+    """Remove a socket that nobody listens at. Raises OutputError for another kind of file, UsageError if one does."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OutputError(f"{path}: is there already, and is no socket.")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.settimeout(1)
+        try:
+            other.connect(path)
+        except ConnectionRefusedError:
             os.unlink(path)
+            return
+        except PermissionError as error:
+            raise UsageError(f"{path}: is another user's socket.") from error
+        except (TimeoutError, BlockingIOError):
+            pass  # it listens, and is too busy to take a connection
+    raise UsageError(f"{path}: another server listens there.")

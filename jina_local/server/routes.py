@@ -13,7 +13,7 @@ from ..inference.queue import Call
 from . import library
 from .dialects import elastic, ollama, search, tei, v1
 from .dialects import library as dialect
-from .dialects.calls import Fault, Ranking
+from .dialects.calls import Fault, ModelInfo, Ranking
 from .endpoint_file import EndpointFile
 from .inference_endpoints import InferenceApi
 from .served import Served
@@ -35,6 +35,21 @@ Work = Callable[[Any, Call], Reply]
 
 
 @dataclass(frozen=True)
+class Mapped:
+    """The work of a path that a dialect reads and writes. The description of the API is made of these, too."""
+
+    read: Callable[[Any], Any]
+    call: Callable[[Any, Call], Any]
+    write: Callable[[Any, Any], Any]
+
+    def __call__(self, body: Any, ticket: Call) -> Reply:
+        """Do it."""
+        asked = self.read(body)
+        reply = self.call(asked, ticket)
+        return Reply(self.write(asked, reply), reply.truncated)
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One path."""
 
@@ -42,6 +57,7 @@ class Endpoint:
     methods: Sequence[str]
     work: Work
     fault: Callable[[Fault], Any]  # an error in the dialect's shape
+    example: Any = None  # an answer, for the description of the API, if `work` is not Mapped
 
 
 _TEI = ("/embed", "/similarity", "/rerank", "/tokenize", "/info")
@@ -62,9 +78,9 @@ def fault_shape(path: str) -> Callable[[Fault], Any]:
 
 
 def _v1(served: Served) -> list[Endpoint]:
-    embeddings = _mapped(v1.read_embeddings, served.embed, v1.write_embeddings)
-    rerank = _mapped(v1.read_rerank, served.rerank, v1.write_rerank)
-    classify = _mapped(v1.read_classify, served.classify, v1.write_classify)
+    embeddings = Mapped(v1.read_embeddings, served.embed, v1.write_embeddings)
+    rerank = Mapped(v1.read_rerank, served.rerank, v1.write_rerank)
+    classify = Mapped(v1.read_classify, served.classify, v1.write_classify)
 
     def models(_body: Any, _ticket: Call) -> Reply:
         return Reply(v1.write_models([service.info() for service in served.services]))
@@ -72,12 +88,31 @@ def _v1(served: Served) -> list[Endpoint]:
     def model(given: Any, _ticket: Call) -> Reply:
         return Reply(v1.write_model(served.find(given["path"]["model_id"])[0].info()))
 
+    sample = ModelInfo(
+        "",
+        "",
+        [""],
+        [""],
+        [0],
+        0,
+        pooling="",
+        license="",
+        backend="",
+        weights="",
+        device="",
+        dtype="",
+        digest="",
+        architecture="",
+        form="",
+        size=0,
+        modified=0.0,
+    )
     return [
         Endpoint("/v1/embeddings", ["POST"], embeddings, v1.write_fault),
         *(Endpoint(path, ["POST"], rerank, v1.write_fault) for path in ("/v1/rerank", "/v1/reranking", "/v2/rerank")),
         Endpoint("/v1/classify", ["POST"], classify, v1.write_fault),
-        Endpoint("/v1/models", ["GET"], models, v1.write_fault),
-        Endpoint("/v1/models/{model_id:path}", ["GET"], model, v1.write_fault),
+        Endpoint("/v1/models", ["GET"], models, v1.write_fault, v1.write_models([sample])),
+        Endpoint("/v1/models/{model_id:path}", ["GET"], model, v1.write_fault, v1.write_model(sample)),
     ]
 
 
@@ -118,9 +153,9 @@ def _tei(served: Served) -> list[Endpoint]:
         limits = tei.Limits(__version__, most.max_connections, most.max_inputs, most.max_request_tokens)
         return Reply(tei.write_info(served.find(None)[0].info(), limits))
 
-    works = {
-        "/embed": _mapped(tei.read_embed, served.embed, tei.write_embed),
-        "/similarity": _mapped(tei.read_similarity, served.embed, tei.write_similarity),
+    works: dict[str, Work] = {
+        "/embed": Mapped(tei.read_embed, served.embed, tei.write_embed),
+        "/similarity": Mapped(tei.read_similarity, served.embed, tei.write_similarity),
         "/rerank": rerank,
         "/tokenize": tokenize,
     }
@@ -159,7 +194,7 @@ def _search(served: Served) -> list[Endpoint]:
     def indexes(_body: Any, _ticket: Call) -> Reply:
         return Reply(search.write_indexes(served.indexes.infos()))
 
-    work = _mapped(search.read_search, served.search, search.write_search)
+    work = Mapped(search.read_search, served.search, search.write_search)
     return [
         Endpoint("/v1/search", ["POST"], work, v1.write_fault),
         Endpoint("/v1/indexes", ["GET"], indexes, v1.write_fault),
@@ -181,14 +216,3 @@ def _library(served: Served) -> list[Endpoint]:
         Endpoint("/library/space", ["POST"], space, v1.write_fault),
         Endpoint("/library/rerank", ["POST"], rerank, v1.write_fault),
     ]
-
-
-def _mapped(read: Callable[[Any], Any], call: Callable[[Any, Call], Any], write: Callable[[Any, Any], Any]) -> Work:
-    """The work of a path that a dialect reads and writes."""
-
-    def work(body: Any, ticket: Call) -> Reply:
-        asked = read(body)
-        reply = call(asked, ticket)
-        return Reply(write(asked, reply), reply.truncated)
-
-    return work

@@ -45,11 +45,11 @@ class Embeddings:
     tokens: Sequence[int]  # of each text by itself: special tokens included, the model's prompt not
     truncated: Sequence[int]  # the places of texts that were cut
 
-    def lists(self) -> list[list[Any]]:
-        """The vectors as numbers for JSON: of float32 the shortest decimals that are the same float32."""
+    def lists(self) -> list[Any]:
+        """The vectors as lists for JSON. Those of float32 stay arrays, which the server writes much faster."""
         if self.vectors.dtype == "float32":
-            return [[float(text) for text in row] for row in self.vectors.astype("U")]
-        rows: list[list[Any]] = self.vectors.tolist()
+            return list(self.vectors)
+        rows: list[Any] = self.vectors.tolist()
         return rows
 
 
@@ -248,6 +248,11 @@ class Fields:
             raise UsageError(f"the body is {_kind(body)}; expected an object.")
         self._body = body
         self._asked: set[str] = set()
+
+    @classmethod
+    def of(cls, body: object) -> Fields:
+        """The fields of a body; those of a description, which is no body, are itself: see server/openapi.py."""
+        return body if isinstance(body, Fields) else cls(body)
 
     def any(self, *names: str) -> tuple[str, object]:
         """The first of several names that is there and not null, and its value; else the first name and None."""

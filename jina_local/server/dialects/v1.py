@@ -32,7 +32,7 @@ _INPUT_TYPES = {"query": "query", "search_query": "query", "document": "document
 
 def read_embeddings(body: object) -> EmbedCall:
     """POST /v1/embeddings."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     fields.ignore("user", "object")
     form = fields.choice(
         "embedding_type", "encoding_format", "encoding_type", "output_dtype", among=_FORMS, default="float"
@@ -80,7 +80,7 @@ def write_embeddings(call: EmbedCall, reply: Embeddings) -> dict[str, Any]:
 
 
 def vectors_as(form: str, reply: Embeddings) -> Sequence[Any]:
-    """Each vector in the form that was asked for."""
+    """Each vector in the form that was asked for; "float" leaves them arrays, which are written as lists."""
     if form == "base64":
         return [base64.b64encode(np.asarray(row, "<f4").tobytes()).decode() for row in reply.vectors]
     return reply.lists()
@@ -88,7 +88,7 @@ def vectors_as(form: str, reply: Embeddings) -> Sequence[Any]:
 
 def read_rerank(body: object) -> RerankCall:
     """POST /v1/rerank, also as Cohere's clients send it."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = RerankCall(
         model=fields.text("model"),
         query=fields.required("query"),
@@ -127,7 +127,7 @@ def write_rerank(call: RerankCall, reply: Ranking) -> dict[str, Any]:
 
 def read_classify(body: object) -> ClassifyCall:
     """POST /v1/classify, with labels (zero-shot)."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = ClassifyCall(
         model=fields.text("model"),
         inputs=fields.texts("input"),
