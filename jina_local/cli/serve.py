@@ -119,7 +119,10 @@ def run(args: argparse.Namespace) -> int:
 
     with console.quiet_stdout():
         ended_by = listen.run(settings, _models(args), ready, indexes=indexes, mount=_mcp(indexes))
-    return console.INTERRUPTED if ended_by == signal.SIGINT else console.OK
+    if ended_by == signal.SIGINT:
+        console.say("interrupted; all that had begun was answered")
+        return console.INTERRUPTED
+    return console.OK
 
 
 def _page(address: str) -> str:
