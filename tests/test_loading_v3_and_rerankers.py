@@ -190,7 +190,7 @@ def test_what_ranks_comes_as_a_reranker(monkeypatch):
     seen = []
 
     class Spy(Reranker):
-        def __init__(self, found, *, device=None, threads=None, isolate=None):
+        def __init__(self, found, *, device=None, threads=None, isolate=None, queue=None):
             seen.append((found.model.name, device, threads))
 
     monkeypatch.setattr(loading, "Reranker", Spy)

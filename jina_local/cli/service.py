@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import children, console
 from ..errors import OutputError, UsageError
 from ..records import output
 from . import options, serve
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{given[0]}: `service remove` takes no options of serve.")
         return _remove(kind, path)
     serve.check(args)
-    text = _text(kind, [*_program(), "serve", *given])
+    text = _text(kind, children.command("jina_local", "serve", *given))
     if args.print:
         with console.quiet_stdout() as stdout:
             stdout.write(text)
@@ -138,11 +138,6 @@ def _path(kind: str) -> Path:
 
 def _log() -> Path:
     return Path("~/Library/Logs/jina-local.log").expanduser()
-
-
-def _program() -> list[str]:
-    """What starts the command line: a frozen app is itself the command line."""
-    return [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-m", "jina_local"]
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -15,7 +15,7 @@ from ..embedding.request import resolve
 from ..errors import NonFiniteError, TextTooLong, UsageError
 from ..inference.queue import Call, Counts
 from ..reranking.reranker import Reranker
-from ..spec import NO_TASK, Embedded, ModelSpec
+from ..spec import NO_TASK, Embedded, ModelSpec, Reranking
 from ..text.tokenizer import checked
 from .dialects.calls import (
     BadField,
@@ -156,21 +156,7 @@ class Served:
         )
         if not call.truncate and (prepared.fed.cut or prepared.fed.query_cut):
             raise _too_long(prepared.fed.cut)
-        found = service.rank(prepared, ticket)
-        return Ranking(
-            model=service.name,
-            results=[
-                RankedDocument(
-                    one.index, one.score, one.document, None if one.embedding is None else one.embedding.tolist()
-                )
-                for one in found
-            ],
-            tokens=found.tokens,
-            truncated=found.cut,
-            query_truncated=found.query_cut,
-            failed=found.failed,
-            scoring=found.scoring,
-        )
+        return _ranking(service, service.rank(prepared, ticket))
 
     def classify(self, call: ClassifyCall, ticket: Call) -> Classified:
         """The labels' shares of each text: the softmax of the cosines with the labels' vectors."""
@@ -241,15 +227,7 @@ class Served:
             except TextTooLong as error:
                 raise _too_long([error.index] if side == "document" else []) from None
         found = service.rank_by_cosine(call.query, call.documents, ticket, top_n=call.top_n)
-        return Ranking(
-            model=service.name,
-            results=[RankedDocument(one.index, one.score, one.document) for one in found],
-            tokens=found.tokens,
-            truncated=found.cut,
-            query_truncated=found.query_cut,
-            failed=found.failed,
-            scoring=found.scoring,
-        )
+        return _ranking(service, found)
 
     def check_count(self, param: str, count: int) -> None:
         """Raise Refused for more texts than a request may have."""
@@ -263,6 +241,23 @@ _KIND: Mapping[type[Embedder | Reranker] | None, str] = {
     Reranker: "reranker",
     None: "model",
 }
+
+
+def _ranking(service: Service, found: Reranking) -> Ranking:
+    """A ranking as dialects have it."""
+    results = [
+        RankedDocument(one.index, one.score, one.document, None if one.embedding is None else one.embedding.tolist())
+        for one in found
+    ]
+    return Ranking(
+        model=service.name,
+        results=results,
+        tokens=found.tokens,
+        truncated=found.cut,
+        query_truncated=found.query_cut,
+        failed=found.failed,
+        scoring=found.scoring,
+    )
 
 
 def _too_long(documents: Sequence[int]) -> Refused:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jina_local import console
+from jina_local import children, console
 from jina_local.cli import main, service
-from jina_local.errors import UsageError
+from jina_local.errors import EngineError, UsageError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 ODD = 'my 100% $HOME "keys" \\x; a'
@@ -155,10 +155,13 @@ def test_it_is_replaced_and_removed(home, capfd):
     assert "there is no service" in capfd.readouterr().err
 
 
-def test_a_frozen_app_is_itself_the_command_line(home, monkeypatch):
+def test_a_frozen_app_is_started_as_python_is_if_it_recognises_that(home, monkeypatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(EngineError, match="cannot run jina_local in a process of its own"):
+        main.main(["service", "install"])
+    monkeypatch.setattr(children, "_diverts", True)
     assert main.main(["service", "install"]) == 0
-    assert f'ExecStart=:"{sys.executable}" "serve"\n' in unit(home).read_text()
+    assert f'ExecStart=:"{sys.executable}" "-m" "jina_local" "serve"\n' in unit(home).read_text()
 
 
 @pytest.mark.parametrize(

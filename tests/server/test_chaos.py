@@ -64,7 +64,7 @@ def test_the_judge_sees_rows_that_are_exchanged():
 def test_the_end_loses_no_request_that_was_taken():
     with serving() as server, ThreadPoolExecutor(24) as pool:
         asked = [pool.submit(ask, server, {"input": f"{n} {LONG}"}) for n in range(24)]
-        wait_for(lambda: count(server, "requests_under_way") >= 24)
+        wait_for(lambda: count(server, "requests_under_way") + sum(one.done() for one in asked) >= 24)
         server.process.send_signal(signal.SIGTERM)
         assert [one.result()[0] for one in asked] == [200] * 24
         assert server.process.wait(20) == 0

@@ -84,6 +84,7 @@ def both(here, asked, capfdbinary, monkeypatch):
     return run
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "options",
     [
@@ -135,6 +136,7 @@ def test_the_cache_has_one_space_for_both(both, here):
     assert kept() == before + 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("format_", ["table", "json", "jsonl"])
 @pytest.mark.parametrize(
     "model", [["--model", "pico", "--truncate-dim", "64"], ["--model", "reranker-v2", "--max-length", "64",
@@ -219,6 +221,7 @@ def test_a_unix_socket_answers_too(here, capfdbinary):
         main.main(["embed", "--model", "pico", "hi", "--server", f"unix:{path}"])
 
 
+@pytest.mark.slow
 def test_a_call_of_many_texts_goes_in_parts_if_it_has_to(here, tmp_path):
     texts = [*LINES[:60], LINES[-1]]
     with serving("--model", "pico", "--max-inputs", "20") as one, load("pico") as model:

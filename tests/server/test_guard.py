@@ -394,6 +394,7 @@ def test_so_is_the_second_one_of_a_connection(hasty):
         assert answer(one)[0] == 408
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_slow_body_is_cut(hasty, method, refused):
@@ -425,6 +426,7 @@ def test_a_body_that_comes_steadily_has_until_its_limit(hasty):
         assert answer(one)[0] == 404
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_no_answer_is_cut():
     """One that sends requests and reads nothing."""
     with door(header_seconds=HEADER_SECONDS, body_seconds=BODY_SECONDS) as one, one.connect() as client:
@@ -458,6 +460,7 @@ def test_connections_have_a_limit_and_health_is_quick_below_it(hasty):
         assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 def test_many_requests_leave_no_thread_and_no_descriptor(server):
     """A thousand: good, bad, and of clients that vanish."""
     pid = server.process.pid

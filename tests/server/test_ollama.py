@@ -54,6 +54,7 @@ def test_one_text_is_a_list_of_one(server, model):
     assert found["prompt_eval_count"] == len(model.tokenizer.ids(TEXTS[0]))
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_is_cut_and_said_unless_the_request_says_otherwise(server, model):
     body = {"model": "pico:clustering", "input": ["short", LONG]}
     status, found, headers = server.ask("POST", "/api/embed", body)

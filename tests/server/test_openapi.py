@@ -70,6 +70,7 @@ def test_names_of_one_field_have_one_schema(document):
     assert fields["encoding_format"] == {"enum": ["float", "base64", "binary", "ubinary", None]}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
 @pytest.mark.parametrize("examples", [12, pytest.param(700, marks=pytest.mark.slow)])
 def test_no_made_up_request_is_a_server_error(server, examples, mode):

@@ -49,6 +49,7 @@ def asked(home):
         yield running
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("fields", "options"),
     [
