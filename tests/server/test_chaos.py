@@ -108,6 +108,7 @@ def test_the_end_cuts_no_answer_off():
         assert set(seen) <= {200, 503}
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once():
     with serving() as server, ThreadPoolExecutor(2) as pool:
         asked = pool.submit(ask, server, {"input": [f"{n} {LONG}" for n in range(400)]})

@@ -108,6 +108,7 @@ def test_vectors_are_the_same_in_every_format(both, options):
     assert alone[0] in (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_parquet_ids_caches_and_resume_are_the_same(both, here):
     pytest.importorskip("pyarrow")
     records = [json.dumps({"id": n, "text": line}) for n, line in enumerate(LINES[:20])]
@@ -168,6 +169,7 @@ def test_rankings_are_the_same(both, format_, model, monkeypatch, home):
         ["--index", "notes", "--path", "*.txt", "--since", "9d"],
     ],
 )
+@pytest.mark.sampled
 def test_answers_of_search_are_the_same(both, format_, options):
     alone, asked = both("search", "when does the cafe open", "--format", format_, *options)
     assert asked == alone
@@ -183,6 +185,7 @@ def test_the_server_and_its_key_come_from_the_environment(here, asked, capfd, mo
     assert main.main(["search", "hi"]) == 0
 
 
+@pytest.mark.slow
 def test_callers_side_by_side_get_the_bits_of_a_lone_one(asked):
     with load("pico") as model:
         expected = model.encode(LINES[:64], task="clustering")
@@ -398,6 +401,7 @@ def fault(status, kind, message="it is so", param=None, **headers):
         ((200, b"{}", {"content-length": "99"}), ServerUnavailable, "went away before it had answered"),
     ],
 )
+@pytest.mark.sampled
 def test_an_error_of_the_server_is_ours(answer, kind, said):
     with answering(answer) as (address, _), pytest.raises(kind, match=said) as told:
         Server(address).search("a")

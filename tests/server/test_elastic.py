@@ -74,6 +74,7 @@ def embed(elastic, inputs, name="e1", key="text_embedding", **body):
         ("clustering", {"task": "clustering"}),
     ],
 )
+@pytest.mark.sampled
 def test_input_types_are_tasks(elastic, model, endpoint, input_type, words):
     endpoint()
     expected = model.encode(TEXTS, **words)
@@ -123,6 +124,7 @@ def test_a_model_with_a_suffix_has_its_task(elastic, model, endpoint):
         ({"strategy": "word", "max_chunk_size": 40, "overlap": 10}, lambda text: word_chunks.of_words(text, 40, 10)),
     ],
 )
+@pytest.mark.sampled
 def test_a_long_input_has_a_vector_for_each_of_its_chunks(elastic, model, endpoint, settings, cut):
     assert endpoint(chunking=settings)["chunking_settings"]["max_chunk_size"] == settings["max_chunk_size"]
     short, long = elastic.post("/_inference/e1", {"input": ["short", LONG], "input_type": "ingest"})["text_embedding"]

@@ -365,6 +365,7 @@ def hasty():
     "first",
     [b"", b"G", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"\r\n"],
 )
+@pytest.mark.sampled
 def test_a_slow_header_is_cut(hasty, first):
     with hasty.connect() as one:
         began = time.monotonic()
@@ -563,6 +564,7 @@ def serve(*options: str, **environment: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+@pytest.mark.sampled
 def test_other_machines_are_not_answered_without_a_key(host):
     code, said = serve("--host", host)
     assert code == 2
@@ -593,6 +595,7 @@ def test_a_port_that_is_taken_is_said():
         ("MODEL", "picoo", "pico"),
     ],
 )
+@pytest.mark.sampled
 def test_a_bad_environment_is_said(name, value, words):
     code, said = serve(**{f"JINA_LOCAL_{name}": value})
     assert code not in (0, 1), said

@@ -60,6 +60,7 @@ def session(url, steps, key=KEY):
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/mcp/notes", "/mcp/again"])
+@pytest.mark.sampled
 def test_the_sdks_client_gets_the_tools_answers(asked, home, path):
     async def steps(call):
         return (

@@ -62,6 +62,7 @@ def test_a_ranking(server, model):
     assert with_texts == [{**one, "text": TEXTS[one["index"]]} for one in expected]
 
 
+@pytest.mark.slow
 def test_a_text_of_a_ranking_is_cut_only_if_it_may_be(server):
     body = {"model": "pico", "query": "red planet", "texts": ["a", LONG]}
     status, found, _ = server.ask("POST", "/rerank", body)
