@@ -43,7 +43,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
-        "arguments console records bulk search backends registry store embedding reranking self_check loading doctor "
+        "arguments children console records bulk search backends registry store embedding reranking self_check loading doctor "
         "integrations server",
         "numpy",
     ),
