@@ -43,8 +43,8 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
-        "arguments children console records bulk search backends registry store embedding reranking self_check loading "
-        "doctor integrations server",
+        "arguments children console records bulk search backends registry store embedding reranking self_check "
+        "loading doctor integrations server",
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),
