@@ -186,6 +186,7 @@ def test_endpoints_are_made_listed_and_deleted(elastic, endpoint):
     assert elastic.ask("GET", "/_inference/rerank/r")[0] == 404
 
 
+@pytest.mark.slow
 def test_they_outlive_the_server_and_the_key_is_not_kept(home, elastic, endpoint, model):
     made = endpoint(api_key="secret", chunking={"strategy": "word"}, tasks={"input_type": "search"})
     assert b"secret" not in (home / "inference_endpoints.json").read_bytes()
@@ -353,6 +354,7 @@ def at(path, value):
     return value
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_cluster(server, model):
     settings = recipe("text_embedding")
     words = settings["input_type"]["translation"]

@@ -129,6 +129,7 @@ def test_without_an_index_it_says_so(server):
     assert (status, found["error"]["type"]) == (404, "index_not_found")
 
 
+@pytest.mark.slow
 def test_without_the_package_it_says_so(home, asked):
     hide = "import sys; sys.modules['mcp'] = None; from jina_local.__main__ import run; run()"
     started = [sys.executable, "-c", hide]

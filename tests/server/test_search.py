@@ -162,6 +162,7 @@ def test_the_model_in_service_answers_and_shares_its_queue(here, monkeypatch):
         one.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_in_service_is_opened_once(home, tmp_path, monkeypatch):
     where = indexed(tmp_path, "--truncate-dim", "64")
     indexed(tmp_path, "--name", "again")
@@ -199,6 +200,7 @@ def test_an_index_whose_model_is_gone_answers_by_words(here, monkeypatch):
     indexes.close()
 
 
+@pytest.mark.slow
 def test_an_index_that_is_made_anew_is_opened_anew(tmp_path, monkeypatch):
     for name, value in indexed(tmp_path).items():
         monkeypatch.setenv(name, value)

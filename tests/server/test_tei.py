@@ -44,6 +44,7 @@ def test_one_text_is_a_list_of_one_and_ids_are_their_text(server, model):
         assert np.array_equal(np.array(server.post("/embed", {"inputs": inputs}), np.float32), expected)
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_is_refused_or_cut_and_said(server, model):
     status, found, _ = server.ask("POST", "/embed", {"inputs": [LONG]})
     assert (status, found["error_type"]) == (422, "Validation")
