@@ -197,7 +197,4 @@ class _Admitted:
     def rerank(self, query: str, documents: list[str], /, *, show_progress: bool | None) -> Reranking:
         """See `Reranker.rerank`."""
         del show_progress  # a server shows none
-        model = self._service.model
-        if isinstance(model, Embedder):
-            raise AssertionError(f"{self._service.name} is no reranker")
-        return self._service.rank(model.prepare(query, documents), self._ticket)
+        return self._service.rank(self._service.reranker.prepare(query, documents), self._ticket)

@@ -18,9 +18,9 @@ from .service import Service
 def embed(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
     """`Embedder.embed`. Texts without a usable vector are in `failed`."""
     ticket.alone = True  # else the last bits would depend on who else asks
-    service, model = _embedder(served, call.model)
+    service = _service(served, call.model, Embedder)
     served.check_count("texts", len(call.texts))
-    answer = service.embed(model.prepare(call.texts, **call.words), ticket)  # type: ignore[arg-type]  # `resolve` judges
+    answer = service.embed(service.embedder.prepare(call.texts, **call.words), ticket)  # type: ignore[arg-type]  # `resolve` judges
     return {
         "model": service.name,
         "vectors": write_array(answer.vectors),
@@ -32,7 +32,7 @@ def embed(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
 
 def space(served: Served, call: LibraryCall) -> dict[str, str]:
     """`Embedder.space`."""
-    return _embedder(served, call.model)[1].space(**call.words)  # type: ignore[arg-type]  # `resolve` judges
+    return _service(served, call.model, Embedder).embedder.space(**call.words)  # type: ignore[arg-type]  # `resolve` judges
 
 
 def rerank(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
@@ -60,13 +60,6 @@ def rerank(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
         "failed": list(answer.failed),
         "scoring": answer.scoring,
     }
-
-
-def _embedder(served: Served, name: str | None) -> tuple[Service, Embedder]:
-    service = _service(served, name, Embedder)
-    if not isinstance(service.model, Embedder):
-        raise AssertionError(f"{service.name} does not embed")
-    return service, service.model
 
 
 def _service(served: Served, name: str | None, kind: type[Embedder] | None) -> Service:

@@ -112,7 +112,7 @@ class Served:
     def embed(self, call: EmbedCall, ticket: Call) -> Embeddings:
         """Vectors for texts."""
         service, suffix = self.find(call.model, Embedder)
-        model = _embedder(service)
+        model = service.embedder
         self.check_count("input", len(call.inputs))
         task, prompt_name = _side(model.spec, call, suffix)
         texts = [_as_text(model, n, one) for n, one in enumerate(call.inputs)]
@@ -161,7 +161,7 @@ class Served:
     def classify(self, call: ClassifyCall, ticket: Call) -> Classified:
         """The labels' shares of each text: the softmax of the cosines with the labels' vectors."""
         service, suffix = self.find(call.model, Embedder)
-        model = _embedder(service)
+        model = service.embedder
         if len(call.labels) < 2:
             raise BadField("labels", "are fewer than two; there is nothing to choose among.")
         self.check_count("input", len(call.inputs) + len(call.labels))
@@ -187,7 +187,7 @@ class Served:
     def tokenize(self, call: TokenizeCall) -> list[list[Token]]:
         """The tokens of texts. The prompt stands before them if the request or the model's name asks for one."""
         service, suffix = self.find(call.model, Embedder)
-        model = _embedder(service)
+        model = service.embedder
         self.check_count("inputs", len(call.inputs))
         most = self.settings.max_request_tokens
         if sum(map(len, call.inputs)) > most:
@@ -220,7 +220,7 @@ class Served:
     def _rank_by_cosine(self, service: Service, call: RerankCall, ticket: Call) -> Ranking:
         if call.return_embeddings or call.max_doc_length is not None:
             raise UsageError(f"return_embeddings and max_doc_length are for a reranker; {service.name} embeds.")
-        model = _embedder(service)
+        model = service.embedder
         for side, texts in () if call.truncate else (("query", [call.query]), ("document", call.documents)):
             try:
                 model.prepare(texts, task="retrieval", prompt_name=side, overflow="error")
@@ -264,12 +264,6 @@ def _too_long(documents: Sequence[int]) -> Refused:
     """A ranking's text that may not be cut: the first of the documents, or the query."""
     place = f"documents[{documents[0]}]" if documents else "query"
     return Refused(422, "input_too_long", f"{place} has more tokens than are read.", place)
-
-
-def _embedder(service: Service) -> Embedder:
-    if not isinstance(service.model, Embedder):
-        raise AssertionError(f"{service.name} does not embed")
-    return service.model
 
 
 def _side(spec: ModelSpec, call: EmbedCall, suffix: str) -> tuple[str | None, str | None]:

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..embedding import embedder
 from ..embedding.embedder import Embedder
+from ..embedding.embedder import Prepared as PreparedTexts
 from ..inference.queue import Call, PassQueue
 from ..loading import load
-from ..reranking import reranker
+from ..reranking.reranker import Prepared as PreparedRanking
 from ..reranking.reranker import Reranker
 from ..spec import Embedded, ModelSpec, Reranking
 from .dialects.calls import ModelInfo
@@ -49,29 +49,37 @@ class Service:
         """What it is."""
         return self.model.spec
 
-    def embed(self, prepared: embedder.Prepared, ticket: Call) -> Embedded:
-        """Run what an embedding model has prepared, through the queue. Raises Refused, Overloaded."""
+    @property
+    def embedder(self) -> Embedder:
+        """The model, which has to be one that embeds: `Served.find` is asked for the kind."""
         if not isinstance(self.model, Embedder):
             raise AssertionError(f"{self.name} does not embed")
+        return self.model
+
+    @property
+    def reranker(self) -> Reranker:
+        """The model, which has to be a reranker."""
+        if not isinstance(self.model, Reranker):
+            raise AssertionError(f"{self.name} is no reranker")
+        return self.model
+
+    def embed(self, prepared: PreparedTexts, ticket: Call) -> Embedded:
+        """Run what an embedding model has prepared, through the queue. Raises Refused, Overloaded."""
         with self._admitted(ticket, int(prepared.ids.counts.sum())):
-            pooled = self.model.run(prepared, show_progress=False)
-        return self.model.finish(prepared, pooled)
+            pooled = self.embedder.run(prepared, show_progress=False)
+        return self.embedder.finish(prepared, pooled)
 
     def rank_by_cosine(self, query: str, documents: Sequence[str], ticket: Call, **words: Any) -> Reranking:
         """`Embedder.rerank`, through the queue."""
-        if not isinstance(self.model, Embedder):
-            raise AssertionError(f"{self.name} does not embed")
-        counts = self.model.tokenize([query, *documents], task="retrieval", max_length=words.get("max_length"))
+        counts = self.embedder.tokenize([query, *documents], task="retrieval", max_length=words.get("max_length"))
         with self._admitted(ticket, sum(map(len, counts))):
-            return self.model.rerank(query, documents, **words, show_progress=False)
+            return self.embedder.rerank(query, documents, **words, show_progress=False)
 
-    def rank(self, prepared: reranker.Prepared, ticket: Call) -> Reranking:
+    def rank(self, prepared: PreparedRanking, ticket: Call) -> Reranking:
         """Run what a reranker has prepared, through the queue. Raises Refused, Overloaded."""
-        if not isinstance(self.model, Reranker):
-            raise AssertionError(f"{self.name} is no reranker")
         with self._admitted(ticket, prepared.tokens):
-            scores = self.model.run(prepared, show_progress=False)
-        return self.model.finish(prepared, scores)
+            scores = self.reranker.run(prepared, show_progress=False)
+        return self.reranker.finish(prepared, scores)
 
     def _admitted(self, ticket: Call, tokens: int) -> AbstractContextManager[None]:
         """See `PassQueue.admit`. Raises Refused for more tokens than a request may have."""
