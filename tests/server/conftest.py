@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jina_local import Embedder, load
 
 
 @dataclass
@@ -91,3 +94,20 @@ def server() -> Iterator[Running]:
     """One server for all tests that do it no harm."""
     with serving() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Embedder]:
+    """The bundled model in this process, whose vectors a server's have to be."""
+    with load("pico") as one:
+        assert isinstance(one, Embedder)
+        yield one
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The module's `home`, with indexes in it, as working folder and place of all that is kept."""
+    monkeypatch.setenv("JINA_LOCAL_HOME", str(home / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.chdir(home)
+    return home

@@ -52,14 +52,6 @@ def home(tmp_path_factory):
     return home
 
 
-@pytest.fixture
-def here(home, monkeypatch):
-    monkeypatch.setenv("JINA_LOCAL_HOME", str(home / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    monkeypatch.chdir(home)
-    return home
-
-
 @pytest.fixture(scope="module")
 def asked(home):
     """A server with pico, a reranker, an index and a key."""

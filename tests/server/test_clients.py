@@ -8,8 +8,6 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from jina_local import Embedder, load
-
 from .conftest import serving
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
@@ -30,13 +28,6 @@ def _connections_are_closed():
     """Those that a client leaves open are collected here, where nobody minds its warning."""
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def model():
-    with load("pico") as one:
-        assert isinstance(one, Embedder)
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from jina_local import Embedder, load
 from jina_local.text import word_chunks
 
 from .conftest import serving
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
 LONG = " ".join(f"This is sentence number {n} of the text." for n in range(30))
-
-
-@pytest.fixture(scope="module")
-def model():
-    with load("pico") as one:
-        assert isinstance(one, Embedder)
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import time
 import numpy as np
 import pytest
 
-from jina_local import Embedder, load
-
 from .chromium import browsing, executable
 from .conftest import serving
 
@@ -25,13 +23,6 @@ TEXTS = ["How can dim objects be seen?", "A larger mirror shows fainter stars.",
 def locked():
     with serving(JINA_LOCAL_API_KEY=KEY) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def model():
-    with load("pico") as one:
-        assert isinstance(one, Embedder)
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jina_local import Embedder, load
 from jina_local.server.dialects import tei
 from jina_local.server.dialects.calls import BadField, RankedDocument, Ranking
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
 LONG = "word " * 5000
-
-
-@pytest.fixture(scope="module")
-def model():
-    with load("pico") as one:
-        assert isinstance(one, Embedder)
-        yield one
 
 
 @pytest.mark.parametrize(

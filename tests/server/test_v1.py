@@ -9,20 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jina_local import Embedder, load
 from jina_local.server.dialects.calls import BadField
 from jina_local.server.served import _as_text
 from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    with load("pico") as one:
-        assert isinstance(one, Embedder)
-        yield one
 
 
 def embed(server, **body):
