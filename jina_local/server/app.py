@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -41,6 +42,19 @@ class State:
         # As many as there may be connections: a request that waits for its passes holds a thread.
         self._threads = ThreadPoolExecutor(settings.max_connections, thread_name_prefix="request")
         self.last_request = time.monotonic()
+
+    @contextmanager
+    def watching(self, path: str) -> Iterator[list[int]]:
+        """Count a request to a path of the server's own. The block appends the status of its answer to the list."""
+        began = self.last_request = time.monotonic()
+        self.metrics.under_way += 1
+        statuses: list[int] = []
+        try:
+            yield statuses
+        finally:
+            self.metrics.under_way -= 1
+            self.last_request = time.monotonic()
+            self.metrics.answered(path, statuses[-1] if statuses else 500, self.last_request - began)
 
     async def run(self, work: Callable[[Call], T], request: Request) -> T:
         """Do the work in a thread, until it is done, its time is over, or nobody waits for it any more."""
@@ -113,33 +127,28 @@ def _route(one: Endpoint, state: State) -> Route:
     """A route whose work is done in a thread: JSON in, JSON out, an error in its dialect's shape."""
 
     async def endpoint(request: Request) -> Response:
-        began = state.last_request = time.monotonic()
-        request_id = request.state.request_id
-        state.metrics.under_way += 1
+        request_id, raw = request.state.request_id, getattr(request.state, "body", None)
+
+        def whole(ticket: Call) -> tuple[Reply, bytes]:
+            body = {} if not raw else strict_json.loads(raw)
+            if request.path_params:
+                query = dict(request.query_params)
+                body = {"path": dict(request.path_params), "query": query, "body": body}
+            reply = one.work(body, ticket)
+            return reply, strict_json.dumps(reply.body)
+
         response: Response
-        try:
-            raw = getattr(request.state, "body", None)
-
-            def whole(ticket: Call) -> tuple[Reply, bytes]:
-                body = {} if not raw else strict_json.loads(raw)
-                if request.path_params:
-                    query = dict(request.query_params)
-                    body = {"path": dict(request.path_params), "query": query, "body": body}
-                reply = one.work(body, ticket)
-                return reply, strict_json.dumps(reply.body)
-
-            state.served.require_ready()
-            reply, text = await state.run(whole, request)
-            response = Response(text + b"\n", reply.status, _said(reply), "application/json")
-        except Exception as error:
-            answer = faults.of(error)
-            if answer.fault.type == "internal":
-                faults.log_bug(_log, request_id, error)
-            response = _response(answer, request_id, one.fault)
-        finally:
-            state.metrics.under_way -= 1
-            state.last_request = time.monotonic()
-        state.metrics.answered(one.path, response.status_code, time.monotonic() - began)
+        with state.watching(one.path) as statuses:
+            try:
+                state.served.require_ready()
+                reply, text = await state.run(whole, request)
+                response = Response(text + b"\n", reply.status, _said(reply), "application/json")
+            except Exception as error:
+                answer = faults.of(error)
+                if answer.fault.type == "internal":
+                    faults.log_bug(_log, request_id, error)
+                response = _response(answer, request_id, one.fault)
+            statuses.append(response.status_code)
         return response
 
     return Route(one.path, endpoint, methods=list(one.methods))
@@ -152,29 +161,24 @@ class _Hosting:
         self._path, self._app, self._state = path, app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = self._state.last_request = time.monotonic()
         body: list[bytes] = [scope["state"].get("body", b"")]
-        status = 500
 
         async def again() -> Message:
             return {"type": "http.request", "body": body.pop()} if body else await receive()
 
-        async def watched(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
+        with self._state.watching(self._path) as statuses:
 
-        self._state.metrics.under_way += 1
-        try:
-            self._state.served.require_ready()
-            await self._app(scope, again, watched)
-        except NotReady as error:
-            refused = _response(faults.of(error), scope["state"]["request_id"], fault_shape(self._path))
-            await refused(scope, again, watched)
-        finally:
-            self._state.metrics.under_way -= 1
-            self._state.last_request = time.monotonic()
-            self._state.metrics.answered(self._path, status, time.monotonic() - began)
+            async def watched(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                await send(message)
+
+            try:
+                self._state.served.require_ready()
+                await self._app(scope, again, watched)
+            except NotReady as error:
+                refused = _response(faults.of(error), scope["state"]["request_id"], fault_shape(self._path))
+                await refused(scope, again, watched)
 
 
 def _no_mcp(hosted: Mapping[str, Hosted] | None) -> Callable[[Request], Awaitable[Response]]:
