@@ -64,7 +64,7 @@ LOADED_HERE = ("weights", "backend", "device", "threads", "offline", "determinis
 
 def server(args: argparse.Namespace, here: Sequence[str] = LOADED_HERE) -> Server | None:
     """The server that is to answer, if any. Raises UsageError for the options of `here`, which load a model here."""
-    address = _setting(args.server, "SERVER")
+    address = setting(args.server, "SERVER")
     if address is None:
         if args.api_key_file is not None:
             raise UsageError("--api-key-file is for a server: give --server too, or set JINA_LOCAL_SERVER.")
@@ -159,17 +159,17 @@ def settings(args: argparse.Namespace, default: str, of_model: str = "") -> dict
     of_model: a part of the names of the two variables that choose the model, so that a model that was set for one
     command is not tried by another. Engine and machine are the same for every command.
     """
-    backend = _setting(args.backend, "BACKEND") or "auto"
+    backend = setting(args.backend, "BACKEND") or "auto"
     if backend not in ("auto", *backends.BACKENDS):
         raise UsageError(f"JINA_LOCAL_BACKEND is {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
-    threads = _setting(args.threads, "THREADS")
+    threads = setting(args.threads, "THREADS")
     if isinstance(threads, str) and not threads.isdecimal():
         raise UsageError(f"JINA_LOCAL_THREADS is {threads!r}; expected a whole number from 1.")
     return {
-        "name_or_path": _setting(args.model, f"{of_model}MODEL") or default,
+        "name_or_path": setting(args.model, f"{of_model}MODEL") or default,
         "backend": backend,
-        "weights": _setting(args.weights, f"{of_model}WEIGHTS"),
-        "device": _setting(args.device, "DEVICE"),
+        "weights": setting(args.weights, f"{of_model}WEIGHTS"),
+        "device": setting(args.device, "DEVICE"),
         "threads": None if threads is None else int(threads),
         "offline": True if args.offline else None,
         "show_progress": args.progress,
@@ -255,5 +255,6 @@ def _hint_at_input(texts: Sequence[str]) -> None:
             return
 
 
-def _setting(option: str | int | None, name: str) -> str | int | None:
+def setting(option: Any, name: str) -> Any:
+    """An option, else its environment variable; None if neither is given."""
     return option if option is not None else os.environ.get(f"JINA_LOCAL_{name}") or None

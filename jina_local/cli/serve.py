@@ -168,9 +168,9 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Settings: an option, else its environment variable; None is left to the default."""
     found: dict[str, Any] = {
-        "host": _from(args.host, "HOST"),
+        "host": options.setting(args.host, "HOST"),
         "port": _number("port", args.port, int, low=0, high=65535),
-        "uds": _from(args.uds, "UDS"),
+        "uds": options.setting(args.uds, "UDS"),
         "keys": _keys(args),
         "inference_file": str(local_store.root() / "inference_endpoints.json"),
         "origins": _several(args.cors_origin, "CORS_ORIGIN"),
@@ -184,10 +184,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _from(option: Any, name: str) -> Any:
-    return option if option is not None else os.environ.get(f"JINA_LOCAL_{name}") or None
-
-
 def _several(option: list[str] | None, name: str) -> tuple[str, ...] | None:
     if option is not None:
         return tuple(option)
@@ -197,7 +193,7 @@ def _several(option: list[str] | None, name: str) -> tuple[str, ...] | None:
 
 def _number(name: str, option: Any, kind: Callable[[str], Any], *, low: float, high: float | None = None) -> Any:
     variable = name.replace("-", "_").upper()
-    value = _from(option, variable)
+    value = options.setting(option, variable)
     if value is None:
         return None
     try:
@@ -213,14 +209,14 @@ def _number(name: str, option: Any, kind: Callable[[str], Any], *, low: float, h
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...] | None:
     """The keys of a file, a key a line, or the one of JINA_LOCAL_API_KEY; an argument would be seen by all."""
-    path = _from(args.api_key_file, "API_KEY_FILE")
+    path = options.setting(args.api_key_file, "API_KEY_FILE")
     return options.own_key() if path is None else options.api_keys(path)
 
 
 def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The words of `load` for each model, each engine in a process of its own."""
     names = _several(args.model, "MODEL") or (registry.DEFAULT_MODEL,)
-    reranker = _from(args.rerank_model, "RERANK_MODEL")
+    reranker = options.setting(args.rerank_model, "RERANK_MODEL")
     words = []
     for name in (*names, *([reranker] if reranker else [])):
         args.model = name
