@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     with console.quiet_stdout():
         ended_by = listen.run(settings, _models(args), ready, indexes=indexes, mount=_mcp(indexes))
     if ended_by == signal.SIGINT:
-        console.say("interrupted; all that had begun was answered")
+        console.say("interrupted")
         return console.INTERRUPTED
     return console.OK
 
