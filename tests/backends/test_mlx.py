@@ -17,7 +17,7 @@ import pytest
 from convert.mlx.folders import to_mlx
 from convert.verify.reference import hidden_states
 from jina_local import backends
-from jina_local.backends.mlx import padding
+from jina_local.backends import padding
 from jina_local.errors import EngineError, UsageError
 from jina_local.spec import TokenBatch
 from jina_local.weights.checkpoint import Checkpoint

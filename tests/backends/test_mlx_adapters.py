@@ -16,7 +16,8 @@ from convert.mlx.folders import to_mlx
 from convert.mlx.quantise import Quantised, dequantise
 from convert.verify.reference import hidden_states
 from jina_local import backends, load
-from jina_local.backends.mlx import MlxBackend, padding
+from jina_local.backends import padding
+from jina_local.backends.mlx import MlxBackend
 from jina_local.errors import EngineError, ModelDamaged, UsageError
 from jina_local.formats import manifest
 from jina_local.formats.safetensors import SafetensorsFile

@@ -13,7 +13,8 @@ import pytest
 from convert.mlx.folders import to_mlx
 from convert.verify.reference import hidden_states, logits
 from jina_local import backends
-from jina_local.backends.mlx import MlxBackend, padding
+from jina_local.backends import padding
+from jina_local.backends.mlx import MlxBackend
 from jina_local.errors import EngineError, ModelDamaged
 from jina_local.spec import NO_TASK, RERANK
 from jina_local.weights import architecture, projector

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...weights.architecture import Architecture
 from .layers import Beside, Factors, Matrix, Rotation, attend, embed, linear, optional, plain, rows_at, through
-from .padding import Padded
+from ..padding import Padded
 
 
 class Transformer:

@@ -28,7 +28,7 @@ from .layers import (
     rows_at,
     through,
 )
-from .padding import Padded
+from ..padding import Padded
 
 _TYPES = "embeddings.token_type_embeddings"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...spec import TokenBatch, round_up
+from ..spec import TokenBatch, round_up
 
 PAD = 0  # any row of the table: no wanted row ever looks at a pad
 

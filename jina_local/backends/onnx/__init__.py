@@ -1,0 +1,150 @@
+"""ONNX Runtime: TokenBatch -> rows, on the CPU.
+
+The graph that runs is always built here, from weights whose names, shapes and types were checked. A graph that lies
+in a model's folder is never opened, and no operator library either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import EngineError, EngineMissing, UsageError
+from ...formats.onnx_file import Graph
+from ...spec import Budget, TokenBatch
+from ...weights.architecture import Architecture
+from ..checks import check, check_classified, check_task
+from ..learned_positions import table_rows
+from ..machine import physical_cores
+from ..padding import Padded, pad
+from ..threads import shield
+from .folder import PlainFolder
+from .graph import build, takes_all
+
+_BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
+# From this length on, attention without the matrix of all scores is the faster one.
+_LONG = 1024
+
+
+class OnnxBackend:
+    """One task's weights, or a base and adapters that run beside it. See backends.Backend."""
+
+    lanes = 1
+    device, dtype = "cpu", "float32"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        task: str | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Open a folder. Raises UsageError, ModelDamaged, EngineMissing, EngineError."""
+        if device not in (None, "cpu"):
+            raise UsageError(f"unknown device {device!r}; ONNX Runtime runs on: cpu.")
+        self.threads, self._process = threads or physical_cores(), os.getpid()
+        self.budget, self._tasks = _BUDGET, tuple(adapters or ())
+        folder = PlainFolder(path)
+        try:
+            self.arch = folder.arch
+            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run in float32",)
+            self._session = _session(build(self.arch, folder.weights(task)), self.threads)
+        finally:
+            folder.close()
+        self.hidden, self.vocab, self._longest = self.arch.width, self.arch.vocab, self.arch.max_positions
+        self._rotations = _Rotations(self.arch)
+
+    def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
+        """See backends.Backend. The pass may be of any size; `budget` says which size is fast."""
+        check_task(task, self._tasks)
+        check(batch, self.vocab, self._longest)
+        if self.arch.labels:
+            check_classified(batch)
+        feed = self._feed(pad(batch, self.budget.multiple))
+        session, options = self._session, _runtime().RunOptions()
+
+        def stop() -> None:
+            options.terminate = True
+
+        return shield(lambda: session.run(None, feed, options)[0], stop)
+
+    def close(self) -> None:
+        """Free the weights after the calls that are under way."""
+        self._session = None
+
+    def _feed(self, padded: Padded) -> dict[str, NDArray[np.generic]]:
+        """The inputs of the graph."""
+        arch, (texts, length) = self.arch, padded.ids.shape
+        places = np.broadcast_to(np.arange(length), padded.ids.shape)
+        feed: dict[str, NDArray[np.generic]] = {
+            "ids": padded.ids.astype(np.int64),
+            "long": np.array([length >= _LONG and (arch.causal or padded.full)]),
+            "pick": padded.pick.astype(np.int64),
+        }
+        if not arch.causal:
+            feed["lengths"] = padded.lengths.astype(np.int64)
+        if arch.rope_theta:
+            feed["cosines"], feed["sines"] = self._rotations.up_to(length)
+        else:
+            places = np.minimum(table_rows(padded.ids), self._longest + 1)
+        feed["places"] = np.ascontiguousarray(places, np.int64)
+        if not takes_all(arch):
+            at = np.ascontiguousarray(places if padded.at is None else padded.at, np.int64)
+            feed["at"], feed["flat_at"] = at, (at + np.arange(texts)[:, None] * length).reshape(-1)
+        return feed
+
+
+class _Rotations:
+    """cos and sin of the rotary angles, computed in float64, for as many places as were asked for so far."""
+
+    def __init__(self, arch: Architecture) -> None:
+        if arch.rope_theta:
+            self._steps = arch.rope_theta ** -(np.arange(0, arch.head_dim, 2) / arch.head_dim)
+        self._tables: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def up_to(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Two of (length, head_dim / 2)."""
+        tables = self._tables
+        if tables is None or len(tables[0]) < length:
+            angles = np.arange(1 << (length - 1).bit_length())[:, None] * self._steps
+            tables = self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        return tables[0][:length], tables[1][:length]
+
+
+def _session(graph: Graph, threads: int) -> Any:
+    ort = _runtime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    weights = graph.weights
+    options.add_external_initializers(
+        list(weights), [ort.OrtValue.ortvalue_from_numpy(data) for data in weights.values()]
+    )
+    with _engine_errors():
+        model = graph.model(lambda name: ("-", 0, weights[name].nbytes))
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise EngineError(f"ONNX Runtime failed: {error}") from error
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineMissing(f"ONNX Runtime cannot be imported ({error}): pip install 'jina_local[onnx]'.") from error
+    return onnxruntime
