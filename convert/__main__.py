@@ -1,4 +1,4 @@
-"""`python -m convert merge|mlx|gguf|verify`: from a published checkpoint to the files that jina_local runs."""
+"""`python -m convert merge|mlx|onnx|gguf|verify`: from a published checkpoint to the files that jina_local runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   python -m convert gguf ./jina-embeddings-v5-text-nano out --task all --type Q4_K_M --imatrix my-texts.txt
   python -m convert mlx ./jina-embeddings-v5-text-small out --task retrieval --bits 8
   python -m convert mlx ./jina-embeddings-v5-text-small out --adapters separate --bits 8
+  python -m convert onnx ./jina-embeddings-v5-text-nano out --task all --bits 8
   python -m convert merge ./jina-embeddings-v5-text-small out --task classification
   python -m convert gguf ./jina-embeddings-v3 out --task retrieval --type Q8_0     # retrieval.query and .passage
   python -m convert gguf ./jina-embeddings-v3 out --task none --type F16           # the base, without any adapter
@@ -71,6 +72,12 @@ def _parser() -> _Parser:
     )
     mlx.set_defaults(run=_mlx, parser=mlx)
 
+    onnx = commands.add_parser("onnx", help="weights for ONNX Runtime")
+    _common(onnx, "one folder, or one below it for each task; with separate adapters always one")
+    _adapters(onnx)
+    onnx.add_argument("--bits", type=int, choices=(8, 16, 32), default=8, help="default: 8, whole numbers")
+    onnx.set_defaults(run=_onnx, parser=onnx)
+
     _add_gguf(commands)
     _add_verify(commands)
     return parser
@@ -101,7 +108,7 @@ def _add_verify(commands: Any) -> None:
     verify.add_argument("out", type=Path, help="a converted folder or a .gguf file")
     verify.add_argument("--against", required=True, metavar="SRC", help="the checkpoint it was made from")
     verify.add_argument("--weights", help="which of several, as Q4_K_M")
-    verify.add_argument("--backend", choices=("auto", "mlx", "llama"), default="auto")
+    verify.add_argument("--backend", choices=("auto", "mlx", "llama", "onnx"), default="auto")
     _hub(verify)
     verify.set_defaults(run=_verify, parser=verify)
 
@@ -165,6 +172,25 @@ def _mlx(args: argparse.Namespace) -> int:
             tasks=tasks,
             bits=args.bits,
             group_size=args.group_size,
+            separate=args.adapters == "separate",
+            force=args.force,
+            source_name=name,
+            revision=revision,
+            progress=progress,
+        )
+    return _done(args, tasks)
+
+
+def _onnx(args: argparse.Namespace) -> int:
+    from .onnx.folders import to_onnx
+
+    folder, name, revision, tasks = _open(args)
+    with _progress(args.progress) as progress:
+        to_onnx(
+            folder,
+            args.out,
+            tasks=tasks,
+            bits=args.bits,
             separate=args.adapters == "separate",
             force=args.force,
             source_name=name,

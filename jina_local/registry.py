@@ -45,9 +45,7 @@ class Published:
     bundled: bool = False  # the files are in the package, under the model's name
     adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
     beside_gguf: tuple[str, ...] = ()  # files without which a GGUF file of the repository is of no use
-    download: Mapping[str, float] = field(
-        default_factory=dict
-    )  # engine -> about how many bytes `models pull` fetches
+    download: Mapping[str, float] = field(default_factory=dict)  # form -> about how many bytes `models pull` fetches
 
     def repos(self, engine: str, tasks: Iterable[str]) -> dict[str, str]:
         """Task -> the repository that has its files; empty if none are published in the form that an engine reads."""
@@ -69,9 +67,9 @@ class Published:
         """The licence of the weights, and whether it is for non-commercial use."""
         return f"{self.spec.license}, non-commercial" if "NC" in self.spec.license else self.spec.license
 
-    def about(self, engine: str) -> str:
-        """The approximate size of an engine's default download, if it is known, and the licence."""
-        size = f"about {self.download[engine] / 1e9:.2g} GB" if engine in self.download else "size not known here"
+    def about(self, form: str) -> str:
+        """The approximate size of the default download of a form, if it is known, and the licence."""
+        size = f"about {self.download[form] / 1e9:.2g} GB" if form in self.download else "size not known here"
         return f"{size}; {self.terms}"
 
 
@@ -100,7 +98,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_repo="jinaai/jina-embeddings-v5-text-small-{task}-GGUF",
         gguf_file="v5-small-{task}-{type}.gguf",
         rope_theta=3_500_000.0,
-        download={"llama": 0.64e9, "mlx": 1.37e9},
+        download={"gguf": 0.64e9, "checkpoint": 1.37e9},
     ),
     Published(
         spec=ModelSpec(
@@ -124,7 +122,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v5-nano-{task}-{type}.gguf",
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
-        download={"llama": 0.23e9},
+        download={"gguf": 0.23e9},
     ),
     # The prompts are those of its code and of the makers' own server; of the last three tasks they are empty. Without
     # a task it runs without an adapter, although its release post says otherwise.
@@ -164,7 +162,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v3-{task}-{type}.gguf",
         rope_theta=20_000.0,
         adapter_folders=False,
-        download={"mlx": 1.16e9},
+        download={"checkpoint": 1.16e9},
     ),
     Published(
         spec=ModelSpec(
@@ -189,7 +187,7 @@ PUBLISHED: tuple[Published, ...] = (
         rope_theta=1_000_000.0,
         adapter_folders=False,
         beside_gguf=("projector.safetensors",),
-        download={"llama": 0.64e9, "mlx": 1.2e9},
+        download={"gguf": 0.64e9, "checkpoint": 1.2e9},
     ),
     Published(
         spec=ModelSpec(
@@ -213,7 +211,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="jina-reranker-v2-base-multilingual-{type}.gguf",
         rope_theta=0.0,
         adapter_folders=False,
-        download={"mlx": 0.57e9},
+        download={"checkpoint": 0.57e9},
     ),
     # Ours: trained for the quick start and the tests (convert/pico, its card lies beside the weights).
     Published(

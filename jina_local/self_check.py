@@ -21,7 +21,7 @@ from .embedding.request import Task
 from .errors import JinaError, ModelDamaged, UsageError
 from .formats import manifest
 from .reranking.reranker import Reranker
-from .spec import ModelFiles, engine_of
+from .spec import READERS, ModelFiles
 from .store import find, package
 
 TEXTS = (
@@ -98,7 +98,7 @@ def of_folder(folder: Path) -> Iterator[Told]:
         yield Told(None, "vectors not known: these files carry no numbers to compare with")
     else:
         record = manifest.read(folder)
-        engine = engine_of(record.form)
+        engine = READERS[record.form][0]
         labels = sorted({label for known in record.probes.values() for label in known})
         for label in labels:
             yield _opened(folder, engine, label)
@@ -108,7 +108,8 @@ def of_folder(folder: Path) -> Iterator[Told]:
 
 def of_package(engine: str) -> Told:
     """The same for the model that the package carries, on one engine."""
-    return _opened("pico", engine, package.LABELS[engine])
+    form = next(form for form in package.LABELS if engine in READERS[form])
+    return _opened("pico", engine, package.LABELS[form])
 
 
 def _opened(wanted: str | Path, engine: str, label: str) -> Told:

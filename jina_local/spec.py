@@ -22,8 +22,8 @@ class Origin:
     """Where a loaded model comes from, what runs it, and why it was chosen."""
 
     path: Path
-    form: str  # "mlx" | "gguf" | "checkpoint"
-    backend: str  # "mlx" | "llama"
+    form: str  # "mlx" | "gguf" | "onnx" | "checkpoint"
+    backend: str  # "mlx" | "llama" | "onnx"
     weights: str  # "Q8_0", "8bit", "16bit", "BF16", ...
     device: str  # "metal" | "cpu"
     dtype: str  # what the engine computes in
@@ -154,7 +154,7 @@ class ModelFiles:
     """The files of one model that were found, before anything is opened."""
 
     model: ModelSpec  # narrowed to what these files can serve
-    form: str  # "gguf" | "mlx" | "checkpoint"
+    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint"
     files: Mapping[str, Path]  # task -> .gguf file, or the folder that holds config.json and the weights
     label: str  # "Q8_0", "8bit", "BF16", ...
     tokenizer: Path | None  # None: rebuilt from the GGUF's own vocabulary
@@ -169,18 +169,23 @@ class ModelFiles:
     fingerprint: str | None = None
     # Task -> the numbers that the converter expects of it, see self_check.py; empty: they are not known.
     probes: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    engine: str | None = None  # that is to open the files; None: the first that reads their form
     # GGUF files, whose own vocabulary `tokenizer` has to agree with.
     vocabularies: tuple[Path, ...] = ()
 
     @property
     def backend(self) -> str:
-        """The engine that reads this form."""
-        return engine_of(self.form)
+        """The engine that opens the files."""
+        return self.engine or READERS[self.form][0]
 
 
-def engine_of(form: str) -> str:
-    """The engine that reads a form of files: "gguf", "mlx" or "checkpoint"."""
-    return "llama" if form == "gguf" else "mlx"
+# A form of files -> the engines that read it.
+READERS = {"gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx")}
+
+
+def engine_of(form: str, engines: Sequence[str]) -> str | None:
+    """The first of the engines that reads a form of files; None if none does."""
+    return next((engine for engine in engines if engine in READERS.get(form, ())), None)
 
 
 def round_up(length: int, multiple: int) -> int:

@@ -28,7 +28,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
     "text": ("formats", "numpy tokenizers semantic_text_splitter tree_sitter"),
     "records": ("formats", "numpy pyarrow"),
     "model_files": ("weights formats registry", ""),
-    "backends": ("children weights formats", "numpy mlx llama_cpp"),
+    "backends": ("children weights formats", "numpy mlx llama_cpp onnxruntime"),
     "store": ("model_files backends formats registry", "huggingface_hub"),
     "inference": ("backends text formats", "numpy tqdm"),
     "embedding": ("inference backends text registry", "numpy typing_extensions"),
@@ -40,7 +40,7 @@ RUNTIME: dict[str, tuple[str, str]] = {
         "children bulk embedding reranking text loading store registry",
         "numpy numkong watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
-    "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp"),
+    "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp onnxruntime"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
         "arguments children console records bulk search backends registry store embedding reranking self_check "

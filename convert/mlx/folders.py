@@ -21,8 +21,8 @@ from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 
 from .. import source
+from ..separate import write_separate
 from ..task_folders import BASE, Form, Progress, write_folders
-from .adapters import write_separate
 from .quantise import BITS, GROUP_SIZES, quantise, recipe
 
 _PLAIN = {16: "F16", 32: "F32"}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ..spec import Budget, TokenBatch
 
-BACKENDS = ("mlx", "llama")
-_MODULES = {"mlx": "mlx.core", "llama": "llama_cpp"}
+BACKENDS = ("mlx", "llama", "onnx")
+_MODULES = {"mlx": "mlx.core", "llama": "llama_cpp", "onnx": "onnxruntime"}
 
 
 class Backend(Protocol):
@@ -72,7 +72,7 @@ def installed(name: str) -> bool:
 def preferred() -> str:
     """The better engine that is installed: MLX on Apple silicon, llama.cpp elsewhere. Raises EngineMissing."""
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-    for name in ("mlx", "llama") if apple else ("llama", "mlx"):
+    for name in ("mlx", "llama", "onnx") if apple else ("llama", "onnx", "mlx"):
         if installed(name):
             return name
     raise EngineMissing("no engine is installed. Install one: pip install 'jina_local[llama]' or 'jina_local[mlx]'.")
@@ -88,9 +88,9 @@ def open_backend(
     threads: int | None = None,
     isolate: Literal["process"] | None = None,
 ) -> Backend:
-    """Open one set of weights: a .gguf file with llama, a folder with mlx.
+    """Open one set of weights: a .gguf file with llama, a folder with mlx or onnx.
 
-    task: the adapter to merge at load, if the folder is a published checkpoint (mlx only).
+    task: the adapter to merge at load, if the folder is a published checkpoint (mlx and onnx).
     adapters: task -> file or folder. They run beside the unchanged base, and every call of `forward` names one.
 
     Without both, the weights are merged already.
@@ -120,6 +120,10 @@ def open_backend(
         from .llama.backend import LlamaBackend
 
         return LlamaBackend(path, adapters=adapters, device=device, threads=threads)
+    if name == "onnx":
+        from .onnx import OnnxBackend
+
+        return OnnxBackend(path, task=task, adapters=adapters, device=device, threads=threads)
     from .mlx import MlxBackend
 
     return MlxBackend(path, task=task, adapters=adapters, device=device, threads=threads)

@@ -151,8 +151,10 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
     to_convert = (engine, asked) == ("llama", "auto") and not (args.weights or row.gguf_repo or row.bundled)
     if to_convert:
         engine = "mlx"  # the checkpoint is all there is
-    if engine == "mlx" and args.weights is not None:
-        raise UsageError("--weights is for llama; MLX takes the published checkpoint (smaller: `convert mlx`).")
+    if engine != "llama" and args.weights is not None:
+        raise UsageError(
+            f"--weights is for llama; {engine} takes the published checkpoint (smaller: `convert {engine}`)."
+        )
     files = hub.pull(
         row,
         engine,

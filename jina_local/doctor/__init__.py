@@ -39,6 +39,7 @@ PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "tqdm": ("4.66", None),
     "mlx": ("0.31.2", "mlx"),
     "llama-cpp-python": ("0.3.36", "llama"),
+    "onnxruntime": ("1.24", "onnx"),
     "pyarrow": ("17", "parquet"),
     "gguf": ("0.19", "convert"),
 }
@@ -114,7 +115,7 @@ def _package(name: str) -> Check:
 
 
 def _engines() -> list[Check]:
-    readers: dict[str, Callable[[dict[str, object]], list[Check]]] = {"mlx": _mlx, "llama": _llama}
+    readers: dict[str, Callable[[dict[str, object]], list[Check]]] = {"mlx": _mlx, "llama": _llama, "onnx": _onnx}
     found = []
     for name, read in readers.items():
         label = f"engine {name}"
@@ -127,7 +128,7 @@ def _engines() -> list[Check]:
         else:
             found += [Check(label, True, "imports and runs"), *read(answer)]
     try:
-        found.append(Check("engine used", True, f"{backends.preferred()}, if both can read the files of a model"))
+        found.append(Check("engine used", True, f"{backends.preferred()}, if several can read the files of a model"))
     except EngineMissing as error:
         found.append(Check("engine used", False, "none", str(error)))
     return found
@@ -185,6 +186,10 @@ def _mlx(answer: dict[str, object]) -> list[Check]:
         "Or use --backend llama."
     )
     return [*found, Check("mlx BLAS", None, detail, step)]
+
+
+def _onnx(answer: dict[str, object]) -> list[Check]:
+    return [Check("onnx device", True, f"CPU; ONNX Runtime {answer['version']}")]
 
 
 def _llama(answer: dict[str, object]) -> list[Check]:

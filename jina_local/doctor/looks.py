@@ -45,6 +45,12 @@ def _llama() -> dict[str, object]:
     }
 
 
+def _onnx() -> dict[str, object]:
+    import onnxruntime
+
+    return {"version": onnxruntime.__version__}
+
+
 def _vectors(engine: str) -> dict[str, object]:
     from .. import self_check
 
@@ -71,6 +77,7 @@ _LOOKS: dict[str, Callable[..., dict[str, object]]] = {
     "numpy": _numpy,
     "mlx": _mlx,
     "llama": _llama,
+    "onnx": _onnx,
     "vectors": _vectors,
 }
 

@@ -1,7 +1,7 @@
 """manifest.json: the files of a converted folder, written last, so that its presence means "complete".
 
     {"format": "jina_local manifest 1",
-     "form": "mlx" | "gguf" | "checkpoint",
+     "form": "mlx" | "gguf" | "onnx" | "checkpoint",
      "model": a registry name,
      "source": {"name": ..., "revision": ... or null, "files": {path: sha256}},
      "tokenizer": fingerprint of the token ids of fixed probe texts (text.tokenizer.Tokenizer.fingerprint),
@@ -31,7 +31,7 @@ from .schema import Members, dict_of, list_of, matching, number, or_null, text, 
 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
-FORMS = ("mlx", "gguf", "checkpoint")
+FORMS = ("mlx", "gguf", "onnx", "checkpoint")
 _LARGEST, _MOST_FILES = 1 << 20, 1000
 _DIGEST = matching("[0-9a-f]{64}", "a SHA-256 of 64 hex digits")
 _INSIDE = matching(

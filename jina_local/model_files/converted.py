@@ -13,12 +13,12 @@ from ..formats.files import read_json
 from ..formats.manifest import Manifest
 from ..formats.safetensors import SafetensorsFile
 from ..registry import Published
-from ..spec import NO_TASK, ModelFiles, engine_of
+from ..spec import NO_TASK, ModelFiles
 from ..weights import architecture, projector
 from ..weights.architecture import Architecture
 from ..weights.checkpoint import Checkpoint
 from . import beside, ggufs
-from .request import Request, require_engine, require_tasks
+from .request import Request, require_reader, require_tasks
 
 
 def read(folder: Path, request: Request) -> ModelFiles:
@@ -35,8 +35,7 @@ def read(folder: Path, request: Request) -> ModelFiles:
             f"{folder}: its manifest does not say which file has which task's weights: neither is each file one "
             "task's, nor is there a base with adapters and nothing else. Convert again."
         )
-    engine = engine_of(record.form)
-    require_engine(request, engine, f"{folder} has {record.form} weights", record.source.name)
+    engine = require_reader(request, record.form, f"{folder} has {record.form} weights", record.source.name)
     if record.form == "gguf":
         entries = {folder / name: entry for name, entry in (weights | record.adapters).items()}
         files = ggufs.read(entries, folder, request, named(record))
@@ -48,7 +47,7 @@ def read(folder: Path, request: Request) -> ModelFiles:
         raise ModelDamaged(f"{folder}: mixes weights of {' and '.join(types)}; each needs a folder of its own.")
     if request.label is not None and request.label.casefold() != types[0].casefold():
         raise UsageError(f"{folder}: has no weights {request.label!r}. There: {types[0]}.")
-    return _of_safetensors(folder, record, request, types[0])
+    return _of_safetensors(folder, record, request, types[0], engine)
 
 
 def recorded(files: ModelFiles, record: Manifest) -> ModelFiles:
@@ -70,8 +69,8 @@ def named(record: Manifest) -> Published | None:
     return next((row for row in registry.PUBLISHED if row.spec.name == record.model), None)
 
 
-def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str) -> ModelFiles:
-    """A folder of MLX weights or of merged checkpoints."""
+def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str, engine: str) -> ModelFiles:
+    """A folder of MLX or ONNX weights, or of merged checkpoints."""
     adapters = {str(entry.task): folder / name for name, entry in record.adapters.items()}
     if adapters and (list(record.bases) != ["model.safetensors"] or len(adapters) < len(record.adapters)):
         raise ModelDamaged(f"{folder}: its manifest names {len(record.bases)} bases, or two adapters of one task.")
@@ -98,11 +97,12 @@ def _of_safetensors(folder: Path, record: Manifest, request: Request, label: str
         label=label,
         tokenizer=beside.required_tokenizer(home),
         revision=record.source.revision,
-        reasons=(*request.reasons, f"mlx, because {folder} has {record.form} weights"),
+        reasons=(*request.reasons, f"{engine}, because {folder} has {record.form} weights"),
         adapters=adapters,
         projector=beside.projector_of(row, home),
         fingerprint=record.tokenizer,
         probes=_probes(record, label, files),
+        engine=engine,
     )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from ..errors import ModelDamaged, ModelNotFound
 from ..formats import manifest
 from ..formats.files import open_regular
-from ..spec import ModelFiles
+from ..spec import READERS, ModelFiles
 from . import converted, ggufs, published
-from .request import Request, require_engine
+from .request import Request, require_reader
 
 # First bytes, or a suffix if a format has none -> the format.
 _NEVER_OPENED = (
@@ -30,7 +30,7 @@ class Layout:
     """One way in which a folder can hold a model."""
 
     what: str
-    engine: str | None  # None: the manifest says it
+    form: str | None  # None: the manifest says it
     is_there: Callable[[Path], bool]
     read: Callable[[Path, Request], ModelFiles]
 
@@ -45,13 +45,13 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "GGUF files, named as v5-nano-retrieval-Q8_0.gguf",
-        "llama",
+        "gguf",
         lambda folder: any(folder.glob("*.gguf")),
         ggufs.read_folder,
     ),
     Layout(
         "a published checkpoint (config.json, model*.safetensors, adapters/)",
-        "mlx",
+        "checkpoint",
         lambda folder: os.path.lexists(folder / "config.json") and any(folder.glob("model*.safetensors*")),
         published.read,
     ),
@@ -68,7 +68,7 @@ def read(path: Path, request: Request) -> ModelFiles:
         raise ModelDamaged(f"{path}: {_describe(path)}. {_readable()}")
     if not is_gguf:
         raise ModelDamaged(f"{path}: not a GGUF file: {_describe(path)}.")
-    require_engine(request, "llama", f"{path} is a GGUF file")
+    require_reader(request, "gguf", f"{path} is a GGUF file")
     if not os.path.lexists(path.parent / manifest.NAME):
         return ggufs.read({path: None, **ggufs.adapters_beside(path, {})}, path, request)
     record = manifest.load(path.parent)
@@ -81,10 +81,10 @@ def _read_folder(path: Path, request: Request) -> ModelFiles:
     layouts = [layout for layout in LAYOUTS if layout.is_there(path)]
     if not layouts:
         raise ModelNotFound(_no_model(path))
-    if len(layouts) > 1 and layouts[0].engine:
+    if len(layouts) > 1 and layouts[0].form:
         # GGUF files beside a checkpoint, as in some published repositories.
         engine = request.engines[0]
-        layouts = [layout for layout in layouts if layout.engine == engine]
+        layouts = [layout for layout in layouts if layout.form and engine in READERS[layout.form]]
         if len(request.engines) > 1:
             why = f"{engine}, of the two forms of weights in the folder"
             request = replace(request, reasons=(*request.reasons, why))

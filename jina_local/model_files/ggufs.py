@@ -18,7 +18,7 @@ from ..weights.adapters.gguf_file import Base
 from . import beside
 from .gguf_model import SEPARATE, Identity, identify, not_a_model
 from .labels import own_name, rank
-from .request import Request, require_engine
+from .request import Request, require_reader
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Choice:
 
 def read_folder(folder: Path, request: Request) -> ModelFiles:
     """A folder of GGUF files as Jina publishes them, without a manifest."""
-    require_engine(request, "llama", f"{folder} has GGUF files")
+    require_reader(request, "gguf", f"{folder} has GGUF files")
     return read(dict.fromkeys(sorted(folder.glob("*.gguf"))), folder, request)
 
 

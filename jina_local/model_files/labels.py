@@ -17,8 +17,9 @@ GGUF = (
     "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 MLX = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")
-READ_BY = {"llama": GGUF, "mlx": MLX}
-ALL = {label.casefold(): label for label in (*GGUF, *MLX)}  # in any letters -> as files spell it
+ONNX = ("INT8", "F32", "BF16", "F16")
+READ_BY = {"llama": GGUF, "mlx": MLX, "onnx": ONNX}
+ALL = {label.casefold(): label for label in (*GGUF, *MLX, *ONNX)}  # in any letters -> as files spell it
 
 
 def rank(label: str, engine: str = "llama") -> int:

@@ -10,12 +10,12 @@ from ..formats import manifest
 from ..spec import RERANK, ModelFiles
 from ..weights.checkpoint import Checkpoint
 from . import beside
-from .request import Request, how_to_convert, require_engine, require_tasks
+from .request import Request, how_to_convert, require_reader, require_tasks
 
 
 def read(folder: Path, request: Request) -> ModelFiles:
     """The files of a checkpoint folder, every adapter opened once. Raises UsageError, ModelDamaged."""
-    require_engine(request, "mlx", f"{folder} is a published checkpoint")
+    engine = require_reader(request, "checkpoint", f"{folder} is a published checkpoint")
     with Checkpoint(folder) as base:
         arch = base.arch
         row = registry.identify(architecture=arch.kind, rope_theta=arch.rope_theta, where=str(folder))
@@ -45,7 +45,8 @@ def read(folder: Path, request: Request) -> ModelFiles:
             label=base.dtype,
             tokenizer=beside.required_tokenizer(folder),
             revision=None,
-            reasons=(*request.reasons, f"mlx, because {folder} is a published checkpoint"),
+            reasons=(*request.reasons, f"{engine}, because {folder} is a published checkpoint"),
             adapters=adapters,
             projector=beside.projector_of(row, folder, folder),
+            engine=engine,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from .. import registry
 from ..errors import UsageError
 from ..registry import Published
+from ..spec import READERS, engine_of
+
+_MADE_HERE = re.compile(r"(?i)(?P<mlx>\d+)bit|int(?P<onnx>\d+)")
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,16 @@ class Request:
     reasons: tuple[str, ...] = ()  # the choices made so far, a sentence each
 
 
-def require_engine(request: Request, engine: str, what: str, source: str = "SRC") -> None:
-    """Raise UsageError if the request does not allow the engine that reads the files."""
-    if engine in request.engines:
-        return
-    wanted = request.engines[0]
-    command = "gguf" if wanted == "llama" else "mlx"
+def require_reader(request: Request, form: str, what: str, source: str = "SRC") -> str:
+    """The engine that is to read a form of files. Raises UsageError if the request allows none that does."""
+    if engine := engine_of(form, request.engines):
+        return engine
+    wanted, readers = request.engines[0], READERS[form]
+    command = "gguf" if wanted == "llama" else wanted
     raise UsageError(
-        f"{what}, which {engine} reads and {wanted} does not. Use backend={engine!r}, or convert the "
-        f"published checkpoint: `python -m convert {command} {source} OUT --task all`."
+        f"{what}, which {' and '.join(readers)} {'read' if len(readers) > 1 else 'reads'} and {wanted} does not. Use "
+        f"backend={readers[0]!r}, or convert the published checkpoint: "
+        f"`python -m convert {command} {source} OUT --task all`."
     )
 
 
@@ -42,11 +47,12 @@ def require_tasks(request: Request, row: Published, served: Iterable[str], folde
 
 def how_to_convert(label: str | None, source: str, out: str = "OUT", tasks: str = " --task all") -> str:
     """The command that makes weights of a type; None: GGUF files of the converter's own choice."""
-    if label is not None and is_bits(label):
-        return f"python -m convert mlx {source} {out}{tasks} --bits {label[:-3]}"
+    if label is not None and (match := _MADE_HERE.fullmatch(label)):
+        engine, bits = ("mlx", match["mlx"]) if match["mlx"] else ("onnx", match["onnx"])
+        return f"python -m convert {engine} {source} {out}{tasks} --bits {bits}"
     return f"python -m convert gguf {source} {out}{tasks}{f' --type {label.upper()}' if label else ''}"
 
 
-def is_bits(label: str | None) -> bool:
-    """Whether a type is named by its bits. Only our converter for MLX names weights so."""
-    return label is not None and label.casefold().endswith("bit")
+def made_here(label: str | None) -> bool:
+    """Whether only our converters make weights of a type: those for MLX and ONNX Runtime name them by their bits."""
+    return label is not None and _MADE_HERE.fullmatch(label) is not None

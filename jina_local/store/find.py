@@ -15,9 +15,9 @@ from pathlib import Path
 from .. import backends, registry
 from ..errors import ModelDamaged, ModelNotFound, UsageError
 from ..model_files import folder, ggufs, labels, published
-from ..model_files.request import Request, how_to_convert, is_bits, require_engine
+from ..model_files.request import Request, how_to_convert, made_here, require_reader
 from ..registry import Published
-from ..spec import ModelFiles
+from ..spec import ModelFiles, engine_of
 from . import hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
@@ -70,13 +70,14 @@ def find(
     if fit := _fit(row, there, request, any_task=not may_fetch, source=source):
         return _open(row, fit, request, revision)
     # Weights named by their bits come from our converter alone.
-    engines = [one for one in request.engines if row.repos(one, row.spec.tasks) and not is_bits(request.label)]
+    engines = [one for one in request.engines if row.repos(one, row.spec.tasks) and not made_here(request.label)]
     if not engines or not may_fetch:
         raise _not_found(row, request, there, revision, ", and it may not be fetched (offline)")
     own = request.tasks or None
     files = hub.pull(
         row, engines[0], tasks=own, weights=request.label, revision=revision, show_progress=show_progress
     )
+    request = replace(request, engines=(engines[0],))
     return _open_cached(
         row, files, request, [f"fetched from {hub.endpoint()}, commit {_commit(files)}", *_unusable()]
     )
@@ -97,13 +98,13 @@ def _no_such_path(wanted: str) -> ModelNotFound:
 
 
 def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
-    """The engines that may run a model's files, preferred first. A label that both read means GGUF."""
+    """The engines that may run a model's files, preferred first. A label that several read means GGUF."""
     if backend not in ("auto", *backends.BACKENDS):
         raise UsageError(f"unknown backend {backend!r}. Possible: auto, {', '.join(backends.BACKENDS)}.")
     if backend != "auto":
         return (backend,)
     if label is not None:
-        return tuple(sorted(("llama", "mlx"), key=lambda engine: label not in labels.READ_BY[engine]))
+        return tuple(sorted(("llama", "mlx", "onnx"), key=lambda engine: label not in labels.READ_BY[engine]))
     # A path is read without an engine. Opening its files raises EngineMissing.
     first = backends.preferred() if any(map(backends.installed, backends.BACKENDS)) else "llama"
     return tuple(sorted(backends.BACKENDS, key=lambda engine: engine != first))
@@ -144,13 +145,15 @@ def _named(
         raise UsageError(f"{wanted} asks for {label}, and weights={weights!r} for another precision. Give one.")
     chosen = label or weights
     if chosen and chosen.casefold() not in labels.ALL:
-        possible = f"For llama: {', '.join(labels.GGUF)}; for mlx: {', '.join(labels.MLX)}."
-        raise UsageError(f"unknown weights {chosen!r}{registry.near_match(chosen, labels.ALL.values())}. {possible}")
+        meant = registry.near_match(chosen, labels.ALL.values())
+        meant = registry.near_match(chosen, labels.ALL.values())
+        possible = "; ".join(f"for {engine}: {', '.join(some)}" for engine, some in labels.READ_BY.items())
+        raise UsageError(f"unknown weights {chosen!r}{meant}. Possible {possible}.")
     chosen = labels.ALL[chosen.casefold()] if chosen else None
     for row in registry.PUBLISHED:
         for task, repo in row.repos("llama", row.spec.tasks).items():
             if name.casefold() == repo.casefold():
-                require_engine(Request(engines_for(backend, chosen)), "llama", f"{name} has GGUF files")
+                require_reader(Request(engines_for(backend, chosen)), "gguf", f"{name} has GGUF files")
                 return row, Request(("llama",), chosen, registry.tasks_for(row, tasks or (task,)))
     try:
         row = registry.lookup(name)
@@ -174,7 +177,7 @@ def _engines_of_name(backend: str, label: str | None) -> tuple[str, ...]:
 def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> ModelFiles:
     path = fit.place.path
     if fit.place.where == CACHE:
-        repos = row.repos(fit.place.engine, fit.files)
+        repos = row.repos(fit.engine, fit.files)
         commits = {repos[task]: hub_cache.commit_of(file) for task, file in fit.files.items()}
         notes = [
             f"the cache has commit {commit} of {repo}, not the pinned {row.pinned(repo)}; used as it is here"
@@ -182,13 +185,13 @@ def _open(row: Published, fit: Fit, request: Request, revision: str | None) -> M
             if revision is None and row.pinned(repo) not in (None, commit)
         ]
         why = f"found in the hub cache, commit {_commit(fit.files)}"
-        return _open_cached(row, fit.files, request, [why, *_unusable(), *notes])
+        return _open_cached(row, fit.files, replace(request, engines=(fit.engine,)), [why, *_unusable(), *notes])
     why = "it comes with the package" if fit.place.where == PACKAGE else f"in the local store, {path}"
     if fit.place.where == STORE and fit.rivals:
         why = f"{fit.label} in {path}: the first choice of {fit.rivals + 1} in the local store"
-    request = replace(request, engines=(fit.place.engine,), label=fit.label, reasons=(why,))
+    request = replace(request, engines=(fit.engine,), label=fit.label, reasons=(why,))
     files = _completed(folder.read(path, request))
-    known = package.probes(row, fit.place.engine) if fit.place.where == PACKAGE else {}
+    known = package.probes(row, fit.place.form) if fit.place.where == PACKAGE else {}
     return replace(files, probes=known) if known else files
 
 
@@ -201,10 +204,10 @@ def _open_cached(row: Published, files: Mapping[str, Path], request: Request, re
     paths = list(dict.fromkeys(files.values()))
     request = replace(request, reasons=tuple(reasons))
     if paths[0].suffix == ".gguf":
-        request = replace(request, engines=("llama",), label=None, tasks=())
+        request = replace(request, label=None, tasks=())
         model_files = ggufs.read(dict.fromkeys(paths), paths[0].parent, request)
     else:
-        model_files = published.read(paths[0], replace(request, engines=("mlx",)))
+        model_files = published.read(paths[0], request)
     if model_files.model.name != row.spec.name:
         raise ModelDamaged(f"{paths[0]}: holds {model_files.model.name}, and was published as {row.spec.name}.")
     return _completed(model_files)
@@ -233,7 +236,7 @@ def _not_found(
 ) -> ModelNotFound:
     """The error that says which files were looked for, which are here instead, and how to get the first."""
     label, store = request.label or hub.GGUF_DEFAULT, f"in the local store {local_store.root()}"
-    if row.bundled or is_bits(label):
+    if row.bundled or made_here(label):
         command = how_to_convert(label, row.spec.name)
         text = f"no {label} weights {store}, and none are published. Make them: `{command}`."
     elif request.engines == ("llama",) and not row.gguf_repo:
@@ -247,11 +250,12 @@ def _not_found(
         tasks = request.tasks or (row.spec.default_task or row.spec.tasks[0],)
         adapters = ", adapters/" if row.adapter_folders else ""
         wanted = {
-            "llama": ", ".join(dict.fromkeys(row.gguf_file.format(task=task, type=label) for task in tasks)),
-            "mlx": f"{row.repo} (config.json, model.safetensors, tokenizer.json{adapters})",
+            "gguf": ", ".join(dict.fromkeys(row.gguf_file.format(task=task, type=label) for task in tasks)),
+            "checkpoint": f"{row.repo} (config.json, model.safetensors, tokenizer.json{adapters})",
         }
         text = (
-            f"not on this machine{why}. Looked for {' or '.join(wanted[engine] for engine in request.engines)}"
+            f"not on this machine{why}. Looked for "
+            f"{' or '.join(files for form, files in wanted.items() if engine_of(form, request.engines))}"
             f"{f' at revision {revision}' if revision else ''} {store} and in the hub cache "
             f"{hub_cache.cache_folder()}. {how_to_fetch(row, request)}"
         )
@@ -268,7 +272,7 @@ def how_to_fetch(row: Published, request: Request | None = None) -> str:
     options = "".join(f" --task {task}" for task in request.tasks)
     options += f" --weights {request.label}" if not plain and engine == "llama" else ""
     options += f" --backend {engine}" if row.gguf_repo and engine != engines_for("auto", None)[0] else ""
-    facts = row.about(engine) if plain else row.about("")
+    facts = row.about(("gguf" if engine == "llama" else "checkpoint") if plain else "")
     pico = "; or take the small model that comes with the package: --model pico" if row.spec.scoring is None else ""
     more = "" if row.gguf_repo else f" For llama.cpp, {local_store.how_to_make(row, request.label)}"
     return (

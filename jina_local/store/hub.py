@@ -23,6 +23,7 @@ from .. import registry
 from ..errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageError
 from ..formats.schema import check, matching, or_null, shown, text, whole
 from ..registry import Published
+from ..spec import READERS
 from . import local_store
 from .hub_cache import ADAPTER, INDEX, NEEDED, SHARD, cache_folder, checked, discard, fault_of, root_of
 from .places import size_text
@@ -98,8 +99,8 @@ def pull(
 ) -> dict[str, Path]:
     """Fetch a model into the cache and compare every file with the hub's size and digest, also files already there.
 
-    engine: "llama" takes one GGUF of type `weights` (Q8_0) for each task and the files that belong beside it; "mlx"
-    takes the base checkpoint and the adapters of `tasks`.
+    engine: "llama" takes one GGUF of type `weights` (Q8_0) for each task and the files that belong beside it; the
+        others take the base checkpoint and the adapters of `tasks`.
     tasks: None is the model's default task with "llama", all of them with "mlx".
     revision: replaces the pinned commit.
     show_progress: None shows bars on a terminal, as huggingface_hub does; False shows none.
@@ -108,8 +109,9 @@ def pull(
     interrupted download is taken up where it ended. Raises ModelNotFound (no such thing, or no network),
     ModelDamaged, OutputError, UsageError.
     """
-    if engine not in ("llama", "mlx"):
-        raise UsageError(f"unknown engine {engine!r}. Possible: llama, mlx.")
+    known = {reader for readers in READERS.values() for reader in readers}
+    if engine not in known:
+        raise UsageError(f"unknown engine {engine!r}. Possible: {', '.join(sorted(known))}.")
     default = (row.spec.default_task or row.spec.tasks[0],) if engine == "llama" else row.spec.tasks
     chosen = registry.tasks_for(row, tasks) if tasks else default
     if row.bundled:
@@ -191,7 +193,7 @@ def translate_error(error: Exception, row: Published, where: str, repo: str) -> 
         said = f"the hub answered {error.response.status_code} to {error.response.url}"
         return ModelNotFound(f"{where}: {said}. Try again later.{pico}")
     reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
-    facts = row.about("llama" if repo != row.repo else "mlx")
+    facts = row.about("gguf" if repo != row.repo else "checkpoint")
     return ModelNotFound(
         f"{where}: was asked of {endpoint()}, which could not be reached or broke off ({reason}). Try again when "
         f"there is a network ({row.spec.name}: {facts}); what has arrived is kept.{pico} `python -m jina_local "

@@ -12,8 +12,7 @@ from ..registry import Published
 _ROOT = Path(__file__).parents[1] / "bundled_models"
 DIGESTS = "digests.json"  # {path: sha256} of every other file
 PROBES = "probes.json"  # {task: numbers of self_check.py} of the checkpoint
-LABELS = {"llama": "Q8_0", "mlx": "F16"}  # the engine -> the type of the weights that are there for it
-FORMS = {"llama": "gguf", "mlx": "checkpoint"}
+LABELS = {"gguf": "Q8_0", "checkpoint": "F16"}  # the form -> the type of its weights
 
 
 def root(row: Published) -> Path:
@@ -21,17 +20,17 @@ def root(row: Published) -> Path:
     return _ROOT / row.spec.name
 
 
-def folder(row: Published, engine: str) -> Path:
-    """The folder for one engine: GGUF files, or a checkpoint in the published layout."""
-    path = root(row) / FORMS[engine]
+def folder(row: Published, form: str) -> Path:
+    """The folder of one form: GGUF files, or a checkpoint in the published layout."""
+    path = root(row) / form
     if not path.is_dir():
         raise ModelDamaged(f"{path}: is missing from the installation. Install the package again.")
     return path
 
 
-def probes(row: Published, engine: str) -> dict[str, list[list[float]]]:
+def probes(row: Published, form: str) -> dict[str, list[list[float]]]:
     """Task -> the numbers of `self_check` for a form without a manifest; empty if its manifest has them."""
-    if FORMS[engine] != "checkpoint":
+    if form != "checkpoint":
         return {}
     known: dict[str, list[list[float]]] = json.loads((root(row) / PROBES).read_text(encoding="utf-8"))
     return known

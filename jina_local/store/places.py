@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import registry
 from ..errors import ModelDamaged
 from ..model_files import labels
-from ..model_files.request import Request, is_bits
+from ..model_files.request import Request, made_here
 from ..registry import Published
 from ..spec import engine_of
 from . import hub_cache, local_store, package
@@ -25,16 +25,11 @@ class Place:
 
     where: str  # one of ORDER
     path: Path  # a folder that can be given to `load`
-    form: str  # "gguf" | "mlx" | "checkpoint"; "part" if a broken download left it
+    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint"; "part" if a broken download left it
     holds: tuple[str, ...]  # "retrieval Q8_0", "clustering adapter", ..., to be read by people
     size: int  # bytes on disk; a file that two places share is counted in the first
     # Type of weights -> task -> the file or folder that serves it. Empty if the files are not complete.
     files: Mapping[str, Mapping[str, Path]]
-
-    @property
-    def engine(self) -> str:
-        """The engine that reads the files."""
-        return engine_of(self.form)
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,7 @@ class Fit:
     """Files that serve a request."""
 
     place: Place
+    engine: str  # that opens them
     label: str
     files: Mapping[str, Path]  # task -> file or folder
     rivals: int = 0  # how many others in the same kind of place, for the same engine, serve it too
@@ -67,14 +63,14 @@ def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) ->
     """
 
     def preference(fit: Fit) -> tuple[int, ...]:
-        kind = ORDER.index(fit.place.where), request.engines.index(fit.place.engine)
-        return *kind, 0 if tasks else -len(fit.files), labels.rank(fit.label, fit.place.engine)
+        kind = ORDER.index(fit.place.where), request.engines.index(fit.engine)
+        return *kind, 0 if tasks else -len(fit.files), labels.rank(fit.label, fit.engine)
 
     fits = [
-        Fit(place, label, files)
+        Fit(place, engine, label, files)
         for place in there
         for label in place.files
-        if place.engine in request.engines and _is_label(request.label, label)
+        if (engine := engine_of(place.form, request.engines)) and _is_label(request.label, label)
         if set(tasks) <= (files := _together(there, place, label)).keys()
     ]
     if not fits:
@@ -85,7 +81,7 @@ def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) ->
 
 def _is_label(wanted: str | None, label: str) -> bool:
     # A published checkpoint has no name by bits. Any other name is compared with its files when they are opened.
-    return wanted in (None, label) or (label == AS_PUBLISHED and not is_bits(wanted))
+    return wanted in (None, label) or (label == AS_PUBLISHED and not made_here(wanted))
 
 
 def _together(there: Sequence[Place], place: Place, label: str) -> Mapping[str, Path]:
@@ -105,11 +101,11 @@ def size_text(count: float) -> str:
 
 
 def _in_package(row: Published) -> Iterator[Place]:
-    for engine, label in package.LABELS.items() if row.bundled else ():
-        path = package.folder(row, engine)
+    for form, label in package.LABELS.items() if row.bundled else ():
+        path = package.folder(row, form)
         holds = (f"{', '.join(row.spec.tasks)} {label}",)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        yield Place(PACKAGE, path, package.FORMS[engine], holds, size, {label: dict.fromkeys(row.spec.tasks, path)})
+        yield Place(PACKAGE, path, form, holds, size, {label: dict.fromkeys(row.spec.tasks, path)})
 
 
 def _in_local_store(row: Published, revision: str | None) -> Iterator[Place]:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from ...errors import EngineError, EngineMissing, UsageError
 from ...spec import NO_TASK, Budget, TokenBatch
 from ..checks import check, check_classified, check_task
-from ..threads import EngineThread, borrow, give_back, shield
 from ..padding import Padded, pad
+from ..threads import EngineThread, borrow, give_back, shield
 
 # overhead: the fixed cost of a pass, counted in tokens. On the CPU it is the building of the graph; on Metal it
 # follows from published single-query times. Lengths are rounded so that freed buffers fit again.

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from ...weights.architecture import Architecture
-from .layers import Beside, Factors, Matrix, Rotation, attend, embed, linear, optional, plain, rows_at, through
 from ..padding import Padded
+from .layers import Beside, Factors, Matrix, Rotation, attend, embed, linear, optional, plain, rows_at, through
 
 
 class Transformer:

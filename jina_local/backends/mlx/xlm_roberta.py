@@ -14,6 +14,7 @@ import numpy as np
 
 from ...weights.architecture import Architecture
 from ..learned_positions import table_rows
+from ..padding import Padded
 from .layers import (
     Beside,
     Factors,
@@ -28,7 +29,6 @@ from .layers import (
     rows_at,
     through,
 )
-from ..padding import Padded
 
 _TYPES = "embeddings.token_type_embeddings"
 

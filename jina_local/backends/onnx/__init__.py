@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from ...errors import EngineError, EngineMissing, UsageError
 from ...formats.onnx_file import Graph
 from ...spec import Budget, TokenBatch
+from ...weights import int8
 from ...weights.architecture import Architecture
 from ..checks import check, check_classified, check_task
 from ..learned_positions import table_rows
 from ..machine import physical_cores
 from ..padding import Padded, pad
 from ..threads import shield
-from .folder import PlainFolder
+from . import adapters as beside
+from .folder import open_folder
 from .graph import build, takes_all
 
 _BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
 # From this length on, attention without the matrix of all scores is the faster one.
 _LONG = 1024
+_HOW = {False: "in float32", True: "in whole numbers of 8 bits, with a scale for each token"}
 
 
 class OnnxBackend:
@@ -50,35 +53,55 @@ class OnnxBackend:
         """Open a folder. Raises UsageError, ModelDamaged, EngineMissing, EngineError."""
         if device not in (None, "cpu"):
             raise UsageError(f"unknown device {device!r}; ONNX Runtime runs on: cpu.")
+        if task is not None and adapters:
+            raise UsageError(f"{path}: task {task!r} to merge and adapters to run beside the base: one or the other.")
         self.threads, self._process = threads or physical_cores(), os.getpid()
         self.budget, self._tasks = _BUDGET, tuple(adapters or ())
-        folder = PlainFolder(path)
-        try:
-            self.arch = folder.arch
-            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run in float32",)
-            self._session = _session(build(self.arch, folder.weights(task)), self.threads)
-        finally:
-            folder.close()
+        self._opened: list[Any] = []
+        shield(lambda: self._open(path, task, adapters or {}))
         self.hidden, self.vocab, self._longest = self.arch.width, self.arch.vocab, self.arch.max_positions
         self._rotations = _Rotations(self.arch)
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; `budget` says which size is fast."""
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this model was opened before the process was forked, and the threads of ONNX Runtime do not survive "
+                "a fork. Load it again in the new process, or start that with multiprocessing's 'spawn'."
+            )
         check_task(task, self._tasks)
         check(batch, self.vocab, self._longest)
         if self.arch.labels:
             check_classified(batch)
-        feed = self._feed(pad(batch, self.budget.multiple))
-        session, options = self._session, _runtime().RunOptions()
+        feed = {**self._feed(pad(batch, self.budget.multiple)), **(self._factors[task] if task is not None else {})}
+        opened, options = [*self._opened], _runtime().RunOptions()
+        if not opened:
+            raise EngineError("this model is closed.")
+
+        def one_pass() -> NDArray[np.float32]:
+            with _engine_errors():
+                rows: NDArray[np.float32] = opened[0].run(None, feed, options)[0]
+                return rows
 
         def stop() -> None:
             options.terminate = True
 
-        return shield(lambda: session.run(None, feed, options)[0], stop)
+        return shield(one_pass, stop)
 
     def close(self) -> None:
         """Free the weights after the calls that are under way."""
-        self._session = None
+        if os.getpid() == self._process:
+            self._opened.clear()
+
+    def _open(self, path: Path, task: str | None, paths: Mapping[str, Path]) -> None:
+        folder = open_folder(path, task)
+        try:
+            self.arch = folder.arch
+            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW[folder.stored == int8.LABEL]}",)
+            adapted, self._factors = beside.load(paths, folder)
+            self._opened.append(_session(build(self.arch, folder.weights(), adapted=adapted), self.threads))
+        finally:
+            folder.close()
 
     def _feed(self, padded: Padded) -> dict[str, NDArray[np.generic]]:
         """The inputs of the graph."""

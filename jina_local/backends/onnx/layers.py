@@ -1,4 +1,4 @@
-"""The parts of the graphs: tables, products with plain or quantised matrices, norms, rotation, attention, adapters."""
+"""The parts of the graphs: tables, products with plain or quantised matrices, norms, rotation, attention."""
 
 from __future__ import annotations
 
@@ -10,28 +10,13 @@ from numpy.typing import NDArray
 
 from ...formats.onnx_file import Graph
 from ...weights.architecture import Architecture
+from ...weights.int8 import Int8, Int8Rows, scales_of
 
 _FLOAT, _INT32 = 1, 6  # ONNX's numbers of types
 _ZERO_POINT = np.uint8(128)  # activations are unsigned, because the fast products are of u8 by s8
 _STEP = np.float32(1 / 127)
 _ONE_ROW = np.array([-1])
 _LEAST = np.float32(1e-30)  # keeps a row of zeros a row of zeros
-
-
-@dataclass(frozen=True)
-class Int8:
-    """A matrix in whole numbers: int8 codes (in, out), times a float32 scale for each output (out,)."""
-
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Int8Rows:
-    """A table in whole numbers: int8 codes (rows, width), times a float32 scale for each row (rows, 1)."""
-
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
 
 
 Weight = NDArray[np.float32] | Int8 | Int8Rows
@@ -177,9 +162,7 @@ class Layers:
         lengths = g.node("Cast", g.node("Expand", g.node("Shape", self.ends.ids, start=1), self._texts), to=_INT32)
         total = g.node("Cast", g.node("Shape", self.ends.ids, start=1), to=_INT32)
         inputs = (q, k, v, "", "", g.node("Sub", lengths, one), total)
-        return g.nodes(
-            "GroupQueryAttention", *inputs, outputs=3, num_heads=arch.heads, kv_num_heads=arch.kv_heads
-        )[0]
+        return g.nodes("GroupQueryAttention", *inputs, outputs=3, num_heads=arch.heads, kv_num_heads=arch.kv_heads)[0]
 
     def _seen_from_rows(self) -> str:
         """(B, 1, R, L) bool: the places up to each wanted one."""
@@ -190,7 +173,7 @@ class Layers:
         return g.node("GreaterOrEqual", at, every)
 
     def _scales(self, name: str, weight: Int8 | Int8Rows) -> str:
-        return self.graph.weight(name.removesuffix("weight") + "scales", weight.scales)
+        return self.graph.weight(scales_of(name), weight.scales)
 
     def _codes(self, x: Rows) -> tuple[str, str]:
         """States as whole numbers with a scale for each token, so that no vector depends on its company.

@@ -1,4 +1,4 @@
-"""The forward pass as a graph: XLM-R's post-norm LayerNorm blocks, for jina-embeddings-v3 and jina-reranker-v2 alike."""
+"""The forward pass as a graph: XLM-R's post-norm blocks, for jina-embeddings-v3 and jina-reranker-v2 alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published checkpoint -> one MLX base and one small adapter file for each task, published together as one folder."""
+"""Published checkpoint -> one base and one small adapter file for each task, published together as one folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jina_local.weights.adapters.mlx_file import Header
 from jina_local.weights.adapters.published import Adapter
 from jina_local.weights.checkpoint import Checkpoint
 
-from .. import source
-from ..publish import staging, write_manifest
-from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
-from ..verify import probes
+from . import source
+from .publish import staging, write_manifest
+from .task_folders import BASE, WEIGHTS, Form, Layout, Progress, size_of
+from .verify import probes
 
 
 def write_separate(
@@ -60,7 +60,7 @@ def write_separate(
                 safetensors.write(temp / name, layout, _tensors(adapter, dtype), metadata)
             weights[name] = (task, None)
             if progress:
-                progress("mlx adapters", done, len(tasks))
+                progress("adapters", done, len(tasks))
         served = source.narrowed(checkpoint, registry.tasks_served(source.row_of(checkpoint), tasks))
         files = {temp / name: entry for name, entry in weights.items()}
         write_manifest(

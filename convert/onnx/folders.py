@@ -1,0 +1,112 @@
+"""Published checkpoint -> folders for ONNX Runtime: merged in float32 or kept apart, rounded or in whole numbers.
+
+The tensors are one safetensors file, under the published names; weights/int8.py says how whole numbers are laid out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_local.errors import UsageError
+from jina_local.formats import safetensors
+from jina_local.weights import architecture, int8
+from jina_local.weights.architecture import Architecture
+from jina_local.weights.checkpoint import Checkpoint
+
+from .. import source
+from ..separate import write_separate
+from ..task_folders import BASE, Form, Layout, Progress, write_folders
+
+BITS = {8: "INT8", 16: "F16", 32: "F32"}
+_PROMPTS = "config_sentence_transformers.json"
+
+
+def to_onnx(
+    folder: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    bits: int,
+    separate: bool = False,
+    force: bool = False,
+    source_name: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write `out` (one task) or `out`/<task> (several) from the checkpoint in `folder`.
+
+    With `separate`, `out` is one base for all tasks and `out`/adapters has a small file for each, to run beside it:
+    float32 at 32 bits, else float16.
+    bits: 8 for whole numbers with a scale for each output, and for each token of the table; 16 and 32 for floating
+        point, which is computed in float32.
+    `progress(what, done, of)` counts tensors. The same input gives the same bytes. Raises UsageError, ModelDamaged,
+    OutputError, Locked.
+    """
+    if bits not in BITS:
+        raise UsageError(f"bits {bits!r}: possible are {', '.join(map(str, BITS))}.")
+    with Checkpoint(folder) as checkpoint:
+        chosen = source.choose_tasks(checkpoint, tasks)
+        form = Form(
+            name="onnx",
+            label=BITS[bits],
+            layout=_layout(checkpoint.arch, bits),
+            metadata={"format": "onnx"},
+            tensors=lambda what: _tensors(checkpoint, what, bits, progress),
+            configs=lambda target, _: _write_configs(checkpoint, target, bits),
+        )
+        if not separate:
+            write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
+            return
+        write_separate(
+            checkpoint,
+            out,
+            chosen,
+            form,
+            dtype="F32" if bits == 32 else "F16",
+            force=force,
+            source_name=source_name,
+            revision=revision,
+            progress=progress,
+        )
+
+
+def _layout(arch: Architecture, bits: int) -> Layout:
+    if bits == 8:
+        return int8.layout(arch)
+    return {name: (BITS[bits], shape) for name, shape in architecture.tensors(arch).items()}
+
+
+def _tensors(
+    checkpoint: Checkpoint, what: str, bits: int, progress: Progress | None
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """The weights with the adapter of the task `what`, or as they are for BASE."""
+    arch = checkpoint.arch
+    matrices, total = set(architecture.projections(arch)), len(architecture.tensors(arch))
+    adapter = None if what == BASE else source.adapter_of(checkpoint, what)
+    for done, (name, weight) in enumerate(checkpoint.merged(adapter), 1):
+        if bits == 8 and (name in matrices or name == arch.table):
+            whole = int8.matrix(weight) if name in matrices else int8.table(weight)
+            yield name, whole.codes
+            yield int8.scales_of(name), whole.scales
+        else:
+            yield name, safetensors.to_f16(weight, name) if bits == 16 else weight
+        if progress:
+            progress(f"onnx {what} {BITS[bits]}", done, total)
+
+
+def _write_configs(checkpoint: Checkpoint, target: Path, bits: int) -> None:
+    config = source.plain_config(checkpoint, "float16" if bits == 16 else "float32")
+    if bits == 8:
+        config["quantization_config"] = {"quant_method": int8.METHOD}
+    text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
+    (target / "config.json").write_text(text, encoding="utf-8")
+    for name in (*source.TOKENIZER_FILES, _PROMPTS):
+        if (checkpoint.folder / name).exists():
+            shutil.copyfile(checkpoint.folder / name, target / name)
+    source.write_projector(checkpoint, target)
