@@ -1,7 +1,8 @@
 """The numbers that a manifest keeps for `jina_local.self_check`: a plain forward pass over the weights just written.
 
-The weights are read back from their file and dequantised here, by the gguf package or by the rule of mlx/quantise.py,
-so that nothing of an engine is in the numbers. An adapter that stays beside a base is added as it was published.
+The weights are read back from their file and dequantised here, by the gguf package or by the rules of mlx/quantise.py
+and weights/int8.py, so that nothing of an engine is in the numbers. An adapter that stays beside a base is added as it
+was published.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jina_local.inference import batching
 from jina_local.reranking import listwise, pairwise
 from jina_local.spec import NO_TASK, ModelSpec, TokenBatch
 from jina_local.text.tokenizer import Tokenizer
-from jina_local.weights import architecture, projector, tensor_names
+from jina_local.weights import architecture, int8, projector, tensor_names
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 
@@ -124,6 +125,8 @@ def _opened(path: Path, arch: Architecture) -> Iterator[Read]:
 
 
 def _of_safetensors(file: SafetensorsFile, name: str, shape: Sequence[int]) -> Floats:
+    if file.tensors[name].dtype == "I8":
+        return int8.widened(file.read(name), file.read_f32(int8.scales_of(name)))
     if file.tensors[name].dtype != "U32":
         return file.read_f32(name)
     stem = name.removesuffix("weight")

@@ -46,6 +46,12 @@ def table(weight: NDArray[np.float32]) -> Int8Rows:
     return Int8Rows(*_rounded(weight))
 
 
+def widened(codes: NDArray[np.generic], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The weights that a file's codes stand for: (out, in) of a matrix, (rows, width) of a table."""
+    wide = codes.astype(np.float32) * scales
+    return np.ascontiguousarray(wide.T) if scales.ndim == 1 else wide
+
+
 def layout(arch: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every tensor of a file of this kind: name -> dtype, shape. Scales have `scales` in the place of `weight`."""
     out: dict[str, tuple[str, tuple[int, ...]]] = {}
