@@ -1,8 +1,7 @@
 """The numbers that a manifest keeps for `jina_local.self_check`: a plain forward pass over the weights just written.
 
 The weights are read back from their file and dequantised here, by the gguf package or by the rules of mlx/quantise.py
-and weights/int8.py, so that nothing of an engine is in the numbers. An adapter that stays beside a base is added as it
-was published.
+and weights/int8.py, so that nothing of an engine is in the numbers. An adapter beside a base is added as published.
 """
 
 from __future__ import annotations
