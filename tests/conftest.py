@@ -20,6 +20,7 @@ from .fakes import FakeBackend, FakeEmbedder, FakeReranker
 _NEEDS = {
     "mlx": (("mlx.core",), "pip install 'jina_local[mlx]'"),
     "llama": (("llama_cpp",), "pip install 'jina_local[llama]'"),
+    "onnx": (("onnxruntime",), "pip install 'jina_local[onnx]'"),
     "reference": (("torch", "transformers"), "pip install 'jina_local[reference]'"),
 }
 
@@ -38,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[tuple[object, ...]] = set()
     for item in items:
         if "sampled" in item.keywords:
-            kind = (getattr(item, "function", None), *(name for name in ("mlx", "llama") if name in item.keywords))
+            kind = (
+                getattr(item, "function", None),
+                *(name for name in ("mlx", "llama", "onnx") if name in item.keywords),
+            )
             if kind in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(kind)

@@ -67,6 +67,17 @@ def mlx(kind: str, bits: int) -> Path:
 
 
 @functools.cache
+def onnx(kind: str, bits: int) -> Path:
+    """A folder for ONNX Runtime: of the retrieval task, or of a model's only one."""
+    from convert.onnx.folders import to_onnx
+
+    out = _root() / f"{kind}-onnx-{bits}"
+    task = {"v3": "text-matching", "small": "retrieval", "nano": "retrieval"}.get(kind, "rerank")
+    to_onnx(checkpoint(kind), out, tasks=[task], bits=bits, source_name=kind)
+    return out
+
+
+@functools.cache
 def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
     """One file of `gguf` or `gguf_all`."""
     folder = gguf(kind) if task == "retrieval" else gguf_all(kind)

@@ -320,7 +320,7 @@ def test_load_leaves_the_bars_of_a_download_to_the_caller(monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "onnx"}, "unknown backend 'onnx'"),
+        ({"backend": "torch"}, "unknown backend 'torch'"),
         ({"threads": 0}, "threads 0 is out of range"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
     ],

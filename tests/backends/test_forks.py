@@ -12,7 +12,7 @@ import pytest
 from tests import made
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx", "onnx")]
 
 _START = """
 import multiprocessing, os, signal, sys, threading, time
@@ -89,7 +89,11 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 @pytest.mark.parametrize("case", _CASES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_after_a_fork(engine, case):
-    path = made.mlx("nano", 8) if engine == "mlx" else made.gguf_file("nano", "Q8_0")
+    path = {
+        "mlx": lambda: made.mlx("nano", 8),
+        "onnx": lambda: made.onnx("nano", 8),
+        "llama": lambda: made.gguf_file("nano", "Q8_0"),
+    }[engine]()
     script = f"{_START}\n{_CASES[case]}\nassert np.array_equal(model.encode(texts), expected)\n"
     # Python warns of forks beside threads, tokenizers of its own.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}

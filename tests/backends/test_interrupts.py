@@ -23,16 +23,24 @@ from tests import made
 ROOT = Path(__file__).parents[2]
 COUNT = int(os.environ.get("JINA_LOCAL_TEST_INTERRUPTS") or 0)
 PATIENCE = 60  # seconds to load a model, or from an interrupt to the answer, on a machine that may be busy
-# The files for llama.cpp, and those for MLX.
+# The files for llama.cpp, those for MLX, and those for ONNX Runtime.
 KINDS = {
-    "nano": (lambda: made.gguf_file("nano", "F32"), lambda: made.mlx("nano", 16)),
-    "small": (lambda: made.gguf_file("small", "Q8_0"), lambda: made.mlx("small", 8)),
-    "adapters": (lambda: made.gguf_separate("nano", "F32", "Q8_0"), lambda: made.checkpoint("nano")),
-    "v3": (lambda: made.v3("v3", "F16"), lambda: made.v3("v3", 16)),
-    "reranker-v3": (lambda: made.reranker("reranker-v3", "F16"), lambda: made.reranker("reranker-v3", 16)),
-    "reranker-v2": (lambda: made.reranker("reranker-v2", "F32"), lambda: made.reranker("reranker-v2", 32)),
+    "nano": (lambda: made.gguf_file("nano", "F32"), lambda: made.mlx("nano", 16), lambda: made.onnx("nano", 8)),
+    "small": (lambda: made.gguf_file("small", "Q8_0"), lambda: made.mlx("small", 8), lambda: made.onnx("small", 32)),
+    "adapters": (lambda: made.gguf_separate("nano", "F32", "Q8_0"), *[lambda: made.checkpoint("nano")] * 2),
+    "v3": (lambda: made.v3("v3", "F16"), lambda: made.v3("v3", 16), lambda: made.checkpoint("v3")),
+    "reranker-v3": (
+        lambda: made.reranker("reranker-v3", "F16"),
+        lambda: made.reranker("reranker-v3", 16),
+        lambda: made.onnx("reranker-v3", 8),
+    ),
+    "reranker-v2": (
+        lambda: made.reranker("reranker-v2", "F32"),
+        lambda: made.reranker("reranker-v2", 32),
+        lambda: made.onnx("reranker-v2", 8),
+    ),
 }
-ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx", "onnx")]
 
 
 # kind, what is interrupted, how often
@@ -44,7 +52,7 @@ QUICK = [*((kind, "run", 1) for kind in KINDS), ("nano", "load", 2), ("reranker-
 @pytest.mark.parametrize(("kind", "what", "count"), ALL if COUNT else QUICK)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupt_at_any_moment_is_keyboard_interrupt_and_the_model_goes_on(engine, kind, what, count):
-    path = KINDS[kind][engine == "mlx"]()
+    path = KINDS[kind][("llama", "mlx", "onnx").index(engine)]()
     command = [sys.executable, "-m", "tests.backends.interrupted", path, engine, str(count), what]
     moments = random.Random(f"{engine} {kind} {what} {count}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as child:

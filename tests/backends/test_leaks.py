@@ -16,7 +16,7 @@ import pytest
 from tests import made
 
 CYCLES = int(os.environ.get("JINA_LOCAL_TEST_CYCLES") or 30)
-ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx")]
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("llama", "mlx", "onnx")]
 
 
 @pytest.mark.sampled
@@ -24,7 +24,11 @@ ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("ll
 @pytest.mark.parametrize("how", ["close", "drop"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_opening_and_closing_leaves_nothing_behind(engine, how):
-    path = made.mlx("nano", 8) if engine == "mlx" else made.gguf_file("nano", "Q8_0")
+    path = {
+        "mlx": lambda: made.mlx("nano", 8),
+        "onnx": lambda: made.onnx("nano", 8),
+        "llama": lambda: made.gguf_file("nano", "Q8_0"),
+    }[engine]()
     done = subprocess.run(
         [sys.executable, "-m", "tests.backends.reopened", path, engine, str(CYCLES), how],
         capture_output=True,

@@ -63,7 +63,7 @@ def body_of(folder):
         (lambda b: b.update(tokenizer=None), "tokenizer is None; expected a text"),
         (lambda b: b.update(format=1), "format is 1; expected a text"),
         (lambda b: b.update(format="jina_local manifest 2"), "format 'jina_local manifest 2', form 'gguf'; this ver"),
-        (lambda b: b.update(form="onnx"), "form 'onnx'; this version reads 'jina_local manifest 1' with mlx, gguf"),
+        (lambda b: b.update(form="torch"), "form 'torch'; this version reads 'jina_local manifest 1' with mlx, gguf"),
     ],
 )  # fmt: skip
 def test_an_odd_or_missing_member_is_named(folder, change, told):

@@ -29,9 +29,10 @@ _DIGESTS = {
     "reranker-v2": "330ef6132c43eaf09e9fcb27b70c2a63b98110613c76a4b3fe49479ab604114a",
     "v3": "330ef6132c43eaf09e9fcb27b70c2a63b98110613c76a4b3fe49479ab604114a",
 }
-ENGINES = [pytest.param("mlx", marks=pytest.mark.mlx), pytest.param("llama", marks=pytest.mark.llama)]
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("mlx", "onnx", "llama")]
 # llama.cpp looks GELU up in a table of half-precision numbers; Qwen3 has none.
-LISTWISE, PAIRWISE, COSINE = 2e-5, {"mlx": 2e-5, "llama": 2e-3}, {"mlx": 0.9999999, "llama": 0.99999}
+LISTWISE, PAIRWISE = 2e-5, {"mlx": 2e-5, "onnx": 2e-5, "llama": 2e-3}
+COSINE = {"mlx": 0.9999999, "onnx": 0.9999999, "llama": 0.99999}
 E, R = "<|embed_token|>", "<|rerank_token|>"
 QUERY = "Which planet is red?"
 

@@ -50,9 +50,9 @@ def test_words_that_are_neither_path_nor_name(tmp_path):
     assert "There is no file or folder 'v5-nanno' either." in str(error.value)
     with pytest.raises(UsageError, match="no model was given"):
         find.find("")
-    with pytest.raises(UsageError, match="unknown backend 'torch'. Possible: auto, mlx, llama"):
+    with pytest.raises(UsageError, match="unknown backend 'torch'. Possible: auto, mlx, llama, onnx"):
         find.find("v5-nano", backend="torch")
-    with pytest.raises(UsageError, match="unknown weights 'Q9'.*For llama: Q8_0.*for mlx: 8bit"):
+    with pytest.raises(UsageError, match="unknown weights 'Q9'.*for llama: Q8_0.*for mlx: 8bit.*for onnx: INT8"):
         find.find("v5-nano:Q9")
     with pytest.raises(UsageError, match="asks for Q8_0, and weights='Q4_0' for another"):
         find.find("v5-nano:Q8_0", weights="Q4_0")

@@ -395,8 +395,8 @@ def test_a_cache_that_cannot_be_written(site, tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused_before_the_hub_is_asked(site, monkeypatch):
     with pytest.raises(UsageError, match="unknown task 'poetry'"):
         hub.pull(ROW, tasks=["poetry"])
-    with pytest.raises(UsageError, match="unknown engine 'onnx'. Possible: llama, mlx"):
-        hub.pull(ROW, "onnx")
+    with pytest.raises(UsageError, match="unknown engine 'torch'. Possible: llama, mlx, onnx"):
+        hub.pull(ROW, "torch")
     with pytest.raises(UsageError, match="revision 'a b' is not a commit"):
         hub.pull(ROW, revision="a b")
     assert site.seen == []

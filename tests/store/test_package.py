@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jina_local import load, registry
+from jina_local.backends import BACKENDS
 from jina_local.cli.main import main
 from jina_local.errors import ModelNotFound, UsageError
 from jina_local.formats.gguf import read_header
@@ -38,25 +39,37 @@ def nothing_else_here(monkeypatch, tmp_path):
     monkeypatch.setenv("JINA_LOCAL_OFFLINE", "1")  # not HF_HUB_OFFLINE: its library keeps what it read first
 
 
-@pytest.mark.parametrize("backend", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("llama", "mlx")])
+@pytest.mark.parametrize("backend", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in BACKENDS])
 def test_its_vectors_mean_something(backend):
     with load("pico", backend=backend) as model:
         scores = model.similarity(model.encode_query(list(QUESTIONS)), model.encode_document(DOCUMENTS))
         assert scores.argmax(1).tolist() == list(QUESTIONS.values())
         origin = model.spec.origin
-        assert origin.weights == package.LABELS[backend]
+        assert origin.weights == package.LABELS["gguf" if backend == "llama" else "checkpoint"]
         assert "it comes with the package" in origin.reasons
         assert (model.spec.tasks, model.spec.dims) == (PICO.spec.tasks, (32, 64, 128, 256))
 
 
 @pytest.mark.llama
 @pytest.mark.mlx
+@pytest.mark.onnx
 @pytest.mark.parametrize("task", PICO.spec.tasks)
-def test_both_engines_give_the_same_vectors(task):
-    with load("pico", backend="llama") as one, load("pico", backend="mlx") as other:
-        a, b = one.encode(DOCUMENTS, task=task), other.encode(DOCUMENTS, task=task)
+def test_all_engines_give_the_same_vectors(task):
+    with (
+        load("pico", backend="llama") as one,
+        load("pico", backend="mlx") as other,
+        load("pico", backend="onnx") as x,
+    ):
+        a, b, c = (model.encode(DOCUMENTS, task=task) for model in (one, other, x))
     assert (a * b).sum(1).min() > 0.999  # Q8_0 against float16
-    assert one.tokenize(DOCUMENTS)[0].tolist() == other.tokenize(DOCUMENTS)[0].tolist()
+    assert np.abs(b - c).max() < 1e-5
+
+
+@pytest.mark.llama
+@pytest.mark.mlx
+def test_the_tokens_of_both_forms_are_the_same():
+    with load("pico", backend="llama") as one, load("pico", backend="mlx") as other:
+        assert one.tokenize(DOCUMENTS)[0].tolist() == other.tokenize(DOCUMENTS)[0].tolist()
 
 
 @pytest.mark.llama

@@ -6,7 +6,9 @@ in a model's folder is never opened, and no operator library either.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,7 @@ from .graph import build, takes_all
 
 _BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
 # From this length on, attention without the matrix of all scores is the faster one.
-_LONG = 1024
+LONG = 1024
 _HOW = {False: "in float32", True: "in whole numbers of 8 bits, with a scale for each token"}
 
 
@@ -107,10 +109,12 @@ class OnnxBackend:
         """The inputs of the graph."""
         arch, (texts, length) = self.arch, padded.ids.shape
         places = np.broadcast_to(np.arange(length), padded.ids.shape)
+        wanted: NDArray[np.integer[Any]] = places if padded.at is None else padded.at
+        flat = (wanted + np.arange(texts)[:, None] * length).reshape(-1).astype(np.int64)
         feed: dict[str, NDArray[np.generic]] = {
             "ids": padded.ids.astype(np.int64),
-            "long": np.array([length >= _LONG and (arch.causal or padded.full)]),
-            "pick": padded.pick.astype(np.int64),
+            "long": np.array([length >= LONG and (arch.causal or padded.full)]),
+            "pick": flat[padded.pick] if takes_all(arch) else padded.pick.astype(np.int64),
         }
         if not arch.causal:
             feed["lengths"] = padded.lengths.astype(np.int64)
@@ -120,9 +124,21 @@ class OnnxBackend:
             places = np.minimum(table_rows(padded.ids), self._longest + 1)
         feed["places"] = np.ascontiguousarray(places, np.int64)
         if not takes_all(arch):
-            at = np.ascontiguousarray(places if padded.at is None else padded.at, np.int64)
-            feed["at"], feed["flat_at"] = at, (at + np.arange(texts)[:, None] * length).reshape(-1)
+            feed["at"], feed["flat_at"] = np.ascontiguousarray(wanted, np.int64), flat
         return feed
+
+
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """In a forked child, whose copies of the sessions lack their threads: freeing one would wait for these."""
+    for session in tuple(_sessions):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 class _Rotations:
@@ -154,7 +170,9 @@ def _session(graph: Graph, threads: int) -> Any:
     )
     with _engine_errors():
         model = graph.model(lambda name: ("-", 0, weights[name].nbytes))
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    _sessions.add(session)
+    return session
 
 
 @contextmanager
