@@ -11,6 +11,8 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each process that runs tests; before numpy is imported
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also for tests that open a graph without the library
+
 import pytest
 
 from jina_local import registry

@@ -46,9 +46,9 @@ def _llama() -> dict[str, object]:
 
 
 def _onnx() -> dict[str, object]:
-    import onnxruntime
+    from ..backends.onnx import runtime
 
-    return {"version": onnxruntime.__version__}
+    return {"version": runtime().__version__}
 
 
 def _vectors(engine: str) -> dict[str, object]:

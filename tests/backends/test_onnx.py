@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -342,6 +345,30 @@ def test_in_a_process_of_its_own_it_has_the_same_bits():
     with load(made.onnx("nano", 8)) as here, load(made.onnx("nano", 8), isolate="process") as there:
         assert here.spec.origin.backend == "onnx"
         np.testing.assert_array_equal(here.encode(texts), there.encode(texts))
+
+
+def test_onnx_runtime_keeps_no_identifier_and_starts_no_sender(tmp_path):
+    """Its builds from 1.29 on do both when they are imported, unless they are told not to."""
+    script = (
+        "import os, sys; from jina_local.backends.onnx import runtime; runtime();"
+        "tasks = '/proc/self/task'; threads = len(os.listdir(tasks)) if os.path.isdir(tasks) else 1;"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], threads)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    told, threads = done.stdout.split()
+    assert (told, int(threads) <= 1) == ("1", True)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_whoever_imported_it_first_is_warned(monkeypatch, caplog):
+    from jina_local.backends import onnx
+
+    onnx.runtime()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    onnx.runtime()
+    assert "imported before jina_local" in caplog.text
 
 
 def test_every_projection_is_whole_numbers():

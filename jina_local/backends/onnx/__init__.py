@@ -7,7 +7,9 @@ in a model's folder is never opened, and no operator library either.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +36,8 @@ from .graph import build, takes_all
 _BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
 # From this length on, attention without the matrix of all scores is the faster one.
 LONG = 1024
+_SILENT = "ORT_DISABLE_TELEMETRY"
+_log = logging.getLogger("jina_local")
 _HOW = {False: "in float32", True: "in whole numbers of 8 bits, with a scale for each token"}
 
 
@@ -76,7 +80,7 @@ class OnnxBackend:
         if self.arch.labels:
             check_classified(batch)
         feed = {**self._feed(pad(batch, self.budget.multiple)), **(self._factors[task] if task is not None else {})}
-        opened, options = [*self._opened], _runtime().RunOptions()
+        opened, options = [*self._opened], runtime().RunOptions()
         if not opened:
             raise EngineError("this model is closed.")
 
@@ -159,7 +163,7 @@ class _Rotations:
 
 
 def _session(graph: Graph, threads: int) -> Any:
-    ort = _runtime()
+    ort = runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
@@ -183,7 +187,16 @@ def _engine_errors() -> Iterator[None]:
         raise EngineError(f"ONNX Runtime failed: {error}") from error
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The module of ONNX Runtime, which sends nothing to anybody. Raises EngineMissing.
+
+    From 1.29 on its published builds tell Microsoft of each process and model, and keep an identifier in the home
+    folder, unless this variable is set before the first import.
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
+    """
+    if os.environ.get(_SILENT) != "1" and "onnxruntime" in sys.modules:
+        _log.warning("onnxruntime was imported before jina_local, without %s=1: it may send telemetry.", _SILENT)
+    os.environ[_SILENT] = "1"
     try:
         import onnxruntime
     except ImportError as error:
