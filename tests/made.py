@@ -86,12 +86,12 @@ def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
 
 @functools.cache
 def reranker(kind: str, form: str | int) -> Path:
-    """A reranker: "checkpoint" as published, a GGUF folder of a type ("F32"), or an MLX folder of so many bits."""
+    """A reranker: "checkpoint" as published, GGUF of a type ("F32"), MLX of so many bits, or "onnx"."""
     from convert.gguf.files import to_gguf
     from convert.mlx.folders import to_mlx
 
-    if form == "checkpoint":
-        return checkpoint(kind)
+    if form in ("checkpoint", "onnx"):
+        return checkpoint(kind) if form == "checkpoint" else onnx(kind, 32)
     out = _root() / f"{kind}-{form}"
     if isinstance(form, int):
         to_mlx(checkpoint(kind), out, tasks=["rerank"], bits=form, source_name=kind)
@@ -102,14 +102,17 @@ def reranker(kind: str, form: str | int) -> Path:
 
 @functools.cache
 def v3(kind: str, form: str | int) -> Path:
-    """jina-embeddings-v3 with all tasks and "none": as published, GGUF of a type, or MLX of so many bits."""
+    """jina-embeddings-v3 with all tasks and "none": as published, GGUF of a type, MLX of so many bits, or "onnx"."""
     from convert.gguf.files import to_gguf
     from convert.mlx.folders import to_mlx
+    from convert.onnx.folders import to_onnx
 
     if form == "checkpoint":
         return checkpoint(kind)
     out, tasks = _root() / f"{kind}-{form}", [*tiny_v3_and_rerankers.V3_TASKS, "none"]
-    if isinstance(form, int):
+    if form == "onnx":
+        to_onnx(checkpoint(kind), out, tasks=tasks, bits=32, source_name=kind)
+    elif isinstance(form, int):
         to_mlx(checkpoint(kind), out, tasks=tasks, bits=form, source_name=kind)
     else:
         to_gguf(checkpoint(kind), out, tasks=tasks, types=[form], source_name=kind)

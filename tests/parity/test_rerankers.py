@@ -40,6 +40,7 @@ DOCUMENTS = [
 FORMS = [
     pytest.param("checkpoint", 1e-4, 1e-4, marks=pytest.mark.mlx, id="checkpoint"),
     pytest.param(32, 1e-4, 1e-4, marks=pytest.mark.mlx, id="mlx-32"),
+    pytest.param("onnx", 1e-4, 1e-4, marks=pytest.mark.onnx, id="onnx-32"),
     pytest.param("F32", 1e-4, 1e-3, marks=pytest.mark.llama, id="gguf-F32"),
 ]
 

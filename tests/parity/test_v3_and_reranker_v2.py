@@ -36,6 +36,8 @@ FORMS = [
     pytest.param("v3", "checkpoint", 0.999999, 1e-5, marks=pytest.mark.mlx, id="mlx-original"),
     pytest.param("v3-native", "checkpoint", 0.999999, 1e-5, marks=pytest.mark.mlx, id="mlx-native"),
     pytest.param("v3", 32, 0.999999, 1e-5, marks=pytest.mark.mlx, id="mlx-32"),
+    pytest.param("v3-native", "onnx", 0.999999, 1e-5, marks=pytest.mark.onnx, id="onnx-native"),
+    pytest.param("v3", "onnx", 0.999999, 1e-5, marks=pytest.mark.onnx, id="onnx-32"),
     pytest.param("v3", "F32", 0.99999, 2e-3, marks=pytest.mark.llama, id="gguf-F32"),
 ]
 
@@ -105,10 +107,12 @@ def test_vectors_of_every_task(kind, form, least, most, task):
     assert cosines(narrow, first).min() >= least
 
 
-@pytest.mark.mlx
-def test_the_tasks_beside_one_base():
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("mlx", "onnx")]
+)
+def test_the_tasks_beside_one_base(backend):
     """No task at load: every adapter runs beside the base, on the tables too."""
-    with load(made.v3("v3", "checkpoint")) as m:
+    with load(made.v3("v3", "checkpoint"), backend=backend) as m:
         for task in (*TASKS, "separation"):
             assert cosines(m.encode(list(TEXTS[:12]), task=task), expected(task)[:12]).min() >= 0.999999
 
@@ -147,6 +151,7 @@ def test_logits_of_the_plain_reference():
     [
         pytest.param("checkpoint", 1e-4, marks=pytest.mark.mlx),
         pytest.param(32, 1e-4, marks=pytest.mark.mlx),
+        pytest.param("onnx", 1e-4, marks=pytest.mark.onnx),
         pytest.param("F32", 5e-3, marks=pytest.mark.llama),
     ],
 )
@@ -174,7 +179,7 @@ def test_states_and_projector_of_the_listwise_reranker():
     with Checkpoint(made.checkpoint("reranker-v3")) as checkpoint:
         mine = hidden_states(checkpoint.arch, dict(checkpoint.merged(None)), ids)
     assert np.abs(mine - states.numpy()).max() < 2e-4
-    rows = [mine[marked], *(_marked_states(form, ids, marked) for form in ("checkpoint", "F32"))]
+    rows = [mine[marked], *(_marked_states(form, ids, marked) for form in ("checkpoint", "onnx", "F32"))]
     for found in rows:
         vectors = project(found)
         assert cosines(vectors, projected.numpy()).min() >= 0.999999

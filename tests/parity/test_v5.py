@@ -27,6 +27,8 @@ TEXTS = (
     *(" ".join(f"word{i % 37}" for i in range(n)) for n in (3, 9, 31, 32, 33, 60, 400)),
 )  # fmt: skip
 
+ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("mlx", "onnx", "llama")]
+
 
 @functools.cache
 def expected(kind: str, task: str, prompt: str = "Document: ") -> np.ndarray:
@@ -47,11 +49,10 @@ def test_some_text_is_over_the_limit():
 
 @pytest.mark.parametrize("kind", ["small", "nano"])
 @pytest.mark.parametrize("task", tiny.TASKS)
-@pytest.mark.parametrize("form", ["checkpoint", "gguf"])
-def test_all_tasks_in_32_bits(kind, task, form):
-    pytest.importorskip("mlx.core" if form == "checkpoint" else "llama_cpp")
-    path = made.checkpoint(kind) if form == "checkpoint" else made.gguf_all(kind)
-    with load(path, weights=None if form == "checkpoint" else "F32", task=task) as m:
+@pytest.mark.parametrize("backend", ENGINES)
+def test_all_tasks_in_32_bits(kind, task, backend):
+    path = made.gguf_all(kind) if backend == "llama" else made.checkpoint(kind)
+    with load(path, backend=backend, weights="F32" if backend == "llama" else None, task=task) as m:
         vectors = m.encode(list(TEXTS), task=task)
         assert cosines(vectors, expected(kind, task)).min() >= 0.999999
         short = [i for i, text in enumerate(TEXTS) if len(text) < 120]
@@ -79,6 +80,15 @@ def test_mlx_widths(kind, bits):
     assert cosines(vectors, expected(kind, "retrieval")).min() >= FLOORS[bits]
 
 
+@pytest.mark.onnx
+@pytest.mark.parametrize("kind", ["small", "nano"])
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_onnx_widths(kind, bits):
+    with load(made.onnx(kind, bits)) as m:
+        vectors = m.encode(list(TEXTS))
+    assert cosines(vectors, expected(kind, "retrieval")).min() >= {32: 0.999999, 16: 0.9999, 8: 0.999}[bits]
+
+
 @pytest.mark.mlx
 @pytest.mark.llama
 @pytest.mark.parametrize("kind", ["small", "nano"])
@@ -88,13 +98,14 @@ def test_the_two_engines_agree(kind):
 
 
 @pytest.mark.parametrize("kind", ["small", "nano"])
-@pytest.mark.parametrize("form", ["mlx", "F32", "F16", "BF16", "Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("form", ["mlx", "onnx", "F32", "F16", "BF16", "Q8_0", "Q4_K_M"])
 def test_three_hundred_mixed_texts_in_any_order(kind, form):
-    pytest.importorskip("mlx.core" if form == "mlx" else "llama_cpp")
+    pytest.importorskip({"mlx": "mlx.core", "onnx": "onnxruntime"}.get(form, "llama_cpp"))
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(1.0, 0.9, 300)).astype(int), 1, 60)
     texts = [" ".join(rng.choice(["planet", "fox", "Größe", "日本", "3.14", "x"], n)) for n in lengths]
-    path, label = (made.mlx(kind, 32), None) if form == "mlx" else (made.gguf(kind), form)
+    folders = {"mlx": lambda: made.mlx(kind, 32), "onnx": lambda: made.onnx(kind, 32)}
+    path, label = (folders[form](), None) if form in folders else (made.gguf(kind), form)
     floor = {"Q8_0": 0.9995, "Q4_K_M": 0.9995}.get(form, 0.999999)
     with load(path, weights=label) as m:
         together = m.encode(texts)
@@ -105,9 +116,9 @@ def test_three_hundred_mixed_texts_in_any_order(kind, form):
         np.testing.assert_array_equal(m.encode([texts[i] for i in reversed(some)], deterministic=True)[::-1], alone)
     assert cosines(shuffled, together[order]).min() >= floor
     assert cosines(alone, together[some]).min() >= floor
-    if form in ("mlx", "F32"):
+    if form in (*folders, "F32"):
         assert np.abs(alone - together[some]).max() <= 2e-5
         assert np.abs(shuffled - together[order]).max() <= 2e-5
-    if form != "mlx":
+    if form not in folders:
         with load(path, weights=label, threads=1) as m:
             assert cosines(m.encode(texts), together).min() >= floor

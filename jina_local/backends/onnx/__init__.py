@@ -6,11 +6,9 @@ in a model's folder is never opened, and no operator library either.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,19 +130,6 @@ class OnnxBackend:
         return feed
 
 
-_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _keep_for_ever() -> None:
-    """In a forked child, whose copies of the sessions lack their threads: freeing one would wait for these."""
-    for session in tuple(_sessions):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_for_ever)
-
-
 class _Rotations:
     """cos and sin of the rotary angles, computed in float64, for as many places as were asked for so far."""
 
@@ -174,9 +159,7 @@ def _session(graph: Graph, threads: int) -> Any:
     )
     with _engine_errors():
         model = graph.model(lambda name: ("-", 0, weights[name].nbytes))
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    _sessions.add(session)
-    return session
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
