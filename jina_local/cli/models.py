@@ -147,10 +147,11 @@ def _pull(args: argparse.Namespace, stdout: BinaryIO) -> int:
     if hub.offline(None):
         raise ModelNotFound(f"{row.spec.name}: JINA_LOCAL_OFFLINE or HF_HUB_OFFLINE is set. Unset it to fetch.")
     asked = _backend(args)
-    engine = backends.preferred() if asked == "auto" else asked
-    to_convert = (engine, asked) == ("llama", "auto") and not (args.weights or row.gguf_repo or row.bundled)
-    if to_convert:
-        engine = "mlx"  # the checkpoint is all there is
+    backends.preferred()  # says how to install an engine if there is none
+    installed = [one for one in find.engines_for(asked, None) if backends.installed(one) or one == asked]
+    to_convert = (installed[0], asked) == ("llama", "auto") and not (args.weights or row.gguf_repo or row.bundled)
+    # For llama.cpp alone the checkpoint may be all there is.
+    engine = "mlx" if to_convert else next(iter(find.to_fetch(row, installed)), installed[0])
     if engine != "llama" and args.weights is not None:
         raise UsageError(
             f"--weights is for llama; {engine} takes the published checkpoint (smaller: `convert {engine}`)."

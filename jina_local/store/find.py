@@ -70,7 +70,7 @@ def find(
     if fit := _fit(row, there, request, any_task=not may_fetch, source=source):
         return _open(row, fit, request, revision)
     # Weights named by their bits come from our converter alone.
-    engines = [one for one in request.engines if row.repos(one, row.spec.tasks) and not made_here(request.label)]
+    engines = [] if made_here(request.label) else to_fetch(row, request.engines)
     if not engines or not may_fetch:
         raise _not_found(row, request, there, revision, ", and it may not be fetched (offline)")
     own = request.tasks or None
@@ -106,8 +106,17 @@ def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
     if label is not None:
         return tuple(sorted(("llama", "mlx", "onnx"), key=lambda engine: label not in labels.READ_BY[engine]))
     # A path is read without an engine. Opening its files raises EngineMissing.
-    first = backends.preferred() if any(map(backends.installed, backends.BACKENDS)) else "llama"
-    return tuple(sorted(backends.BACKENDS, key=lambda engine: engine != first))
+    return tuple(sorted(backends.by_preference(), key=lambda engine: not backends.installed(engine)))
+
+
+def to_fetch(row: Published, engines: Sequence[str]) -> list[str]:
+    """Of the engines those for which files are published, the first to fetch first.
+
+    llama.cpp comes before ONNX Runtime: its published files are a fraction of the checkpoint that the other computes
+    in float32.
+    """
+    there = [one for one in engines if row.repos(one, row.spec.tasks)]
+    return sorted(there, key=lambda one: one != "llama") if there[:1] == ["onnx"] else there
 
 
 def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks: Sequence[str] = ()) -> Path:
@@ -267,11 +276,12 @@ def _not_found(
 def how_to_fetch(row: Published, request: Request | None = None) -> str:
     """The ways to a model that is not here: the command, with size and licence; a path; the package's own model."""
     request = request or Request(engines_for("auto", None))
-    engine = next((one for one in request.engines if row.repos(one, row.spec.tasks)), "mlx")
+    engine = next(iter(to_fetch(row, request.engines)), "mlx")
     plain = request.label in (None, hub.GGUF_DEFAULT)
     options = "".join(f" --task {task}" for task in request.tasks)
     options += f" --weights {request.label}" if not plain and engine == "llama" else ""
-    options += f" --backend {engine}" if row.gguf_repo and engine != engines_for("auto", None)[0] else ""
+    usual = to_fetch(row, engines_for("auto", None))
+    options += f" --backend {engine}" if row.gguf_repo and engine != usual[0] else ""
     facts = row.about(("gguf" if engine == "llama" else "checkpoint") if plain else "")
     pico = "; or take the small model that comes with the package: --model pico" if row.spec.scoring is None else ""
     more = "" if row.gguf_repo else f" For llama.cpp, {local_store.how_to_make(row, request.label)}"
