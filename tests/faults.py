@@ -1,4 +1,4 @@
-"""Every fault at every step of a conversion: `python -m tests.faults [merge|mlx|gguf ...] [--every N] [--old]`.
+"""Every fault at every step of a conversion: `python -m tests.faults [merge|mlx|onnx|gguf ...] [--every N] [--old]`.
 
 A run is traced once to count its writes, syncs and renames. Then it is run again for each of them, and the call is
 made to fail (disk full, input/output error) or the process is killed there, by strace's injection. If processes may
@@ -23,8 +23,9 @@ from pathlib import Path
 from jina_local.formats import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-CONVERTERS = {"merge": (), "mlx": ("--bits", "8"), "gguf": ("--type", "Q8_0")}
-OTHERS = {"merge": ("--dtype", "F16"), "mlx": ("--bits", "16"), "gguf": ("--type", "F16")}  # what stands there before
+CONVERTERS = {"merge": (), "mlx": ("--bits", "8"), "onnx": ("--bits", "8"), "gguf": ("--type", "Q8_0")}
+# What stands there before.
+OTHERS = {"merge": ("--dtype", "F16"), "mlx": ("--bits", "16"), "onnx": ("--bits", "32"), "gguf": ("--type", "F16")}
 FAILING = ("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "ftruncate",
            "copy_file_range", "sendfile", "mkdir")  # fmt: skip
 FAULTS = {"kill": "signal=KILL", "disk full": "error=ENOSPC", "I/O error": "error=EIO"}
