@@ -20,7 +20,8 @@ from ..errors import (
     TextTooLong,
     UsageError,
 )
-from .dialects.calls import BadField, Fault
+from .dialects.calls import Fault
+from .dialects.fields import BadField
 
 
 class Refused(JinaError):

@@ -9,7 +9,8 @@ import numpy as np
 from ..embedding.embedder import Embedder
 from ..errors import UsageError
 from ..inference.queue import Call
-from .dialects.calls import BadField, LibraryCall
+from .dialects.calls import LibraryCall
+from .dialects.fields import BadField
 from .dialects.library import write_array
 from .served import Served
 from .service import Service

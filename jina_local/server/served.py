@@ -18,7 +18,6 @@ from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, Embedded, ModelSpec, Reranking
 from ..text.tokenizer import checked
 from .dialects.calls import (
-    BadField,
     Classified,
     ClassifyCall,
     EmbedCall,
@@ -32,6 +31,7 @@ from .dialects.calls import (
     Token,
     TokenizeCall,
 )
+from .dialects.fields import BadField
 from .faults import ModelUnknown, NotReady, Refused
 from .indexes import Indexes
 from .service import Service
