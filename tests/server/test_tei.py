@@ -135,7 +135,7 @@ def test_info(server):
         ("/embed", {"inputs": "a", "dimensions": 7}, 400, "7"),
         ("/rerank", {"query": "a", "texts": ["b"]}, 404, "no reranker"),
         ("/rerank", {"model": "pico", "query": "a"}, 400, "texts: is missing"),
-        ("/similarity", {"inputs": "a"}, 400, "inputs: is a list; expected an object"),
+        ("/similarity", {"inputs": "a"}, 400, "inputs: is a string; expected an object"),
         ("/similarity", {"inputs": {"source_sentence": "a"}}, 400, "sentences: is missing"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"x": 1}}, 400, "x: "),
         ("/tokenize", {"inputs": "a" * 200_000}, 422, "characters"),
