@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..inference.queue import Call
 from . import library
-from .dialects import elastic, ollama, search, tei, v1
+from .dialects import elastic, mcp, ollama, search, tei, v1
 from .dialects import library as dialect
 from .dialects.calls import Fault, LibraryCall, ModelInfo, Ranking, RerankCall, TokenizeCall
 from .endpoint_file import EndpointFile
@@ -88,6 +88,8 @@ def fault_shape(path: str) -> Callable[[Fault], Any]:
         return ollama.write_fault
     if path.startswith("/_inference"):
         return elastic.write_fault
+    if path.startswith("/mcp"):
+        return mcp.write_fault
     return tei.write_fault if path in _TEI else v1.write_fault
 
 
