@@ -16,7 +16,7 @@ from ..errors import NonFiniteError, TextTooLong, UsageError
 from ..inference.queue import Call, Counts
 from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, Embedded, ModelSpec, Reranking
-from ..text.tokenizer import checked
+from ..text.tokenizer import Encoded, checked
 from .dialects.calls import (
     Classified,
     ClassifyCall,
@@ -322,9 +322,12 @@ def _as_text(model: Embedder, n: int, given: Input) -> str:
 
 def _own_tokens(model: Embedder, texts: Sequence[str], prepared: Prepared) -> list[int]:
     """The tokens of each text by itself: special tokens included, the model's prompt not."""
-    spec, counts = prepared.spec, prepared.ids.counts
+    spec, ids = prepared.spec, prepared.ids
     if not spec.prefix:
-        return [int(count) for count in counts]
+        counts: list[int] = ids.counts.tolist()
+        return counts
+    if isinstance(ids, Encoded):
+        return model.tokenizer.counts_alone(texts, ids, spec)
     around = len(model.tokenizer.opening) + len(model.tokenizer.closing)
     bodies = model.tokenizer.plain(texts, spec.max_tokens)
-    return [min(len(body) + around, int(count)) for body, count in zip(bodies, counts, strict=True)]
+    return [min(len(body) + around, int(count)) for body, count in zip(bodies, ids.counts, strict=True)]
