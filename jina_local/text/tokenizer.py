@@ -163,8 +163,8 @@ class Tokenizer:
         around = len(self.opening) + len(self.closing)
         heads = [None if cut else self._head(text) for text, cut in zip(texts, encoded.truncated, strict=True)]
         some = [head for head in heads if head is not None]
-        alone, prompted = self._batch(some), self._batch([spec.prefix + head for head in some])
-        prompts = (len(more) - len(less) for more, less in zip(prompted, alone, strict=True))
+        ids = self._batch([*some, *(spec.prefix + head for head in some)])
+        prompts = (len(more) - len(less) for less, more in zip(ids, ids[len(some) :], strict=False))
         others = iter(self.plain([t for t, head in zip(texts, heads, strict=True) if head is None], spec.max_tokens))
         return [
             min(len(next(others)) + around if head is None else count - next(prompts), count)
