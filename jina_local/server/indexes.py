@@ -110,7 +110,9 @@ class Indexes:
 
     @contextmanager
     def admitted(self, index: Index, question: str, mode: str, ticket: Call) -> Iterator[bool]:
-        """Let a question in; see `PassQueue.admit`. Gives whether its end is not read."""
+        """Let a question in, as `PassQueue.admit` does, and give whether its end is not read. Raises Refused."""
+        if len(question) > (most := self._settings.max_question):
+            raise Refused(422, "input_too_long", f"the question has more than {most} characters.", "query")
         service, words = self._model(index, mode)
         if service is None:
             yield False

@@ -116,6 +116,8 @@ class Served:
         self.check_count("input", len(call.inputs))
         task, prompt_name = _side(model.spec, call, suffix)
         texts = [_as_text(model, n, one) for n, one in enumerate(call.inputs)]
+        if call.late_chunking:
+            self.check_size("input", texts)
         prepared = model.prepare(
             texts,
             task=task,  # type: ignore[arg-type]  # `resolve` judges the word
@@ -146,6 +148,7 @@ class Served:
         model = service.model
         if isinstance(model, Embedder):
             return self._rank_by_cosine(service, call, ticket)
+        self.check_size("documents", [call.query, *call.documents])
         prepared = model.prepare(
             call.query,
             call.documents,
@@ -228,6 +231,12 @@ class Served:
                 raise _too_long([error.index] if side == "document" else []) from None
         found = service.rank_by_cosine(call.query, call.documents, ticket, top_n=call.top_n)
         return _ranking(service, found)
+
+    def check_size(self, param: str, texts: Sequence[str]) -> None:
+        """Raise Refused for more characters than a request may have whose texts are tokenised whole."""
+        most = self.settings.max_request_chars
+        if sum(map(len, texts)) > most:
+            raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", param)
 
     def check_count(self, param: str, count: int) -> None:
         """Raise Refused for more texts than a request may have."""

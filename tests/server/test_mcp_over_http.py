@@ -148,7 +148,7 @@ def call_of(tool, **words):
     return {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": tool, "arguments": words}}
 
 
-def test_a_question_that_comes_too_late_is_a_tool_error(asked):
+def test_a_question_that_is_too_late_or_too_long_is_a_tool_error(asked):
     headers = {"Authorization": f"Bearer {KEY}", "Accept": ACCEPT}
     question = call_of("search", query="how do I reset the router")
     assert not asked.ask("POST", "/mcp", question, **headers)[1]["result"]["isError"]
@@ -157,6 +157,9 @@ def test_a_question_that_comes_too_late_is_a_tool_error(asked):
     assert found["result"]["content"][0]["text"].endswith(
         "was over before it was answered. Try again later, or ask for less."
     )
+    found = asked.ask("POST", "/mcp", call_of("search", query="x" * 65_537), **headers)[1]["result"]
+    assert found["isError"]
+    assert "more than 65536 characters" in found["content"][0]["text"]
     status, found, _ = asked.ask("POST", "/mcp", question, **headers, X_Timeout="0")
     assert (status, found["error"]["code"]) == (400, -32600)
 
