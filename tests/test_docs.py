@@ -121,6 +121,7 @@ SMALLER = (
     (r"tests\.bench\.adapters ", "--rounds 1"),
     (r"tests\.bench\.search (nearest|questions) ", "--sizes 1000 --rounds 1"),
     (r"tests\.bench\.search indexing ", "--files 20"),
+    (r"tests\.bench\.serve ", "--texts 6 --rounds 1 --lone 2"),
     (r"tests\.bench\.digests (make|show) ", "--only pico"),
     (r"^python -m pytest", "--collect-only"),
     (r"notebooks/execute\.py", "--help"),  # test_notebooks.py runs it
@@ -384,7 +385,7 @@ def test_every_option_in_the_documents_exists():
     helped = "".join(options("jina_local", c) for c in commands)
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
-    benches = ("speed", "fidelity", "quality", "adapters", "digests", "search", "agents")
+    benches = ("speed", "fidelity", "quality", "adapters", "digests", "search", "agents", "serve")
     helped += "".join(options(f"tests.bench.{c}") for c in benches)
     helped += "--model --to"  # of notebooks/execute.py, which cannot be asked without nbclient
     elsewhere = {"--check", "--no-deps", "--help"}  # of ruff, of pip, of everything

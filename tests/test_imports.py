@@ -128,7 +128,8 @@ def test_rooms_import_downhill_only(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jina_local/server/dialects").glob("*.py")), ids=lambda p: p.name)
 def test_a_dialect_knows_calls_and_plain_dicts(path):
-    allowed = {"jina_local.server.dialects.calls", "jina_local.errors", "jina_local.spec", "jina_local.registry"}
+    shared = {f"jina_local.server.dialects.{name}" for name in ("calls", "fields")}
+    allowed = {*shared, "jina_local.errors", "jina_local.spec", "jina_local.registry"}
     assert all(name in allowed or name.split(".")[0] in {*STANDARD, "numpy"} for name in imports(path))
 
 

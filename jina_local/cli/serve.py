@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from ..store import local_store
 from . import options
 
 if TYPE_CHECKING:
+    from ..search.index import Index
     from ..server.mounts import Hosted, Mount
     from ..server.served import Served
 
@@ -141,23 +144,27 @@ def _open(page: str) -> None:
 
 def _mcp(indexes: Sequence[Path]) -> Mount | None:
     """The tools of each index at /mcp/NAME, of the first also at /mcp; None if the SDK is not installed."""
-    if not indexes:
-        return lambda _: {}  # the SDK takes long to import
-    try:
-        from ..integrations import mcp
-    except EngineMissing:
+    if indexes and importlib.util.find_spec("mcp") is None:
         return None
-    from ..server.mounts import Hosted
+    from ..server.mounts import Mounted
 
-    def mount(served: Served) -> dict[str, Hosted]:
-        names = served.indexes.names
-        made = {
-            f"/mcp/{name}": Hosted(*mcp.http(mcp.Tools(partial(served.indexes.borrow, name), whole_paths=True)))
-            for name in names
-        }
-        return {"/mcp": made[f"/mcp/{names[0]}"], **made}
+    def mount(served: Served) -> dict[str, Mounted]:
+        made = {f"/mcp/{name}": Mounted(partial(_tools, served, name)) for name in served.indexes.names}
+        return {"/mcp": next(iter(made.values())), **made} if made else {}
 
     return mount
+
+
+def _tools(served: Served, name: str) -> Hosted:
+    """The tools of one index. The SDK takes long to import."""
+    from ..integrations import mcp
+    from ..server.mounts import Hosted, ticket
+
+    def admitted(index: Index, question: str) -> AbstractContextManager[object]:
+        return served.indexes.admitted(index, question, "hybrid", ticket.get())
+
+    tools = mcp.Tools(partial(served.indexes.borrow, name), whole_paths=True, admitted=admitted)
+    return Hosted(*mcp.http(tools))
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:

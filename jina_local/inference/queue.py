@@ -44,6 +44,11 @@ class Call:
         """Whether its texts need not be run any more."""
         return self._ended or time.monotonic() > self.deadline
 
+    def error(self) -> CallEnded:
+        """Why its texts are not run, once it is over."""
+        late = "the time for it was over before it was answered. Try again later, or ask for less."
+        return CallEnded("nobody waits for the answer any more." if self._ended else late)
+
     def end(self) -> None:
         """Nobody waits any more: what has not begun is dropped."""
         self._ended = True
@@ -132,7 +137,7 @@ class PassQueue:
         is over.
         """
         if call.over:
-            raise CallEnded("the call was over before it began.")
+            raise call.error()
         with self._lock:
             self._check_room(tokens)
             self._admitted += tokens
@@ -152,7 +157,7 @@ class PassQueue:
         if over or (self._max_seconds is not None and seconds > self._max_seconds):
             raise Overloaded(
                 f"{self._admitted} tokens are under way, about {seconds:.1f} seconds of work, and there is no room "
-                f"for {tokens} more. Try again later.",
+                f"for {tokens} more. Try again in {max(1, math.ceil(seconds))} seconds.",
                 retry_after=seconds,
             )
 
@@ -263,9 +268,9 @@ class PassQueue:
             self._lock.wait(left)
 
     def _drop_ended(self, leader: _Job) -> None:
-        for job in [job for job in self._waiting if job.call is not None and job.call.over]:
+        for job, call in [(one, one.call) for one in self._waiting if one.call is not None and one.call.over]:
             self._waiting.remove(job)
-            job.error = CallEnded("nobody waits for the answer any more.")
+            job.error = call.error()
             if job is not leader:
                 job.woken.set()
 
@@ -292,7 +297,7 @@ class _Alone:
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. Raises CallEnded."""
         if self._call.over:
-            raise CallEnded("nobody waits for the answer any more.")
+            raise self._call.error()
         began = time.monotonic()
         rows = self._engine.forward(batch, sharers, task)
         self._queue.count(1, len(batch.starts) - 1, len(batch.ids), time.monotonic() - began, sharers)
@@ -347,8 +352,7 @@ class _Round:
         self._lanes = 1 if shared else batching.lanes_for(loads, self._queued.engine.lanes)
         self._sharers = self._queued.engine.lanes if shared else self._lanes
         self.passes = [[texts[i] for i in group] for group in groups]
-        shape = self._queued.hidden
-        self._rows = {job: np.full((len(job.batch.rows), shape), np.nan, np.float32) for job in jobs}
+        self._rows = {job: np.full((len(job.batch.rows), self._queued.hidden), np.nan, np.float32) for job in jobs}
         self._crashes: dict[_Job, EngineCrashed] = {}
 
     def run(self) -> None:

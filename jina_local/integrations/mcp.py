@@ -13,12 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from typing import Any, ParamSpec
 
 from .. import Index, JinaError, __version__
 from ..errors import EngineMissing, IndexNotFound, Locked, UsageError
+from .mcp_answers import HITS, Found, at_least, cut, listed, place, short_name, whole_name
 
 try:
     import anyio
@@ -34,11 +41,10 @@ except ImportError as error:
 
 P = ParamSpec("P")
 App = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
+Admitted = Callable[[Index, str], AbstractContextManager[object]]
 
-_HITS = 30  # of an answer: the best with their passages, the others by name
 _TOKENS = 800  # of an answer with passages, if the agent does not say
 _TOKENS_OF_LINES = 2000
-_BYTES = 4  # a token of an agent, whose tokenizer is not known: of code, English, German and Chinese it is about that
 _WAIT = 1.0  # seconds
 _MOST = 20.0  # seconds of one refresh; the next one goes on
 _LAST = 1.0  # seconds that the end waits for the batch at hand
@@ -148,9 +154,15 @@ def _telling(tool: Callable[P, str]) -> Callable[P, str]:
 class Tools:
     """The tools of one server. Their docstrings are for the agent, which pays for each word."""
 
-    def __init__(self, open_index: Callable[[], Index], whole_paths: bool = False) -> None:
-        """whole_paths: the agent does not share the working directory, below which paths are short else."""
-        self._open_index, self._name = open_index, _whole if whole_paths else _name
+    def __init__(
+        self, open_index: Callable[[], Index], *, whole_paths: bool = False, admitted: Admitted | None = None
+    ) -> None:
+        """whole_paths: the agent does not share the working directory, below which paths are short else.
+
+        admitted: the context in which a question is answered; what it raises is the answer.
+        """
+        self._open_index, self._name = open_index, whole_name if whole_paths else short_name
+        self._admitted = admitted or (lambda _index, _question: nullcontext())
         self._current: tuple[Index, tuple[int, int], _Refresh] | None = None
         self._lock = threading.Lock()
 
@@ -163,11 +175,12 @@ class Tools:
             offset: hits to pass over, to see the next ones.
             paths: globs such as "src/*.py", or folders, to search in these only.
         """
-        _at_least(0, offset=offset)
+        at_least(0, offset=offset)
         index, notes = self._fresh()
-        answer = index.search(query, offset + _HITS + 1, paths=tuple(paths))
-        found = [_Found.of(hit, self._name) for hit in answer.hits[offset:]]
-        return _listed(found, max_tokens, [*notes, *answer.missing], offset)
+        with self._admitted(index, query):
+            answer = index.search(query, offset + HITS + 1, paths=tuple(paths))
+        found = [Found.of(hit, self._name) for hit in answer.hits[offset:]]
+        return listed(found, max_tokens, [*notes, *answer.missing], offset)
 
     def related(self, path: str, line: int = 1, max_tokens: int = _TOKENS) -> str:
         """Find passages like the one at a line of a file: similar code, other notes on the subject.
@@ -178,9 +191,9 @@ class Tools:
             max_tokens: about how long the answer may be.
         """
         index, notes = self._fresh()
-        answer = index.related(path, line, _HITS)
-        found = [_Found.of(hit, self._name) for hit in answer.hits]
-        return _listed(found, max_tokens, [*notes, *answer.missing])
+        answer = index.related(path, line, HITS)
+        found = [Found.of(hit, self._name) for hit in answer.hits]
+        return listed(found, max_tokens, [*notes, *answer.missing])
 
     def get(self, path: str, line: int = 1, count: int | None = None, max_tokens: int = _TOKENS_OF_LINES) -> str:
         """Read lines of an indexed file, as it is now. Other files are refused.
@@ -192,11 +205,11 @@ class Tools:
             max_tokens: about how long the answer may be.
         """
         found = self._index().get(path, line, count)
-        kept = _cut(found.text, max_tokens)
+        kept = cut(found.text, max_tokens)
         lines = kept.count("\n") + 1
         whole, counted = len(kept) == len(found.text), found.unit == "line"
         last = found.end_line if whole or not counted else found.start_line + lines - 1
-        out = [_place(self._name(found.path), found.unit, found.start_line, last), kept]
+        out = [place(self._name(found.path), found.unit, found.start_line, last), kept]
         if not whole:
             more = f"get it with line={last + 1}" if counted and last < found.end_line else "raise max_tokens"
             out.append(f"({'Line' if counted else found.unit.capitalize()}s follow to {found.end_line}: {more}.)")
@@ -309,85 +322,6 @@ class _Refresh:
     def _go_on(self, _: object) -> None:
         if self._stopped or time.monotonic() > self._began + _MOST:
             raise _Stopped
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A hit as the agent sees it."""
-
-    place: str
-    context: str
-    text: str
-    state: str
-
-    @classmethod
-    def of(cls, hit: Any, name: Callable[[bytes], str]) -> _Found:
-        """From a hit of `Index.search`, whose type has no public name."""
-        chunk = hit.chunk
-        place = _place(name(hit.document.path), hit.document.unit, chunk.start_line, chunk.end_line)
-        return cls(place, chunk.context, chunk.text, hit.state)
-
-    @property
-    def head(self) -> str:
-        state = f"({self.state} since it was indexed)" if self.state else ""
-        return "  ".join(filter(None, (self.place, self.context, state)))
-
-
-def _listed(found: Sequence[_Found], most: int, notes: Sequence[str], offset: int | None = None) -> str:
-    """Hits, the best with their passages in half of the room, the others by their places alone; then the notes.
-
-    offset: of the first hit, if the next ones can be asked for.
-    """
-    _at_least(1, max_tokens=most)
-    sizes = [(len(one.head.encode()) + 1, len(one.text.encode()) + 2) for one in found[:_HITS]]
-    room = most * _BYTES
-    for_texts = room if sum(map(sum, sizes)) <= room else room // 2
-    out, texts = list[str](), True
-    for one, (head, text) in zip(found, sizes, strict=False):
-        texts = texts and (not out or head + text <= for_texts)  # a worse hit does not take the place of a better one
-        size = head + text if texts else head
-        if out and size > room:
-            break
-        out.append(f"{one.head}\n{_cut(one.text, most)}\n" if texts else one.head)
-        room, for_texts = room - size, for_texts - size
-    shown = len(out)
-    if not found:
-        out.append(f"There are no hits after the first {offset}." if offset else "Nothing was found.")
-    elif len(found) > shown:
-        out.append(f"(More hits: {'raise max_tokens' if offset is None else f'offset={offset + shown}'}.)")
-    return "\n".join([*out, *notes])
-
-
-def _cut(text: str, tokens: int) -> str:
-    """The lines of a text that are within so many tokens; if not even the first one is, its beginning."""
-    _at_least(1, max_tokens=tokens)
-    data = text.encode()
-    if len(data) <= tokens * _BYTES:
-        return text
-    kept = data[: tokens * _BYTES].decode("utf-8", "ignore")
-    return kept[: kept.rindex("\n")] if "\n" in kept else kept
-
-
-def _at_least(least: int, **given: int) -> None:
-    for name, value in given.items():
-        if value < least:
-            raise UsageError(f"{name} {value} is out of range; expected a whole number from {least}.")
-
-
-def _place(name: str, unit: str, first: int, last: int) -> str:
-    """PATH:FIRST-LAST, or PATH page 3."""
-    lines = f"{first}-{last}" if last > first else f"{first}"
-    return f"{name}:{lines}" if unit == "line" else f"{name} {unit} {lines}"
-
-
-def _name(path: bytes) -> str:
-    """The path below the working directory if it is there, as an agent's other tools take it; else the whole."""
-    inside = os.path.relpath(path)
-    return (path if inside.startswith(b"..") else inside).decode("utf-8", "backslashreplace")
-
-
-def _whole(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
 
 
 def _file(index: Index) -> tuple[int, int]:

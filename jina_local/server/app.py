@@ -21,10 +21,10 @@ from .. import __version__
 from ..inference.queue import Call
 from . import assets, faults, openapi, strict_json
 from .dialects.calls import Fault
-from .faults import NotReady, Refused
+from .faults import Refused
 from .guard import App, Guard, Message, Receive, Scope, Send
 from .metrics import Metrics
-from .mounts import Hosted
+from .mounts import Mounted, ticket
 from .routes import Endpoint, Reply, endpoints, fault_shape
 from .served import Served
 from .settings import Settings
@@ -57,9 +57,12 @@ class State:
             self.metrics.answered(path, statuses[-1] if statuses else 500, self.last_request - began)
 
     async def run(self, work: Callable[[Call], T], request: Request) -> T:
-        """Do the work in a thread, until it is done, its time is over, or nobody waits for it any more."""
-        call = Call(self._seconds(request))
-        task: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
+        """Do the work in a thread; see `wait`."""
+        call = Call(self.seconds(request.headers))
+        return await self.wait(asyncio.get_running_loop().run_in_executor(self._threads, work, call), call, request)
+
+    async def wait(self, task: asyncio.Future[T], call: Call, request: Request) -> T:
+        """What a call's task returns; it ends when it is done, its time is over, or nobody waits for it any more."""
         gone = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {task, gone}
         try:
@@ -75,14 +78,15 @@ class State:
             call.end()
             if not task.done():
                 task.add_done_callback(_forget)
+                task.cancel()
 
     def close(self) -> None:
         """Wait for no thread: what they still do, nobody waits for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _seconds(self, request: Request) -> float:
+    def seconds(self, headers: Mapping[str, str]) -> float:
         """How long a request may take: the server's limit, or less if the request says so."""
-        given = request.headers.get("x-timeout")
+        given = headers.get("x-timeout")
         if given is None:
             return self.settings.timeout
         try:
@@ -94,8 +98,8 @@ class State:
         return seconds
 
 
-def build(served: Served, settings: Settings, state: State, hosted: Mapping[str, Hosted] | None) -> App:
-    """The whole app, with the guard around it. hosted: None if the package mcp is not installed."""
+def build(served: Served, settings: Settings, state: State, mounted: Mapping[str, Mounted] | None) -> App:
+    """The whole app, with the guard around it. mounted: None if the package mcp is not installed."""
     table = endpoints(served)
     plain = {
         "/health": (_health(served), {"status": "", "state": "", "version": ""}),
@@ -112,8 +116,8 @@ def build(served: Served, settings: Settings, state: State, hosted: Mapping[str,
 
     routes = [
         *(_route(one, state) for one in table),
-        *(Route(path, _Hosting(path, one.app, state), methods=["POST"]) for path, one in (hosted or {}).items()),
-        Route("/mcp{rest:path}", _no_mcp(hosted), methods=["GET", "POST"]),
+        *(Route(path, _Hosting(path, one, state), methods=["POST"]) for path, one in (mounted or {}).items()),
+        Route("/mcp{rest:path}", _no_mcp(mounted), methods=["GET", "POST"]),
         *assets.routes(),
         *(Route(path, answer, methods=["GET"]) for path, (answer, _) in plain.items()),
         Route("/openapi.json", description, methods=["GET"]),
@@ -144,10 +148,7 @@ def _route(one: Endpoint, state: State) -> Route:
                 reply, text = await state.run(whole, request)
                 response = Response(text + b"\n", reply.status, _said(reply), "application/json")
             except Exception as error:
-                answer = faults.of(error)
-                if answer.fault.type == "internal":
-                    faults.log_bug(_log, request_id, error)
-                response = _response(answer, request_id, one.fault)
+                response = _failed(error, request_id, one.fault)
             statuses.append(response.status_code)
         return response
 
@@ -157,43 +158,56 @@ def _route(one: Endpoint, state: State) -> Route:
 class _Hosting:
     """An ASGI app of another room as a route's endpoint. The guard has read the body, so it is given once more."""
 
-    def __init__(self, path: str, app: App, state: State) -> None:
-        self._path, self._app, self._state = path, app, state
+    def __init__(self, path: str, mounted: Mounted, state: State) -> None:
+        self._path, self._mounted, self._state = path, mounted, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        with self._state.watching(self._path) as statuses:
+            try:
+                self._state.served.require_ready()
+                call = Call(self._state.seconds(request.headers))
+                ticket.set(call)
+                task = asyncio.ensure_future(self._answer(scope, receive))
+                messages = await self._state.wait(task, call, request)
+            except Exception as error:
+                refused = _failed(error, request.state.request_id, fault_shape(self._path))
+                statuses.append(refused.status_code)
+                await refused(scope, receive, send)
+                return
+            statuses.append(messages[0]["status"])
+        for message in messages:
+            await send(message)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> list[Message]:
+        """The whole answer, so that none is left half done by the end of its time."""
         body: list[bytes] = [scope["state"].get("body", b"")]
+        messages: list[Message] = []
 
         async def again() -> Message:
             return {"type": "http.request", "body": body.pop()} if body else await receive()
 
-        with self._state.watching(self._path) as statuses:
+        async def keep(message: Message) -> None:
+            messages.append(message)
 
-            async def watched(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    statuses.append(message["status"])
-                await send(message)
-
-            try:
-                self._state.served.require_ready()
-                await self._app(scope, again, watched)
-            except NotReady as error:
-                refused = _response(faults.of(error), scope["state"]["request_id"], fault_shape(self._path))
-                await refused(scope, again, watched)
+        app = await self._mounted.app()
+        await app(scope, again, keep)
+        return messages
 
 
-def _no_mcp(hosted: Mapping[str, Hosted] | None) -> Callable[[Request], Awaitable[Response]]:
+def _no_mcp(mounted: Mapping[str, Mounted] | None) -> Callable[[Request], Awaitable[Response]]:
     """Why the Model Context Protocol is not spoken at a path."""
-    if hosted is None:
+    if mounted is None:
         fault = Fault(501, "not_installed", "the package mcp is not installed here: pip install 'jina_local[mcp]'.")
-    elif hosted:
-        paths = ", ".join(hosted)
+    elif mounted:
+        paths = ", ".join(mounted)
         fault = Fault(404, "not_found", f"MCP is spoken by POST at {paths}; no stream is kept open.")
     else:
         fault = Fault(404, "index_not_found", "MCP needs an index, and the server was given none: serve --index.")
 
     async def refuse(request: Request) -> Response:
         one = fault
-        if hosted and request.url.path in hosted:
+        if mounted and request.url.path in mounted:
             one = replace(fault, status=405, type="method")
         return _response(faults.Answer(one), request.state.request_id, fault_shape(request.url.path))
 
@@ -204,6 +218,13 @@ def _said(reply: Reply) -> Mapping[str, str]:
     """The reply's headers, and the one that names the texts that were cut."""
     places = ",".join(map(str, reply.truncated[:100])) + (",..." if len(reply.truncated) > 100 else "")
     return {**reply.headers, "x-truncated": places} if reply.truncated else reply.headers
+
+
+def _failed(error: BaseException, request_id: str, fault: Callable[[Fault], Any]) -> Response:
+    answer = faults.of(error)
+    if answer.fault.type == "internal":
+        faults.log_bug(_log, request_id, error)
+    return _response(answer, request_id, fault)
 
 
 def _response(answer: faults.Answer, request_id: str, fault: Callable[[Fault], Any]) -> Response:

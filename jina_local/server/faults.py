@@ -11,6 +11,7 @@ from ..errors import (
     CallEnded,
     EngineCrashed,
     EngineError,
+    EngineMissing,
     IndexNotFound,
     JinaError,
     NonFiniteError,
@@ -20,7 +21,8 @@ from ..errors import (
     TextTooLong,
     UsageError,
 )
-from .dialects.calls import BadField, Fault
+from .dialects.calls import Fault
+from .dialects.fields import BadField
 
 
 class Refused(JinaError):
@@ -95,6 +97,8 @@ def _of_ours(error: BaseException, text: str) -> Answer:
         if error.by_text:
             return Answer(Fault(500, "worker_crashed", "the engine's process died of this text, twice."))
         return Answer(Fault(503, "breaker_open", "the engine's process died too often; see the server's log."), 30)
+    if isinstance(error, EngineMissing):
+        return Answer(Fault(501, "not_installed", text))
     if isinstance(error, IndexNotFound):
         return Answer(Fault(404, "index_not_found", text))
     if isinstance(error, EngineError | SearchIndexError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,7 @@ class Indexes:
         if call.k > self._settings.max_inputs:
             raise Refused(422, "too_many_inputs", f"k {call.k}; {self._settings.max_inputs} are allowed.", "k")
         index = self._index(name)
-        cut = False
-        with ExitStack() as stack:
-            service, words = self._model(index, call.mode)
-            if service is not None and isinstance(service.model, Embedder) and words is not None:
-                ids = service.model.prepare([call.query], **words).ids
-                cut = bool(ids.truncated[0])
-                stack.enter_context(service.queue.admit(ticket, int(ids.counts[0])))
+        with self.admitted(index, call.query, call.mode, ticket) as cut:
             answer = index.search(
                 call.query,
                 call.k,
@@ -113,6 +107,19 @@ class Indexes:
         notes = [*found.notes, *(["The question was cut; its end was not read."] if cut else [])]
         hits = [FoundPassage(passages.record(one), one.path, one.start_line, one.end_line) for one in found.passages]
         return FoundPassages(name, found.mode, notes, hits, [0] if cut else [])
+
+    @contextmanager
+    def admitted(self, index: Index, question: str, mode: str, ticket: Call) -> Iterator[bool]:
+        """Let a question in, as `PassQueue.admit` does, and give whether its end is not read. Raises Refused."""
+        if len(question) > (most := self._settings.max_question):
+            raise Refused(422, "input_too_long", f"the question has more than {most} characters.", "query")
+        service, words = self._model(index, mode)
+        if service is None:
+            yield False
+            return
+        ids = service.embedder.prepare([question], **words).ids
+        with service.queue.admit(ticket, int(ids.counts[0])):
+            yield bool(ids.truncated[0])
 
     def _named(self, name: str | None) -> str:
         if name is None and len(self._paths) == 1:

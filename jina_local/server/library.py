@@ -9,7 +9,8 @@ import numpy as np
 from ..embedding.embedder import Embedder
 from ..errors import UsageError
 from ..inference.queue import Call
-from .dialects.calls import BadField, LibraryCall
+from .dialects.calls import LibraryCall
+from .dialects.fields import BadField
 from .dialects.library import write_array
 from .served import Served
 from .service import Service
@@ -20,6 +21,8 @@ def embed(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
     ticket.alone = True  # else the last bits would depend on who else asks
     service = _service(served, call.model, Embedder)
     served.check_count("texts", len(call.texts))
+    if call.words.get("late_chunking"):
+        served.check_size("texts", call.texts)
     answer = service.embed(service.embedder.prepare(call.texts, **call.words), ticket)  # type: ignore[arg-type]  # `resolve` judges
     return {
         "model": service.name,
@@ -48,6 +51,7 @@ def rerank(served: Served, call: LibraryCall, ticket: Call) -> dict[str, Any]:
     else:
         if "truncate_dim" in words:
             raise BadField("truncate_dim", f"is for embedding models; {service.name} reranks.")
+        served.check_size("documents", [call.query, *call.texts])
         answer = service.rank(model.prepare(call.query, call.texts, **words), ticket)  # type: ignore[arg-type]
     with_vectors = bool(answer.results) and answer.results[0].embedding is not None
     return {

@@ -20,7 +20,7 @@ import uvicorn
 from ..errors import OutputError, UsageError
 from .app import State, build
 from .connection import protocol
-from .mounts import Hosted, Mount
+from .mounts import Mount, Mounted
 from .served import Served
 from .settings import Settings
 
@@ -39,7 +39,7 @@ def run(
 
     models: the words of `load` for each model. They are loaded while /health is answered already.
     ready: called once requests are taken, with the addresses.
-    indexes: the files that can be searched. mount: makes the apps that answer at paths of their own.
+    indexes: the files that can be searched. mount: the apps that answer at paths of their own.
     Raises what loading raises, and UsageError for an address that cannot be had.
     """
     if not settings.is_loopback and not settings.keys:
@@ -49,8 +49,8 @@ def run(
         )
     with _sockets(settings) as (sockets, bound):
         served = Served(bound, indexes)
-        hosted = None if mount is None else mount(served)
-        return asyncio.run(_Server(bound, served, models, ready, hosted).serve_all(sockets))
+        mounted = None if mount is None else mount(served)
+        return asyncio.run(_Server(bound, served, models, ready, mounted).serve_all(sockets))
 
 
 class _Server(uvicorn.Server):
@@ -62,15 +62,15 @@ class _Server(uvicorn.Server):
         served: Served,
         models: Sequence[Mapping[str, Any]],
         ready: Callable[[Served, Sequence[str]], None],
-        hosted: Mapping[str, Hosted] | None,
+        mounted: Mapping[str, Mounted] | None,
     ) -> None:
         self.settings, self._models, self._ready = settings, models, ready
-        self.served, self._hosted = served, hosted
+        self.served, self._mounted = served, mounted
         self.state = State(self.served, settings)
         self.signal: int | None = None
         super().__init__(
             uvicorn.Config(
-                build(self.served, settings, self.state, hosted),  # type: ignore[arg-type]  # an ASGI app, with names of its own
+                build(self.served, settings, self.state, mounted),  # type: ignore[arg-type]  # an ASGI app, with names of its own
                 http=protocol(settings),
                 ws="none",
                 lifespan="off",
@@ -93,10 +93,7 @@ class _Server(uvicorn.Server):
         serving = asyncio.ensure_future(self.serve(list(sockets)))
         loading = loop.run_in_executor(None, self.served.open, self._models)
         watching: asyncio.Future[None] | None = None
-        apps = contextlib.AsyncExitStack()
         try:
-            for one in dict.fromkeys((self._hosted or {}).values()):
-                await apps.enter_async_context(one.running())
             await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and loading.exception() is not None:
                 self.should_exit = True
@@ -109,7 +106,8 @@ class _Server(uvicorn.Server):
             if watching is not None:
                 watching.cancel()
             self.state.close()
-            await apps.aclose()
+            for one in dict.fromkeys((self._mounted or {}).values()):
+                await one.close()
             await asyncio.shield(loop.run_in_executor(None, self.served.close))
         return self.signal
 

@@ -7,27 +7,26 @@ here with nothing but names and samples. So neither is written down twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
-from ..errors import UsageError
 from .dialects.calls import (
     Classified,
     ClassifyCall,
     EmbedCall,
     Embeddings,
     Fault,
-    Fields,
     Input,
     RankedDocument,
     Ranking,
     RerankCall,
 )
-from .routes import Endpoint, Mapped
+from .dialects.fields import Fields
+from .routes import Answered, Endpoint, Mapped
 
 Schema = dict[str, Any]
 _FAULTS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504)
@@ -38,6 +37,7 @@ _HEADERS: Schema = {
     "X-Request-Id": {"schema": {"type": "string"}, "required": True},
     "X-Truncated": {"schema": {"type": "string"}, "description": "the places of texts that were cut"},
 }
+_KINDS = {bool: "boolean", str: "string", int: "integer", float: "number", Mapping: "object"}
 _RETRY: Schema = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 _TIMEOUT: Schema = {
     "name": "X-Timeout", "in": "header", "description": "seconds, at most the server's own limit",
@@ -94,8 +94,7 @@ def _schema_of_kind(kind: str, samples: Sequence[Any]) -> Schema:
 
 
 def _kind(value: Any) -> str:
-    kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (Mapping, "object"))
-    for python, kind in kinds:
+    for python, kind in _KINDS.items():
         if isinstance(value, python):
             return kind
     return "null" if value is None else "array"
@@ -106,7 +105,9 @@ def _operation(one: Endpoint, method: str) -> Schema:
     place = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     found: Schema = {"parameters": [*place, _TIMEOUT], "responses": _responses(one)}
     if method in ("POST", "PUT", "PATCH"):
-        body = _body(one.work.read) if isinstance(one.work, Mapped) else {"type": "object"}
+        readers = [one.work.read] if isinstance(one.work, Mapped | Answered) else one.readers
+        schemas = [_body(read) for read in readers]
+        body = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
 
@@ -125,13 +126,10 @@ def _responses(one: Endpoint) -> Schema:
     return found
 
 
-def _body(read: Any) -> Schema:
-    """The schema of what a dialect reads; of any object if it does not use Fields.of."""
+def _body(read: Callable[[Any], Any]) -> Schema:
+    """The schema of what a dialect's reader takes."""
     asked = _Asked()
-    try:
-        read(asked)
-    except UsageError:
-        return {"type": "object"}
+    read(asked)
     return asked.schema
 
 
@@ -143,23 +141,26 @@ def _path(path: str) -> str:
 class _Asked(Fields):
     """The fields that a reader asks for, each with its schema. It is given samples of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, optional: bool = False) -> None:
+        """optional: null stands for an object that is left out."""
         super().__init__({})
-        self.schema: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
+        kind = ["object", "null"] if optional else "object"
+        self.schema: Schema = {"type": kind, "properties": {}, "additionalProperties": False}
 
     def _add(self, names: Sequence[str], schema: Schema, *, required: bool = False) -> None:
         for name in names:
             self.schema["properties"][name] = schema
         if required and len(names) == 1:
             self.schema.setdefault("required", []).append(names[0])
+        elif required:
+            self.schema["anyOf"] = [{"required": [name]} for name in names]
 
     def any(self, *names: str) -> tuple[str, object]:
         self._add(names, {})
         return names[0], None
 
-    def text(self, *names: str) -> str | None:
-        self._add(names, {"type": ["string", "null"]})
-        return None
+    def value(self, *names: str, of: tuple[type, ...]) -> Any:
+        self._add(names, {"type": [*(_KINDS[kind] for kind in of), "null"]})
 
     def flag(self, *names: str, default: bool) -> bool:
         self._add(names, {"type": ["boolean", "null"], "default": default})
@@ -170,7 +171,8 @@ class _Asked(Fields):
         return None
 
     def choice(self, *names: str, among: Mapping[str, str], default: str) -> str:
-        self._add(names, {"enum": [*among, None]})
+        missing = [] if names[0] in self.schema.get("required", ()) else [None]
+        self._add(names, {"enum": [*among, *missing]})
         return default
 
     def inputs(self, *names: str, ids: bool = False) -> list[Input]:
@@ -179,6 +181,17 @@ class _Asked(Fields):
             kinds += [_IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]
         self._add(names, {"anyOf": kinds}, required=True)
         return [""]
+
+    def strings(self, name: str, *, alone: bool = False, required: bool = False) -> list[str]:
+        kinds: list[Schema] = [{"type": "array", "items": {"type": "string"}}]
+        kinds += [{"type": "string"}] if alone else []
+        self._add([name], {"anyOf": kinds if required else [*kinds, {"type": "null"}]}, required=required)
+        return []
+
+    def inner(self, name: str, *, required: bool = False) -> Fields:
+        inner = _Asked(optional=not required)
+        self._add([name], inner.schema, required=required)
+        return inner
 
     def required(self, *names: str) -> str:
         self._add(names, {"type": "string"}, required=True)

@@ -11,9 +11,9 @@ from typing import Any
 from .. import __version__
 from ..inference.queue import Call
 from . import library
-from .dialects import elastic, ollama, search, tei, v1
+from .dialects import elastic, mcp, ollama, search, tei, v1
 from .dialects import library as dialect
-from .dialects.calls import Fault, ModelInfo, Ranking
+from .dialects.calls import Fault, LibraryCall, ModelInfo, Ranking, RerankCall, TokenizeCall
 from .endpoint_file import EndpointFile
 from .inference_endpoints import InferenceApi
 from .served import Served
@@ -50,6 +50,18 @@ class Mapped:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The work of a path whose body a dialect reads, and whose answer takes more than a call on `Served`."""
+
+    read: Callable[[Any], Any]
+    answer: Callable[[Any, Call], Reply]
+
+    def __call__(self, body: Any, ticket: Call) -> Reply:
+        """Do it."""
+        return self.answer(self.read(body), ticket)
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One path."""
 
@@ -57,7 +69,9 @@ class Endpoint:
     methods: Sequence[str]
     work: Work
     fault: Callable[[Fault], Any]  # an error in the dialect's shape
-    example: Any = None  # an answer, for the description of the API, if `work` is not Mapped
+    # For the description of the API, where `work` does not say it: an answer, and the readers that a body may have.
+    example: Any = None
+    readers: Sequence[Callable[[Any], Any]] = ()
 
 
 _TEI = ("/embed", "/similarity", "/rerank", "/tokenize", "/info")
@@ -74,6 +88,8 @@ def fault_shape(path: str) -> Callable[[Fault], Any]:
         return ollama.write_fault
     if path.startswith("/_inference"):
         return elastic.write_fault
+    if path.startswith("/mcp"):
+        return mcp.write_fault
     return tei.write_fault if path in _TEI else v1.write_fault
 
 
@@ -117,22 +133,22 @@ def _v1(served: Served) -> list[Endpoint]:
 
 
 def _ollama(served: Served) -> list[Endpoint]:
-    def embed(body: Any, ticket: Call) -> Reply:
-        began, asked = time.monotonic(), ollama.read_embed(body)
-        reply = served.embed(asked, ticket)
-        return Reply(ollama.write_embed(str(body["model"]), reply, time.monotonic() - began), reply.truncated)
-
-    def embeddings(body: Any, ticket: Call) -> Reply:
-        reply = served.embed(ollama.read_embeddings(body), ticket)
-        return Reply(ollama.write_embeddings(reply), reply.truncated)
+    def embed(asked: ollama.Named, ticket: Call) -> Reply:
+        began = time.monotonic()
+        reply = served.embed(asked.call, ticket)
+        return Reply(ollama.write_embed(asked.name, reply, time.monotonic() - began), reply.truncated)
 
     def tags(_body: Any, _ticket: Call) -> Reply:
         return Reply(ollama.write_tags([service.info() for service in served.services]))
 
-    def show(body: Any, _ticket: Call) -> Reply:
-        return Reply(ollama.write_show(served.find(ollama.read_show(body))[0].info()))
+    def show(name: str, _ticket: Call) -> Reply:
+        return Reply(ollama.write_show(served.find(name)[0].info()))
 
-    works = {"/api/embed": embed, "/api/embeddings": embeddings, "/api/show": show}
+    works: dict[str, Work] = {
+        "/api/embed": Answered(ollama.read_embed, embed),
+        "/api/embeddings": Mapped(ollama.read_embeddings, served.embed, ollama.write_embeddings),
+        "/api/show": Answered(ollama.read_show, show),
+    }
     return [
         *(Endpoint(path, ["POST"], work, ollama.write_fault) for path, work in works.items()),
         Endpoint("/api/tags", ["GET"], tags, ollama.write_fault),
@@ -140,13 +156,13 @@ def _ollama(served: Served) -> list[Endpoint]:
 
 
 def _tei(served: Served) -> list[Endpoint]:
-    def rerank(body: Any, ticket: Call) -> Reply:
-        asked, raw = tei.read_rerank(body)
-        reply = served.rerank(asked, ticket)
-        return Reply(tei.write_rerank(asked, raw, reply), _cut(reply))
+    def rerank(asked: tuple[RerankCall, bool], ticket: Call) -> Reply:
+        call, raw = asked
+        reply = served.rerank(call, ticket)
+        return Reply(tei.write_rerank(call, raw, reply), _cut(reply))
 
-    def tokenize(body: Any, _ticket: Call) -> Reply:
-        return Reply(tei.write_tokens(served.tokenize(tei.read_tokenize(body))))
+    def tokenize(call: TokenizeCall, _ticket: Call) -> Reply:
+        return Reply(tei.write_tokens(served.tokenize(call)))
 
     def info(_body: Any, _ticket: Call) -> Reply:
         most = served.settings
@@ -156,8 +172,8 @@ def _tei(served: Served) -> list[Endpoint]:
     works: dict[str, Work] = {
         "/embed": Mapped(tei.read_embed, served.embed, tei.write_embed),
         "/similarity": Mapped(tei.read_similarity, served.embed, tei.write_similarity),
-        "/rerank": rerank,
-        "/tokenize": tokenize,
+        "/rerank": Answered(tei.read_rerank, rerank),
+        "/tokenize": Answered(tei.read_tokenize, tokenize),
     }
     return [
         *(Endpoint(path, ["POST"], work, tei.write_fault) for path, work in works.items()),
@@ -179,9 +195,14 @@ def _elastic(served: Served) -> list[Endpoint]:
     works = {"PUT": answer(api.put), "GET": answer(api.get), "DELETE": answer(api.delete), "POST": infer}
     lists = ("/_inference", "/_inference/_all", "/_inference/{task_type}/_all")
     paths = ("/_inference/{inference_id}", "/_inference/{task_type}/{inference_id}")
+    readers = elastic.readers()
     return [
         *(Endpoint(path, ["GET"], answer(api.every), elastic.write_fault) for path in lists),
-        *(Endpoint(path, [method], work, elastic.write_fault) for path in paths for method, work in works.items()),
+        *(
+            Endpoint(path, [method], work, elastic.write_fault, readers=readers.get(method, ()))
+            for path in paths
+            for method, work in works.items()
+        ),
     ]
 
 
@@ -202,17 +223,18 @@ def _search(served: Served) -> list[Endpoint]:
 
 
 def _library(served: Served) -> list[Endpoint]:
-    def embed(body: Any, ticket: Call) -> Reply:
-        return Reply(library.embed(served, dialect.read_embed(body), ticket))
+    def embed(call: LibraryCall, ticket: Call) -> Reply:
+        return Reply(library.embed(served, call, ticket))
 
-    def space(body: Any, _ticket: Call) -> Reply:
-        return Reply(library.space(served, dialect.read_space(body)))
+    def space(call: LibraryCall, _ticket: Call) -> Reply:
+        return Reply(library.space(served, call))
 
-    def rerank(body: Any, ticket: Call) -> Reply:
-        return Reply(library.rerank(served, dialect.read_rerank(body), ticket))
+    def rerank(call: LibraryCall, ticket: Call) -> Reply:
+        return Reply(library.rerank(served, call, ticket))
 
-    return [
-        Endpoint("/library/embed", ["POST"], embed, v1.write_fault),
-        Endpoint("/library/space", ["POST"], space, v1.write_fault),
-        Endpoint("/library/rerank", ["POST"], rerank, v1.write_fault),
-    ]
+    works = {
+        "/library/embed": Answered(dialect.read_embed, embed),
+        "/library/space": Answered(dialect.read_space, space),
+        "/library/rerank": Answered(dialect.read_rerank, rerank),
+    }
+    return [Endpoint(path, ["POST"], work, v1.write_fault) for path, work in works.items()]

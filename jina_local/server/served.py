@@ -16,9 +16,8 @@ from ..errors import NonFiniteError, TextTooLong, UsageError
 from ..inference.queue import Call, Counts
 from ..reranking.reranker import Reranker
 from ..spec import NO_TASK, Embedded, ModelSpec, Reranking
-from ..text.tokenizer import checked
+from ..text.tokenizer import Encoded, checked
 from .dialects.calls import (
-    BadField,
     Classified,
     ClassifyCall,
     EmbedCall,
@@ -32,6 +31,7 @@ from .dialects.calls import (
     Token,
     TokenizeCall,
 )
+from .dialects.fields import BadField
 from .faults import ModelUnknown, NotReady, Refused
 from .indexes import Indexes
 from .service import Service
@@ -116,6 +116,8 @@ class Served:
         self.check_count("input", len(call.inputs))
         task, prompt_name = _side(model.spec, call, suffix)
         texts = [_as_text(model, n, one) for n, one in enumerate(call.inputs)]
+        if call.late_chunking:
+            self.check_size("input", texts)
         prepared = model.prepare(
             texts,
             task=task,  # type: ignore[arg-type]  # `resolve` judges the word
@@ -146,6 +148,7 @@ class Served:
         model = service.model
         if isinstance(model, Embedder):
             return self._rank_by_cosine(service, call, ticket)
+        self.check_size("documents", [call.query, *call.documents])
         prepared = model.prepare(
             call.query,
             call.documents,
@@ -228,6 +231,12 @@ class Served:
                 raise _too_long([error.index] if side == "document" else []) from None
         found = service.rank_by_cosine(call.query, call.documents, ticket, top_n=call.top_n)
         return _ranking(service, found)
+
+    def check_size(self, param: str, texts: Sequence[str]) -> None:
+        """Raise Refused for more characters than a request may have whose texts are tokenised whole."""
+        most = self.settings.max_request_chars
+        if sum(map(len, texts)) > most:
+            raise Refused(422, "too_many_tokens", f"more than {most} characters in one request.", param)
 
     def check_count(self, param: str, count: int) -> None:
         """Raise Refused for more texts than a request may have."""
@@ -322,9 +331,12 @@ def _as_text(model: Embedder, n: int, given: Input) -> str:
 
 def _own_tokens(model: Embedder, texts: Sequence[str], prepared: Prepared) -> list[int]:
     """The tokens of each text by itself: special tokens included, the model's prompt not."""
-    spec, counts = prepared.spec, prepared.ids.counts
+    spec, ids = prepared.spec, prepared.ids
     if not spec.prefix:
-        return [int(count) for count in counts]
+        counts: list[int] = ids.counts.tolist()
+        return counts
+    if isinstance(ids, Encoded):
+        return model.tokenizer.counts_alone(texts, ids, spec)
     around = len(model.tokenizer.opening) + len(model.tokenizer.closing)
     bodies = model.tokenizer.plain(texts, spec.max_tokens)
-    return [min(len(body) + around, int(count)) for body, count in zip(bodies, counts, strict=True)]
+    return [min(len(body) + around, int(count)) for body, count in zip(bodies, ids.counts, strict=True)]

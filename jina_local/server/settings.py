@@ -22,6 +22,10 @@ class Settings:
     max_connections: int = 128
     max_inputs: int = 2048  # texts of a request: OpenAI's number
     max_request_tokens: int = 131_072
+    # Characters. Most texts have no such limit: no more of them is tokenised than a model reads. Two kinds are read
+    # whole before their tokens are known.
+    max_request_chars: int = 8 * 131_072  # of texts that are read in windows or chunked late
+    max_question: int = 65_536  # every word of a question to an index is looked up
     max_batch_tokens: int | None = None  # of a pass; None: the engine's own budget
     max_wait_ms: float = 0.0
     queue_tokens: int | None = None  # under way at a time; None: as many as `queue_seconds` take

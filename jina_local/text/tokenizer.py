@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from .gguf_vocabulary import rebuild
 # model's limit costs; the cut is widened until the tokens that are kept lie well before it.
 _CHARS_PER_TOKEN = 16
 _SETTLED = 0.9  # a token is final when it ends in this part of the text that was tokenised
+# Tokenizers that the gate lets through cut between a letter or digit and a space, whatever stands before or after:
+# their splits begin a word at the space, or end one before it. Later letters are left out, because a few of them make
+# one character with a space to the normaliser of XLM-R.
+_SURE_CUT = re.compile(r"[^\W_\u0d00-\U0010ffff](?= )")
+_LONGEST_HEAD = 64  # characters before such a cut; a text with more is tokenised once more as a whole
 _AT_ONCE = 1024  # texts handed to the tokenizer in one call; bounds what its own records take
 _TOO_LONG = (
     "has more than the {} tokens that are allowed, prompt and special tokens included. "
@@ -83,6 +89,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.rows = self._rows(passed)
+        self._cuts_at_spaces = passed is not None and not any(re.search(r"\s", token) for token, _ in passed.added)
         plain, whole = (self._encode("a", special).ids for special in (False, True))
         at = _first_place(whole, plain, 0)
         if at < 0 or not plain:
@@ -148,6 +155,22 @@ class Tokenizer:
                 out.extend(self._bodies(some, room))
         return out
 
+    def counts_alone(self, texts: Sequence[str], encoded: Encoded, spec: EmbeddingSpec) -> list[int]:
+        """The tokens of each text by itself: with the template, without the prompt, and no more than with it.
+
+        encoded: what `encode` has made of the texts. Of most texts only the first word is tokenised again.
+        """
+        around = len(self.opening) + len(self.closing)
+        heads = [None if cut else self._head(text) for text, cut in zip(texts, encoded.truncated, strict=True)]
+        some = [head for head in heads if head is not None]
+        ids = self._batch([*some, *(spec.prefix + head for head in some)])
+        prompts = (len(more) - len(less) for less, more in zip(ids, ids[len(some) :], strict=False))
+        others = iter(self.plain([t for t, head in zip(texts, heads, strict=True) if head is None], spec.max_tokens))
+        return [
+            min(len(next(others)) + around if head is None else count - next(prompts), count)
+            for head, count in zip(heads, encoded.counts.tolist(), strict=True)
+        ]
+
     def located(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(n,) the ids of a text without the template, and (n,) the character that each begins at, ascending.
 
@@ -210,6 +233,11 @@ class Tokenizer:
         limit = room * _CHARS_PER_TOKEN
         short = iter(self._batch([t for t in prompted if len(t) <= limit]))
         return [next(short) if len(t) <= limit else self._front(t, room) for t in prompted]
+
+    def _head(self, text: str) -> str | None:
+        """The front of a text, up to a place where it is cut with a prompt and without; None if no place is sure."""
+        found = _SURE_CUT.search(text, 0, _LONGEST_HEAD + 1) if self._cuts_at_spaces else None
+        return None if found is None else text[: found.end()]
 
     def _front(self, text: str, room: int) -> list[int]:
         """At least room + 1 ids from the front of a very long text, or all of its ids."""

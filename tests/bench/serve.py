@@ -213,7 +213,7 @@ def _library(
 
 
 def _plain_words() -> list[str]:
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).resolve().parents[2] / "README.md"
     return sorted({word for word in readme.read_text(encoding="utf-8").split() if word.isalpha()})
 
 

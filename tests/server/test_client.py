@@ -430,3 +430,24 @@ def test_a_busy_server_is_asked_again(monkeypatch):
 def test_commands_that_use_no_server_do_not_read_its_variable(here, monkeypatch, capfd):
     monkeypatch.setenv("JINA_LOCAL_SERVER", "http://127.0.0.1:1")
     assert main.main(["get", str(Path("notes") / "router.md:1")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"model": "reranker-v2", "query": "a", "documents": ["b", "x " * 600_000]}),
+        ("/library/rerank", {"model": "reranker-v2", "query": "x " * 600_000, "documents": ["b"]}),
+        ("/v1/embeddings", {"model": "pico", "input": ["x " * 600_000], "late_chunking": True}),
+        ("/library/embed", {"model": "pico", "texts": ["x " * 600_000], "late_chunking": True}),
+    ],
+)
+def test_texts_that_are_read_whole_are_bounded_before_they_are_tokenised(asked, path, body):
+    status, found, _ = asked.ask("POST", path, body, Authorization="Bearer first")
+    assert (status, found["error"]["type"]) == (422, "too_many_tokens"), found
+    assert "more than 1048576 characters" in found["error"]["message"]
+
+
+def test_a_text_that_is_to_be_cut_may_be_of_any_length(asked):
+    body = {"model": "pico", "input": "x " * 2_000_000, "truncate": True}
+    status, found, _ = asked.ask("POST", "/v1/embeddings", body, Authorization="Bearer first")
+    assert (status, found["truncated"]) == (200, [0])

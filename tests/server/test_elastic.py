@@ -231,7 +231,7 @@ PICO = {"model_id": "pico"}
         ("text_embedding/X", {"service": "jinaai", "service_settings": PICO}, 400, "inference_id: takes a-z"),
         ("text_embedding/x", {"service": "openai", "service_settings": PICO}, 400, "Possible: jinaai, jina_local"),
         ("text_embedding/x", {"service_settings": PICO}, 400, "service: is missing"),
-        ("text_embedding/x", {"service": "jinaai"}, 400, "model_id: is missing"),
+        ("text_embedding/x", {"service": "jinaai"}, 400, "service_settings: is missing"),
         ("text_embedding/x", {"service": "jinaai", "service_settings": {"model_id": "no"}}, 404, "In service: pico"),
         ("text_embedding/x", {"service": "jinaai", "service_settings": {**PICO, "dimensions": 7}}, 400, "7"),
         ("text_embedding/x", {"service": "jinaai", "service_settings": {**PICO, "url": "http://x"}}, 400, "url: is"),
@@ -249,7 +249,7 @@ PICO = {"model_id": "pico"}
                 ({"strategy": "word", "max_chunk_size": 9}, "from 10"),
                 ({"strategy": "word", "max_chunk_size": 20, "overlap": 11}, "at most 10"),
                 ({"sentence_overlap": 2}, "at most 1"),
-                ({"strategy": "sentence", "overlap": 5}, "overlap: is not known"),
+                ({"strategy": "sentence", "overlap": 5}, "another strategy than sentence"),
             ]
         ),
         (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -110,14 +112,14 @@ def test_answers_are_brought_up_to_date_and_come_side_by_side(asked, home):
 )
 def test_the_guard_stands_before_it(asked, headers, status, kind):
     found = asked.ask("POST", "/mcp", TOOLS, Accept=ACCEPT, **headers)
-    assert (found[0], found[1]["error"]["type"]) == (status, kind)
+    assert (found[0], found[1]["error"]["data"]["type"]) == (status, kind)
 
 
 def test_other_methods_and_paths(asked):
     key = {"Authorization": f"Bearer {KEY}"}
     assert asked.ask("POST", "/mcp", TOOLS, Accept=ACCEPT, **key)[0] == 200
     status, found, _ = asked.ask("GET", "/mcp", **key)
-    assert (status, found["error"]["type"]) == (405, "method")
+    assert (status, found["error"]["data"]["type"]) == (405, "method")
     assert "/mcp, /mcp/notes, /mcp/again" in found["error"]["message"]
     assert asked.ask("POST", "/mcp/nope", TOOLS, Accept=ACCEPT, **key)[0] == 404
     assert asked.ask("DELETE", "/mcp", **key)[0] == 405
@@ -126,7 +128,7 @@ def test_other_methods_and_paths(asked):
 
 def test_without_an_index_it_says_so(server):
     status, found, _ = server.ask("POST", "/mcp", TOOLS, Accept=ACCEPT)
-    assert (status, found["error"]["type"]) == (404, "index_not_found")
+    assert (status, found["error"]["data"]["type"]) == (404, "index_not_found")
 
 
 @pytest.mark.slow
@@ -136,6 +138,44 @@ def test_without_the_package_it_says_so(home, asked):
     where = {"JINA_LOCAL_HOME": str(home / "data")}
     with serving("--model", "pico", "--index", "notes", started=started, **where) as running:
         status, found, _ = running.ask("POST", "/mcp", TOOLS, Accept=ACCEPT)
-        assert (status, found["error"]["type"]) == (501, "not_installed")
+        assert (status, found["error"]["data"]["type"]) == (501, "not_installed")
         assert "pip install 'jina_local[mcp]'" in found["error"]["message"]
         assert running.post("/v1/search", {"query": "router"})["hits"]
+
+
+def call_of(tool, **words):
+    """The message that calls a tool."""
+    return {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": tool, "arguments": words}}
+
+
+def test_a_question_that_is_too_late_or_too_long_is_a_tool_error(asked):
+    headers = {"Authorization": f"Bearer {KEY}", "Accept": ACCEPT}
+    question = call_of("search", query="how do I reset the router")
+    assert not asked.ask("POST", "/mcp", question, **headers)[1]["result"]["isError"]
+    status, found, _ = asked.ask("POST", "/mcp", question, **headers, X_Timeout="0.0001")
+    assert (status, found["id"], found["result"]["isError"]) == (200, 7, True)
+    assert found["result"]["content"][0]["text"].endswith(
+        "was over before it was answered. Try again later, or ask for less."
+    )
+    found = asked.ask("POST", "/mcp", call_of("search", query="x" * 65_537), **headers)[1]["result"]
+    assert found["isError"]
+    assert "more than 65536 characters" in found["content"][0]["text"]
+    status, found, _ = asked.ask("POST", "/mcp", question, **headers, X_Timeout="0")
+    assert (status, found["error"]["code"]) == (400, -32600)
+
+
+@pytest.mark.slow
+def test_a_question_without_room_in_the_queue_is_a_tool_error(home):
+    many = {"input": [f"the {n}th planet is far away from its star" for n in range(900)]}
+    question = call_of("search", query="how do I reset the router")
+    where = {"JINA_LOCAL_HOME": str(home / "data"), "XDG_CACHE_HOME": str(home / "cache")}
+    with serving("--index", "notes", "--queue-tokens", "10", **where) as server, ThreadPoolExecutor(1) as pool:
+        assert not server.post("/mcp", question, Accept=ACCEPT)["result"]["isError"]
+        full = pool.submit(server.post, "/v1/embeddings", many)
+        while 'queued_tokens{model="pico"} 0' in server.ask("GET", "/metrics")[1]:
+            time.sleep(0.001)
+        refused = server.post("/mcp", question, Accept=ACCEPT)["result"]
+        assert refused["isError"]
+        assert re.search(r"no room for \d+ more. Try again in \d+ seconds\.$", refused["content"][0]["text"])
+        assert len(full.result()["data"]) == len(many["input"])
+        assert not server.post("/mcp", question, Accept=ACCEPT)["result"]["isError"]

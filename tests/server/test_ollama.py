@@ -89,7 +89,7 @@ def test_show(server):
         ("/api/embed", {"model": "pico", "input": "a", "dimensions": 1024}, 400, "1024"),
         ("/api/embed", {"model": "pico", "input": "a", "options": {"rope_freq_base": 1}}, 400, "is not known"),
         ("/api/embed", {"model": "pico", "input": "a", "options": {"num_ctx": 0}}, 400, "num_ctx"),
-        ("/api/embed", {"model": "pico", "input": "a", "options": []}, 400, "options: is no object"),
+        ("/api/embed", {"model": "pico", "input": "a", "options": []}, 400, "options: is a list; expected an object"),
         ("/api/embed", {"model": "pico", "input": "a", "keep_alive": {}}, 400, "keep_alive"),
         ("/api/embeddings", {"model": "pico", "input": "a"}, 400, "prompt: is missing"),
         ("/api/show", {"model": "none"}, 404, "In service: pico"),

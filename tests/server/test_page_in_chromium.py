@@ -7,12 +7,14 @@ import io
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from .chromium import browsing, executable
 from .conftest import serving
+from .notes import indexed
 
 pytestmark = pytest.mark.slow
 KEY = "a key of 24 characters.."
@@ -221,6 +223,32 @@ def test_passages_have_their_lines_and_the_words_of_the_question(server, browser
     assert texts == [hit["text"] for hit in HITS]
     assert browser.value("document.querySelectorAll('#hits i').length") == 0
     assert "changed since" in browser.value("document.querySelectorAll('.about')[1].textContent")
+
+
+def test_a_question_finds_passages_of_files_with_their_lines(browser, tmp_path):
+    with serving("--model", "pico", "--index", "notes", **indexed(tmp_path)) as running:
+        browser.stand_in({})
+        browser.visit(running.url)
+        browser.press("/")
+        browser.type("how long to hold the reset button")
+        browser.press("Enter")  # sends nothing yet if the page does not know the indexes
+        browser.wait("!document.querySelector('#search-form button').disabled")
+        browser.press("Enter")
+        browser.wait("document.querySelector('.hit')")
+        assert elsewhere(browser, running) == []
+        hits = browser.value("""[...document.querySelectorAll("#hits li")].map((hit) => [
+            hit.querySelector(".hit").title, hit.querySelector(".place").textContent,
+            [...hit.querySelectorAll(".line")].map((line) => [Number(line.dataset.line), line.textContent])])""")
+    assert hits[0][0] == str(tmp_path / "notes" / "router.md")
+    assert "Hold the button on the back for ten seconds.\n" in [text for _, text in hits[0][2]]
+    assert {name for name, _, _ in hits} >= {str(tmp_path / "notes" / name) for name in ("bread.md", "code/moon.py")}
+    for name, place, lines in hits:
+        numbers = [number for number, _ in lines]
+        first, last = map(int, place.removeprefix(":").split("-"))
+        assert numbers == list(range(first, last + 1)), name
+        if "caf" not in name:  # its name is not UTF-8
+            written = Path(name).read_text(encoding="utf-8").splitlines()
+            assert [text.removesuffix("\n") for _, text in lines] == [written[number - 1] for number in numbers]
 
 
 def test_passages_are_walked_and_unfolded_by_keys(server, browser):

@@ -96,6 +96,7 @@ def test_indexes_are_listed(asked):
         ({"query": "x", "rerank": "reranker-v3"}, 404, "model", "no reranker"),
         ({"query": "x", "rerank": True}, 404, "model", "no reranker"),
         ({"query": "x", "rerank": 1}, 400, "rerank", "expected true"),
+        ({"query": "x" * 65_537}, 422, "query", "more than 65536 characters"),
         ({"query": "x", "model": "pico"}, 400, "model", "is not known here"),
     ],
 )
@@ -109,6 +110,7 @@ def test_a_question_that_is_cut_is_said(asked):
     status, found, headers = asked.ask("POST", "/v1/search", {"query": "router " * 5000})
     assert (status, headers["x-truncated"]) == (200, "0")
     assert found["missing"] == ["The question was cut; its end was not read."]
+    assert asked.post("/v1/search", {"query": "router " * 9362, "mode": "lexical"})["hits"]
 
 
 def test_no_index_is_said(server):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jina_local.server.dialects import tei
-from jina_local.server.dialects.calls import BadField, RankedDocument, Ranking
+from jina_local.server.dialects.calls import RankedDocument, Ranking
+from jina_local.server.dialects.fields import BadField
 
 TEXTS = ["hello world", "Mars is called the Red Planet.", "Röntgen, 火星, 🚀"]
 LONG = "word " * 5000
@@ -134,7 +135,7 @@ def test_info(server):
         ("/embed", {"inputs": "a", "dimensions": 7}, 400, "7"),
         ("/rerank", {"query": "a", "texts": ["b"]}, 404, "no reranker"),
         ("/rerank", {"model": "pico", "query": "a"}, 400, "texts: is missing"),
-        ("/similarity", {"inputs": "a"}, 400, "inputs: is no object"),
+        ("/similarity", {"inputs": "a"}, 400, "inputs: is a string; expected an object"),
         ("/similarity", {"inputs": {"source_sentence": "a"}}, 400, "sentences: is missing"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"x": 1}}, 400, "x: "),
         ("/tokenize", {"inputs": "a" * 200_000}, 422, "characters"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jina_local.server.dialects.calls import BadField
+from jina_local.server.dialects.fields import BadField
 from jina_local.server.served import _as_text
 from jina_local.text.tokenizer import Tokenizer
 from tests import tiny

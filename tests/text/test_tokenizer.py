@@ -15,6 +15,7 @@ from jina_local import registry
 from jina_local.embedding.request import resolve
 from jina_local.errors import ModelDamaged, TextError, UsageError
 from jina_local.inference.batching import pack
+from jina_local.text import gate
 from jina_local.text.tokenizer import Tokenizer
 from tests import tiny
 
@@ -145,6 +146,65 @@ def test_a_long_text_is_cut_where_the_whole_would_be(kind, text):
     encoded = ours.encode([text], replace(BARE, max_tokens=512))
     assert encoded.ids[0].tolist() == expected
     assert encoded.truncated[0]
+
+
+PIECES = [
+    "a", "the", "Straße", "e\u0301", "\u0301", "\u0345", "\u0d4e", "日本", "한국", "é", "²", "_", "'s", "'S", "12",
+    "<", ">", ".", "…", "\u200d", "\u00a0", "\u2003", "\u0085", "\x1c", " ", "  ", "\n", "\r\n", "\t", "\ufeff",
+    "\u0600", "👩\u200d👧", "\x00", "<|endoftext|>", "<|end_of_text|>", "<|mask|>", "<mask>", "<s>", "</s>",
+    "Document", "Query:", "Ⅳ", "x" * 70,
+]  # fmt: skip
+
+
+def gated(kind, real=False):
+    """A tokenizer as `from_file` reads it."""
+    key = f"{kind}{real} gated"
+    if key not in _cache:
+        text = tiny.real_tokenizer(kind) if real else tiny.tokenizer(kind).to_str()
+        _cache[key] = Tokenizer(text, key, gate.check_body(json.loads(text), key)), None
+    return _cache[key][0]
+
+
+def assert_counts_alone(ours, texts, prefix, most=10**6):
+    spec = replace(SPEC, prefix=prefix, max_tokens=most)
+    encoded = ours.encode(texts, spec)
+    around = len(ours.opening) + len(ours.closing)
+    expected = [
+        min(len(body) + around, count)
+        for body, count in zip(ours.plain(texts, most), encoded.counts.tolist(), strict=True)
+    ]
+    assert ours.counts_alone(texts, encoded, spec) == expected
+
+
+@pytest.mark.parametrize("kind", ["small", "nano", "v3"])
+@settings(max_examples=400, deadline=None)
+@given(
+    texts=st.lists(st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=80))),
+    prefix=st.sampled_from(["Document: ", "Query: ", "x", "\u0301", "<s", " \n"]),
+    most=st.sampled_from([8, 40, 10**6]),
+)
+def test_a_text_is_counted_without_its_prompt_as_if_it_had_none(kind, texts, prefix, most):
+    assert_counts_alone(gated(kind), texts, prefix, most)
+
+
+@needs_shared
+@pytest.mark.parametrize("kind", ["small", "nano", "v3"])
+def test_naughty_strings_are_counted_without_their_prompt(kind):
+    ours, texts = gated(kind, real=True), [t for t in nasty() if valid(t)]
+    for prefix in ("Document: ", "Represent the query for retrieving evidence documents: "):
+        for before in ("", "a ", "the 1st ", "café "):
+            assert_counts_alone(ours, [before + text for text in texts], prefix)
+
+
+def test_only_the_first_word_is_tokenised_again(monkeypatch):
+    ours, seen = gated("nano"), []
+    encoded = ours.encode(["many words follow"], SPEC)
+    batch = ours._batch
+    monkeypatch.setattr(ours, "_batch", lambda texts: (seen.extend(texts), batch(texts))[1])
+    ours.counts_alone(["many words follow"], encoded, SPEC)
+    assert seen == ["many", "Document: many"]
+    open_to_all, _ = both("nano")  # nothing is known of its splits
+    assert open_to_all._head("many words follow") is None
 
 
 def test_without_room_the_front_of_a_text_is_one_token():

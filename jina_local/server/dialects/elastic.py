@@ -12,11 +12,13 @@ error. Bytes are int8 codes. Bits are those that Jina's API gives for `binary`: 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from .calls import BadField, EmbedCall, Embeddings, Fault, Fields, Ranking, RerankCall
+from .calls import EmbedCall, Embeddings, Fault, Ranking, RerankCall
+from .fields import BadField, Fields
 
 TASKS = ("text_embedding", "rerank")
 # A client of Elastic's takes no other server's answers.
@@ -63,7 +65,7 @@ class InferenceEndpoint:
 
 def read_model(body: object) -> str:
     """PUT /_inference/ID: the model, which says what the task is."""
-    return _inner(Fields(body), "service_settings").required("model_id")
+    return Fields.of(body).inner("service_settings", required=True).required("model_id")
 
 
 def read_put(task_type: str, inference_id: str, body: object) -> InferenceEndpoint:
@@ -72,14 +74,14 @@ def read_put(task_type: str, inference_id: str, body: object) -> InferenceEndpoi
         raise BadField("inference_id", "takes a-z, 0-9 and, between them, hyphen, underscore and dot.")
     if task_type not in TASKS:
         raise BadField("task_type", f"is {task_type[:60]!r}. Possible: {', '.join(TASKS)}.")
-    fields = Fields(body)
+    fields = Fields.of(body)
     fields.required("service")
     service = fields.choice("service", among=_SERVICES, default="")
-    given = _inner(fields, "service_settings")
+    given = fields.inner("service_settings", required=True)
     given.ignore("api_key", "rate_limit")
     settings: dict[str, Any] = {"model_id": given.required("model_id")}
     if task_type == "rerank":
-        task_settings, chunking = _rerank_settings(_inner(fields, "task_settings"), alone=True), None
+        task_settings, chunking = _rerank_settings(fields.inner("task_settings"), alone=True), None
     else:
         element = given.choice("element_type", "embedding_type", among=_ELEMENTS, default="float")
         usual = "l2_norm" if element == "bit" else "dot_product"
@@ -87,7 +89,7 @@ def read_put(task_type: str, inference_id: str, body: object) -> InferenceEndpoi
         settings["element_type"] = element
         if (dimensions := given.whole("dimensions")) is not None:
             settings["dimensions"] = dimensions
-        task_settings, chunking = _embedding_settings(_inner(fields, "task_settings")), _chunking(fields)
+        task_settings, chunking = _embedding_settings(fields.inner("task_settings")), _chunking(fields)
     given.done()
     fields.done()
     return InferenceEndpoint(inference_id, task_type, service, settings, task_settings, chunking)
@@ -125,8 +127,8 @@ def write_deleted(done: bool) -> dict[str, Any]:
 
 def read_embed(endpoint: InferenceEndpoint, body: object) -> tuple[EmbedCall, Chunking | None]:
     """POST to an endpoint for text_embedding: the call, and how its inputs are cut."""
-    fields = Fields(body)
-    settings = {**endpoint.task_settings, **_embedding_settings(_inner(fields, "task_settings"))}
+    fields = Fields.of(body)
+    settings = {**endpoint.task_settings, **_embedding_settings(fields.inner("task_settings"))}
     input_type = _input_type(fields) or settings.get("input_type")
     of_service = endpoint.service_settings
     call = EmbedCall(
@@ -166,10 +168,10 @@ def write_embed(
 
 def read_rerank(endpoint: InferenceEndpoint, body: object) -> RerankCall:
     """POST to an endpoint for rerank. Documents come back only if they are asked for."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     settings = {
         **endpoint.task_settings,
-        **_rerank_settings(_inner(fields, "task_settings"), alone=True),
+        **_rerank_settings(fields.inner("task_settings"), alone=True),
         **_rerank_settings(fields, alone=False),
     }
     call = RerankCall(
@@ -194,6 +196,15 @@ def write_rerank(call: RerankCall, reply: Ranking) -> dict[str, Any]:
             }
             for one in reply.results
         ]
+    }
+
+
+def readers() -> Mapping[str, Sequence[Callable[[object], object]]]:
+    """By its method, all readers of a body: the path says which one it is, by a task or the name of an endpoint."""
+    made = InferenceEndpoint("a", "", "jina_local", {"model_id": "", "element_type": "float"}, {})
+    return {
+        "PUT": [partial(read_put, task, made.inference_id) for task in TASKS],
+        "POST": [partial(read_embed, made), partial(read_rerank, made)],
     }
 
 
@@ -238,14 +249,6 @@ def write_fault(fault: Fault) -> dict[str, Any]:
     return {"error": {"root_cause": [cause], **cause}, "status": fault.status}
 
 
-def _inner(fields: Fields, name: str) -> Fields:
-    """The fields of a field; none if it is not there."""
-    _, value = fields.any(name)
-    if value is not None and not isinstance(value, Mapping):
-        raise BadField(name, "is no object.")
-    return Fields(value or {})
-
-
 def _input_type(fields: Fields) -> str | None:
     value = fields.text("input_type")
     word = None if value is None else value.lower()
@@ -259,8 +262,8 @@ def _embedding_settings(given: Fields) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (input_type := _input_type(given)) is not None:
         found["input_type"] = input_type
-    if given.any("late_chunking")[1] is not None:
-        found["late_chunking"] = given.flag("late_chunking", default=False)
+    if (late := given.value("late_chunking", of=(bool,))) is not None:
+        found["late_chunking"] = late
     given.done()
     return found
 
@@ -270,8 +273,8 @@ def _rerank_settings(given: Fields, *, alone: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (top_n := given.whole("top_n")) is not None:
         found["top_n"] = top_n
-    if given.any("return_documents")[1] is not None:
-        found["return_documents"] = given.flag("return_documents", default=False)
+    if (documents := given.value("return_documents", of=(bool,))) is not None:
+        found["return_documents"] = documents
     if alone:
         given.done()
     return found
@@ -279,23 +282,20 @@ def _rerank_settings(given: Fields, *, alone: bool) -> dict[str, Any]:
 
 def _chunking(fields: Fields) -> Chunking | None:
     """The chunking_settings; None if there are none, or if their strategy is `none`."""
-    if fields.any("chunking_settings")[1] is None:
+    given = fields.inner("chunking_settings")
+    strategy = given.choice("strategy", among=_STRATEGIES, default="sentence")
+    size = given.whole("max_chunk_size", low=min(_LEAST.values()))
+    overlaps = {"word": given.whole("overlap", low=0), "sentence": given.whole("sentence_overlap", low=0)}
+    given.done()
+    if not given.there or not strategy:
         return None
-    given = _inner(fields, "chunking_settings")
-    strategy = given.choice(
-        "strategy", among={"sentence": "sentence", "word": "word", "none": ""}, default="sentence"
-    )
-    if not strategy:
-        given.done()
-        return None
-    size = given.whole("max_chunk_size", low=_LEAST[strategy]) or 250
-    if strategy == "sentence":
-        overlap = given.whole("sentence_overlap", low=0)
-        most, overlap = 1, 1 if overlap is None else overlap
-    else:
-        overlap = given.whole("overlap", low=0)
-        most, overlap = size // 2, min(100, size // 2) if overlap is None else overlap
+    if size is not None and size < _LEAST[strategy]:
+        raise BadField("max_chunk_size", f"is {size}; expected a whole number from {_LEAST[strategy]}.")
+    size, overlap = 250 if size is None else size, overlaps.pop(strategy)
+    if any(other is not None for other in overlaps.values()):
+        raise BadField("chunking_settings", f"have an overlap of another strategy than {strategy}.")
+    most, usual = (1, 1) if strategy == "sentence" else (size // 2, min(100, size // 2))
+    overlap = usual if overlap is None else overlap
     if overlap > most:
         raise BadField("chunking_settings", f"have an overlap of {overlap}; at most {most} are possible.")
-    given.done()
     return Chunking(strategy, size, overlap)

@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calls import BadField, Fields, LibraryCall
+from .calls import LibraryCall
+from .fields import Fields
 
 _EMBED = {"task": str, "prompt_name": str, "precision": str, "overflow": str, "truncate_dim": int, "max_length": int,
           "normalize": bool, "late_chunking": bool}  # fmt: skip
 _RANK = {"top_n": int, "max_length": int, "truncate_dim": int, "instruction": str, "max_doc_length": int,
          "max_query_length": int, "return_embeddings": bool, "block_size": int, "overlap_tokens": int,
          "window": bool}  # fmt: skip
-_KINDS = {str: "a string", int: "a whole number", bool: "true or false"}
 
 
 def read_embed(body: object) -> LibraryCall:
     """POST /library/embed."""
-    fields = Fields(body)
-    call = LibraryCall(fields.text("model"), _texts(fields, "texts"), _words(fields, _EMBED))
+    fields = Fields.of(body)
+    call = LibraryCall(fields.text("model"), fields.strings("texts", required=True), _words(fields, _EMBED))
     fields.done()
     return call
 
 
 def read_space(body: object) -> LibraryCall:
     """POST /library/space."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = LibraryCall(fields.text("model"), [], _words(fields, _EMBED))
     fields.done()
     return call
@@ -39,8 +39,8 @@ def read_space(body: object) -> LibraryCall:
 
 def read_rerank(body: object) -> LibraryCall:
     """POST /library/rerank."""
-    fields = Fields(body)
-    texts = _texts(fields, "documents")
+    fields = Fields.of(body)
+    texts = fields.strings("documents", required=True)
     call = LibraryCall(fields.text("model"), texts, _words(fields, _RANK), fields.required("query"))
     fields.done()
     return call
@@ -55,19 +55,4 @@ def write_array(array: NDArray[np.generic]) -> dict[str, Any]:
 
 def _words(fields: Fields, kinds: dict[str, type]) -> dict[str, object]:
     """The words that were given, each of its type; what they mean is for the library to judge."""
-    found: dict[str, object] = {}
-    for name, kind in kinds.items():
-        _, value = fields.any(name)
-        if value is None:
-            continue
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise BadField(name, f"expected {_KINDS[kind]}.")
-        found[name] = value
-    return found
-
-
-def _texts(fields: Fields, name: str) -> list[str]:
-    _, value = fields.any(name)
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise BadField(name, "expected a list of strings.")
-    return value
+    return {name: value for name, kind in kinds.items() if (value := fields.value(name, of=(kind,))) is not None}

@@ -8,11 +8,13 @@ many programs only let their users choose from it. As in Ollama, /api/embed give
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from .calls import BadField, EmbedCall, Embeddings, Fault, Fields, ModelInfo
+from .calls import EmbedCall, Embeddings, Fault, ModelInfo
+from .fields import Fields
 
 # Of `options`: how text is generated, and how the machine is used. No vector depends on any of them.
 _NO_MATTER = (
@@ -25,25 +27,34 @@ _LATEST = "latest"
 _SEARCH = "retrieval"
 
 
-def read_embed(body: object) -> EmbedCall:
+@dataclass(frozen=True)
+class Named:
+    """A call, and the model's name as it was given, which the answer repeats."""
+
+    name: str
+    call: EmbedCall
+
+
+def read_embed(body: object) -> Named:
     """POST /api/embed."""
-    fields = Fields(body)
+    fields = Fields.of(body)
+    name = fields.required("model")
     call = EmbedCall(
-        model=_model(fields),
+        model=_untagged(name),
         inputs=fields.texts("input"),
         dimensions=fields.whole("dimensions"),
         max_length=_options(fields),
         truncate=fields.flag("truncate", default=True),
     )
     fields.done()
-    return call
+    return Named(name, call)
 
 
 def read_embeddings(body: object) -> EmbedCall:
     """POST /api/embeddings, which /api/embed has superseded."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = EmbedCall(
-        model=_model(fields),
+        model=_untagged(fields.required("model")),
         inputs=[fields.required("prompt")],
         max_length=_options(fields),
         normalize=False,
@@ -55,29 +66,22 @@ def read_embeddings(body: object) -> EmbedCall:
 
 def read_show(body: object) -> str:
     """POST /api/show: the model's name."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     fields.flag("verbose", default=False)  # it lists a vocabulary, which is not listed here
-    name = _model(fields, "model", "name")
+    name = _untagged(fields.required("model", "name"))
     fields.done()
     return name
 
 
-def _model(fields: Fields, *names: str) -> str:
+def _untagged(name: str) -> str:
     """The model's name in our own words: without the tag that Ollama gives to every name that has none."""
-    return fields.required(*(names or ("model",))).removesuffix(f":{_LATEST}")
+    return name.removesuffix(f":{_LATEST}")
 
 
 def _options(fields: Fields) -> int | None:
     """The tokens that a text may have. Other options are taken if no vector depends on them."""
-    _, keep = fields.any("keep_alive")
-    if isinstance(keep, bool) or not isinstance(keep, str | int | float | None):
-        raise BadField("keep_alive", "is neither a duration nor a number of seconds.")
-    name, given = fields.any("options")
-    if given is None:
-        return None
-    if not isinstance(given, Mapping):
-        raise BadField(name, "is no object.")
-    options = Fields(given)
+    fields.value("keep_alive", of=(str, float))
+    options = fields.inner("options")
     options.ignore(*_NO_MATTER)
     length = options.whole("num_ctx")
     options.done()
@@ -96,7 +100,7 @@ def write_embed(name: str, reply: Embeddings, seconds: float) -> dict[str, Any]:
     }
 
 
-def write_embeddings(reply: Embeddings) -> dict[str, Any]:
+def write_embeddings(call: EmbedCall, reply: Embeddings) -> dict[str, Any]:
     """The answer; `truncated` is ours."""
     return {"embedding": reply.lists()[0], "truncated": list(reply.truncated)}
 

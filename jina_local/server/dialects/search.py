@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from .calls import BadField, Fields, FoundPassages, IndexInfo, SearchCall
+from .calls import FoundPassages, IndexInfo, SearchCall
+from .fields import Fields
 
 _MODES = {mode: mode for mode in ("hybrid", "vector", "lexical")}
 
 
 def read_search(body: object) -> SearchCall:
     """POST /v1/search."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = SearchCall(
         query=fields.required("query"),
         index=fields.text("index"),
         k=fields.whole("k") or 10,
         mode=fields.choice("mode", among=_MODES, default="hybrid"),
-        lang=_several(fields, "lang"),
-        path=_several(fields, "path"),
+        lang=fields.strings("lang", alone=True),
+        path=fields.strings("path", alone=True),
         since=fields.text("since"),
-        min_score=_number(fields, "min_score"),
-        rerank=_rerank(fields),
+        min_score=fields.value("min_score", of=(float,)),
+        rerank=fields.value("rerank", of=(bool, str)) or False,  # True: the first in service
         context=fields.whole("context", low=0),
         max_tokens=fields.whole("max_tokens"),
         alone=fields.flag("alone", default=False),
@@ -69,31 +69,3 @@ def write_indexes(infos: Sequence[IndexInfo]) -> dict[str, Any]:
             for info in infos
         ],
     }
-
-
-def _several(fields: Fields, name: str) -> tuple[str, ...]:
-    """One word or several."""
-    _, value = fields.any(name)
-    words = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise BadField(name, "expected a string or a list of strings.")
-    return tuple(words)
-
-
-def _number(fields: Fields, name: str) -> float | None:
-    _, value = fields.any(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadField(name, "expected a number.")
-    return value
-
-
-def _rerank(fields: Fields) -> str | bool:
-    """The name of a reranker; True takes the first one in service."""
-    _, value = fields.any("rerank")
-    if value is None:
-        return False
-    if not isinstance(value, str | bool):
-        raise BadField("rerank", "expected true, false, or the name of a reranker in service.")
-    return value

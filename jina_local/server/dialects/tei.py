@@ -7,22 +7,21 @@ the default is that of /v1/embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .calls import (
-    BadField,
     EmbedCall,
     Embeddings,
     Fault,
-    Fields,
     ModelInfo,
     Ranking,
     RerankCall,
     Token,
     TokenizeCall,
 )
+from .fields import BadField, Fields
 
 _SIDES = {"query": "query", "document": "document", "passage": "document"}
 _DIRECTIONS = {"right": "right", "Right": "right", "left": "left", "Left": "left"}
@@ -41,7 +40,7 @@ class Limits:
 
 def read_embed(body: object) -> EmbedCall:
     """POST /embed."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     task, prompt_name = _side(fields)
     call = EmbedCall(
         model=fields.text("model"),
@@ -76,7 +75,7 @@ def write_embed(call: EmbedCall, reply: Embeddings) -> list[list[Any]]:
 
 def read_rerank(body: object) -> tuple[RerankCall, bool]:
     """POST /rerank: the call, and whether raw scores are wanted."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     call = RerankCall(
         model=fields.text("model"),
         query=fields.required("query"),
@@ -101,25 +100,17 @@ def write_rerank(call: RerankCall, raw: bool, reply: Ranking) -> list[dict[str, 
 
 def read_similarity(body: object) -> EmbedCall:
     """POST /similarity: the source sentence is the first of the texts."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     model = fields.text("model")
-    _, inputs = fields.any("inputs")
-    given = Fields(_object("inputs", inputs))
+    given = fields.inner("inputs", required=True)
     texts = [given.required("source_sentence"), *given.texts("sentences")]
     given.done()
-    _, parameters = fields.any("parameters")
-    extra = Fields({} if parameters is None else _object("parameters", parameters))
+    extra = fields.inner("parameters")
     task, prompt_name = _side(extra)
     truncate = _truncate(extra)
     extra.done()
     fields.done()
     return EmbedCall(model=model, inputs=texts, task=task, prompt_name=prompt_name, truncate=truncate)
-
-
-def _object(name: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise BadField(name, "is no object.")
-    return value
 
 
 def write_similarity(call: EmbedCall, reply: Embeddings) -> list[float]:
@@ -131,7 +122,7 @@ def write_similarity(call: EmbedCall, reply: Embeddings) -> list[float]:
 
 def read_tokenize(body: object) -> TokenizeCall:
     """POST /tokenize."""
-    fields = Fields(body)
+    fields = Fields.of(body)
     task, prompt_name = _side(fields)
     call = TokenizeCall(
         model=fields.text("model"),

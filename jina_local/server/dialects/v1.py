@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from .calls import (
-    BadField,
     Classified,
     ClassifyCall,
     EmbedCall,
     Embeddings,
     Fault,
-    Fields,
     ModelInfo,
     Ranking,
     RerankCall,
 )
+from .fields import BadField, Fields
 
 _FORMS = {"float": "float", "base64": "base64", "binary": "binary", "ubinary": "ubinary"}
 _PRECISIONS = {"float": "float32", "base64": "float32", "binary": "binary", "ubinary": "ubinary"}

@@ -23,8 +23,9 @@ export function say(line, said) {
   line.textContent = said instanceof Error ? said.message : said;
 }
 
-/** Do the work of a form that is sent; of two, the first is given up. What goes wrong is said. */
+/** Do the work of a form that is sent, from now on; of two, the first is given up. What goes wrong is said. */
 export function onSubmit(form, line, work) {
+  form.querySelector("button").disabled = false;
   let underWay = new AbortController();
   form.addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -10,8 +10,8 @@ export async function open() {
   fill(byId("index"), data.map((one) => one.id));
   byId("index-field").hidden = data.length < 2;
   byId("no-index").hidden = data.length > 0;
-  for (const element of form.elements) element.disabled = data.length === 0;
   onSubmit(form, byId("search-said"), search);
+  for (const element of form.elements) element.disabled = data.length === 0;
   byId("search").addEventListener("keydown", walk);
 }
 
