@@ -290,20 +290,12 @@ def test_the_comparison_of_outputs_can_fail():
 
 def test_ci_runs_every_block_that_installs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert [block.name for block in INSTALLED_BY_CI] == ["embed", "test", "no-compiler"]
+    assert [block.name for block in INSTALLED_BY_CI] == ["embed", "test"]
     for block in INSTALLED_BY_CI:
         assert block.document == "README.md"
         assert f".ci/readme {block.name})" in script
         printed = subprocess.run([ROOT / ".ci" / "readme", block.name], capture_output=True, text=True, check=True)
         assert printed.stdout == block.text
-
-
-def test_what_is_named_without_an_engine_is_what_the_package_needs():
-    """The way without a compiler installs by hand what pip was told not to."""
-    (named,) = [block.text for block in INSTALLED_BY_CI if block.name == "no-compiler"]
-    declared = (ROOT / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("]")[0]
-    always = [re.match(r"[\w-]+", line)[0] for line in re.findall(r'"([^"]+)"', declared) if ";" not in line]
-    assert named.split("pip install -q ")[1].split(" &&")[0] == " ".join([*always, "'mlx[cpu]'"])
 
 
 # --- what the documents say

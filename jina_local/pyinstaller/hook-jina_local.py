@@ -21,7 +21,7 @@ datas = collect_data_files("jina_local", excludes=["pyinstaller"])
 excludedimports = ["convert", "gguf", "lancedb", "milvus_lite", "pyarrow", "pymilvus", "ray", "torch", "transformers"]
 
 # Module -> distribution, of the packages whose versions `doctor` looks up.
-_VERSIONED = {name: name for name in ("numpy", "tokenizers", "huggingface_hub", "tqdm", "mlx")}
+_VERSIONED = {name: name for name in ("numpy", "tokenizers", "huggingface_hub", "tqdm", "mlx", "onnxruntime")}
 _VERSIONED["llama_cpp"] = "llama-cpp-python"
 # A library as it is opened by name. The wheel has copies with versions in their names; PyInstaller adds those that
 # other libraries ask for. mtmd is for pictures and sound.
