@@ -1,0 +1,1 @@
+"""How fast a model is on this machine: its weight types and other programs in turns, each in a process of its own."""
