@@ -18,6 +18,7 @@ from ..store.find import engines_for, find
 
 BESIDE = ("llama", "onnxruntime", "transformers", "transformers-bf16")
 _GRAPH = "onnx/model.onnx"  # where published repositories have it
+_GRAPH_TYPES = {"fp16": "F16", "int8": "int8", "uint8": "int8", "quantized": "int8", "q4": "q4"}  # model_fp16.onnx
 _MODULES = {"llama": "llama_cpp", "onnxruntime": "onnxruntime", "transformers": "torch transformers"}
 _WEIGHTS = (".gguf", ".safetensors", ".onnx", ".onnx_data", ".data")
 
@@ -34,7 +35,7 @@ class Request:
     threads: int | None = None
     beside: Sequence[str] = ()  # of BESIDE
     checkpoint: Path | None = None  # a published checkpoint folder, for `beside`
-    graph: Path | None = None  # an ONNX graph, for `beside`; None: that of the checkpoint's folder
+    graphs: Sequence[Path] = ()  # ONNX graphs, for `beside`; empty: that of the checkpoint's folder
 
 
 @dataclass(frozen=True)
@@ -141,20 +142,23 @@ def _beside(
     if name == "llama":
         ggufs = [files for files in found if files.form == "gguf" and not files.adapters]
         if not ggufs:
-            raise UsageError("--beside llama runs merged GGUF files, and none of this model are measured.")
+            raise UsageError("--beside llama runs merged GGUF files, and no such files of this model are measured.")
         for files in ggufs:
             path = files.files[task]
             settings = {"path": str(path), "weights": files.label, "prefix": prefix, "threads": request.threads}
             yield Contender(f"Llama.embed {files.label}", "llama", settings, files.label, _megabytes([path]), False)
         return
-    folder = _checkpoint(name, request)
+    folder = _checkpoint(name, request, first.model.name)
     common = {"prefix": prefix, "pooling": first.model.pooling, "threads": request.threads}
     if name == "onnxruntime":
-        graph = request.graph or folder / _GRAPH
-        if not graph.is_file():
-            raise UsageError(f"{graph}: no such file. --beside onnxruntime runs the graph that Jina publishes there.")
-        settings = {**common, "path": str(graph), "tokenizer": str(folder / "tokenizer.json")}
-        yield Contender(f"ONNX Runtime {graph.stem}", "onnxruntime", settings, "F32", _megabytes([graph]), False)
+        for graph in request.graphs or [folder / _GRAPH]:
+            if not graph.is_file():
+                raise UsageError(
+                    f"{graph}: no such file. --beside onnxruntime runs the graph that is published there."
+                )
+            weights = _GRAPH_TYPES.get(graph.stem.rpartition("_")[2], "F32")
+            settings = {**common, "path": str(graph), "tokenizer": str(folder / "tokenizer.json")}
+            yield Contender(f"ONNX Runtime {weights}", name, settings, weights, _megabytes(_parts(graph)), False)
         return
     dtype = "bfloat16" if name == "transformers-bf16" else "float32"
     own = task if (folder / "adapters").is_dir() else None
@@ -163,21 +167,27 @@ def _beside(
     yield Contender(f"transformers {dtype}", "transformers", settings, label, _megabytes([folder]), False)
 
 
-def _checkpoint(name: str, request: Request) -> Path:
+def _checkpoint(name: str, request: Request, model: str) -> Path:
     """The published checkpoint: as given, else as it is on this machine. Raises UsageError."""
     if request.checkpoint is not None:
         if not (request.checkpoint / "config.json").is_file():
             raise UsageError(f"--checkpoint {request.checkpoint}: has no config.json; give a published checkpoint.")
         return request.checkpoint
-    with suppress(ModelNotFound, UsageError):
-        files = find(request.model, backend="mlx", offline=True, source=True)
-        if files.form == "checkpoint":
-            return next(iter(files.files.values()))
+    for wanted in (request.model, model):
+        with suppress(ModelNotFound, UsageError):
+            files = find(wanted, backend="mlx", offline=True, source=True)
+            if files.form == "checkpoint":
+                return next(iter(files.files.values()))
     raise UsageError(
         f"--beside {name} runs the published checkpoint, which is not here: --checkpoint FOLDER says where it is "
-        f"(config.json, model.safetensors, tokenizer.json, adapters). `jina-local models pull {request.model} "
+        f"(config.json, model.safetensors, tokenizer.json, adapters). `jina-local models pull {model} "
         "--backend mlx` fetches it."
     )
+
+
+def _parts(graph: Path) -> list[Path]:
+    """A graph and the files of its tensors, which have its name and more."""
+    return [file for file in graph.parent.iterdir() if file.name.startswith(graph.name)]
 
 
 def _megabytes(paths: Sequence[Path]) -> float:

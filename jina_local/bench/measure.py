@@ -1,4 +1,4 @@
-"""The run: contenders are opened, compared, and timed in turns, so that ratios hold where the machine's speed drifts."""
+"""The run: contenders are opened, compared and timed in turns, so that ratios hold if the machine's speed drifts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Bench:
                 for tokens, text in self._work.single.items():
                     what, least = f"one text of {tokens} tokens", _LEAST_SINGLE if turn else 0
                     for _, row, seconds in self._turns(running, what, [text], least, step):
-                        row.latency.setdefault(tokens, []).extend(seconds if turn else ())
+                        if turn:
+                            row.latency.setdefault(tokens, []).extend(seconds)
 
     def _turns(
         self, running: Running, what: str, some: list[str], least: float, step: Step
@@ -127,4 +128,4 @@ class Bench:
         return alike
 
     def _refuse(self, contender: Contender, why: str) -> None:
-        self.report.refused[contender.name] = f"{contender.name} {why}"
+        self.report.refused[contender.name] = f"{contender.name} {why}".rstrip(".")

@@ -1,4 +1,4 @@
-"""Other programs are opened as contenders, each as its own users run it: llama-cpp-python, ONNX Runtime, transformers.
+"""Other programs are opened as contenders, each as its users run it: llama-cpp-python, ONNX Runtime, transformers.
 
 Each tokenises with its own means and is given the prompt that the model was trained with. Their texts run one by one,
 or sorted by length in batches of 32, padded on the right.

@@ -24,10 +24,10 @@ def words(tokenizer: Tokenizer) -> list[str]:
     return found[:: 7 if len(found) > _MANY else 1]
 
 
-def mix(count: int, seed: int = 0) -> list[int]:
-    """Token counts as those of paragraphs: lognormal, with a median of 60, from 3 to 500."""
+def mix(count: int, most: int = _MOST, seed: int = 0) -> list[int]:
+    """Token counts as those of paragraphs: lognormal, with a median of 60, from 3 to `most`."""
     drawn = np.exp(np.random.default_rng(seed).normal(math.log(_MEDIAN), _SIGMA, count))
-    return np.clip(drawn, _LEAST, _MOST).astype(int).tolist()  # type: ignore[no-any-return]
+    return np.clip(drawn, _LEAST, min(_MOST, most)).astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def texts_of(lengths: Sequence[int], around: int, vocabulary: Sequence[str], seed: int = 0) -> list[str]:

@@ -45,13 +45,15 @@ def make(files: ModelFiles, task: str, count: int, lengths: Sequence[int]) -> Wo
         return [len(tokenizer.ids(prefix + text)) for text in some]
 
     around = tokens([vocabulary[0]])[0] - 1
-    bulk = {MIX: texts.texts_of(texts.mix(count), around, vocabulary)}
+    query = " ".join(np.random.default_rng(1).choice(vocabulary, _QUERY_WORDS)) if ranks else None
+    room = files.model.max_tokens - (0 if query is None else 2 * len(tokenizer.ids(query)))
+    bulk = {MIX: texts.texts_of(texts.mix(count, room), around, vocabulary)}
     if not ranks:
         bulk[SHORT] = texts.texts_of([_SHORT_TOKENS] * _SHORT_TEXTS, around, vocabulary)
     counted = {name: sum(tokens(some)) for name, some in bulk.items()}
-    fitting = [length for length in lengths if around < length <= files.model.max_tokens]
+    fitting = [length for length in lengths if around < length <= room]
     return Work(
-        query=" ".join(np.random.default_rng(1).choice(vocabulary, _QUERY_WORDS)) if ranks else None,
+        query=query,
         bulk=bulk,
         units={name: len(some) for name, some in bulk.items()} if ranks else counted,
         tokens=counted[MIX],

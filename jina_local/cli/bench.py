@@ -69,7 +69,9 @@ def parser(add: Any) -> options.Parser:
     g = p.add_argument_group("beside")
     g.add_argument("--beside", action="append", choices=_BESIDE, help="another program; may be repeated")
     g.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="the published checkpoint that it runs")
-    g.add_argument("--graph", metavar="FILE", type=Path, help="the ONNX graph that onnxruntime runs")
+    g.add_argument(
+        "--graph", action="append", metavar="FILE", type=Path, help="an ONNX graph for onnxruntime; may be repeated"
+    )
     g = p.add_argument_group("work")
     g.add_argument("--texts", type=_from_one, metavar="N", help="of the mix (default: 96; of a reranker 32)")
     g.add_argument("--rounds", type=_from_one, default=3, metavar="N", help="turns of each (default: 3)")
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         threads=settings["threads"],
         beside=args.beside or (),
         checkpoint=args.checkpoint,
-        graph=args.graph,
+        graphs=args.graph or (),
     )
     with console.quiet_stdout() as stdout:
         bench = Bench(request, count=args.texts, rounds=args.rounds, long=args.long)
