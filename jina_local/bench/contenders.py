@@ -98,8 +98,6 @@ def _found(request: Request, engine: str, label: str) -> ModelFiles:
 def task_of(files: ModelFiles, asked: str | None) -> str:
     """The task that is measured: as asked, else the default, else that of documents. Raises UsageError."""
     if files.model.scoring is not None:
-        if asked is not None:
-            raise UsageError(f"task {asked!r}: {files.model.name} ranks documents and has no tasks.")
         return files.model.tasks[0]
     if asked is None and files.model.default_task is None:
         return resolve(files.model, prompt_name="document").task

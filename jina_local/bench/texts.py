@@ -31,6 +31,10 @@ def mix(count: int, most: int = _MOST, seed: int = 0) -> list[int]:
 
 
 def texts_of(lengths: Sequence[int], around: int, vocabulary: Sequence[str], seed: int = 0) -> list[str]:
-    """A text for each token count, `around` of which are prompt and special tokens; of at least one word."""
+    """A text for each token count, of at least one word. around: the tokens of a text of the first word, less one.
+
+    All texts begin with the first word, because a word without a space before it may be several tokens.
+    """
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(vocabulary, max(1, length - around))) for length in lengths]
+    first = vocabulary[0]
+    return [" ".join([first, *rng.choice(vocabulary, max(0, length - around - 1))]) for length in lengths]
