@@ -16,7 +16,6 @@ from ..model_files import labels
 from ..spec import ModelFiles
 from ..store.find import engines_for, find
 
-BESIDE = ("llama", "onnxruntime", "transformers", "transformers-bf16")
 _GRAPH = "onnx/model.onnx"  # where published repositories have it
 _GRAPH_TYPES = {"fp16": "F16", "int8": "int8", "uint8": "int8", "quantized": "int8", "q4": "q4"}  # model_fp16.onnx
 _MODULES = {"llama": "llama_cpp", "onnxruntime": "onnxruntime", "transformers": "torch transformers"}
@@ -33,7 +32,7 @@ class Request:
     task: str | None = None  # None: the model's own default
     device: str | None = None
     threads: int | None = None
-    beside: Sequence[str] = ()  # of BESIDE
+    beside: Sequence[str] = ()  # of bench.BESIDE
     checkpoint: Path | None = None  # a published checkpoint folder, for `beside`
     graphs: Sequence[Path] = ()  # ONNX graphs, for `beside`; empty: that of the checkpoint's folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import backends, console, registry
+from ..bench import BESIDE
 from ..errors import UsageError
 from . import options
 
@@ -22,8 +23,6 @@ EXAMPLES = """examples:
   jina-local bench --model pico --beside transformers --format json > pico.json
   jina-local bench --model ~/v5-small-gguf --beside llama
 """
-
-_BESIDE = ("llama", "onnxruntime", "transformers", "transformers-bf16")
 
 _EPILOG = """The texts are made of words of the model's own vocabulary, so nothing else is
 needed, and no socket is opened. All contenders are opened at once, each in a
@@ -67,7 +66,7 @@ def parser(add: Any) -> options.Parser:
     g.add_argument("--threads", type=_from_one, metavar="N", help="default: the physical cores")
     g.add_argument("--task", metavar="TASK", help="default: the model's own")
     g = p.add_argument_group("beside")
-    g.add_argument("--beside", action="append", choices=_BESIDE, help="another program; may be repeated")
+    g.add_argument("--beside", action="append", choices=BESIDE, help="another program; may be repeated")
     g.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="the published checkpoint that it runs")
     g.add_argument(
         "--graph", action="append", metavar="FILE", type=Path, help="an ONNX graph for onnxruntime; may be repeated"

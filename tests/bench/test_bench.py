@@ -334,6 +334,7 @@ def test_a_checkpoint_that_transformers_has_no_class_for_is_refused():
 @pytest.mark.slow
 @pytest.mark.reference
 @pytest.mark.llama
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about itself
 @pytest.mark.parametrize("kind", ["nano", "small"])
 def test_the_exported_graph_looks_at_its_mask(kind, tmp_path):
     """A graph without a mask has the right vectors for the longest text of a batch alone."""
