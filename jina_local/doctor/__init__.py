@@ -68,6 +68,7 @@ def checks() -> list[Check]:
         *_search(),
         _network(),
         *_places(),
+        _default_weights(),
         *_vectors(),
         _model(),
         _reranker(),
@@ -288,6 +289,14 @@ def _places() -> list[Check]:
         step = "Convert again with --force, or delete the folder."
         found.append(Check("conversions", False, "; ".join(broken), step))
     return found
+
+
+def _default_weights() -> Check:
+    """The type of GGUF weights that is fetched if none is asked for."""
+    from ..store import default_weights
+
+    default = default_weights.of(registry.lookup(registry.DEFAULT_MODEL).spec)
+    return Check("default weights", True, f"{default.label}, if none are here, because {default.why}")
 
 
 def _vectors() -> list[Check]:

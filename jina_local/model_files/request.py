@@ -41,7 +41,7 @@ def require_tasks(request: Request, row: Published, served: Iterable[str], folde
 
 
 def how_to_convert(label: str | None, source: str, out: str = "OUT", tasks: str = " --task all") -> str:
-    """The command that makes weights of a type; None: GGUF files of the converter's own choice."""
+    """The command that makes weights of a type; None: GGUF files of the type that suits the machine."""
     if label is not None and is_bits(label):
         return f"python -m convert mlx {source} {out}{tasks} --bits {label[:-3]}"
     return f"python -m convert gguf {source} {out}{tasks}{f' --type {label.upper()}' if label else ''}"

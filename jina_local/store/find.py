@@ -18,7 +18,7 @@ from ..model_files import folder, ggufs, labels, published
 from ..model_files.request import Request, how_to_convert, is_bits, require_engine
 from ..registry import Published
 from ..spec import ModelFiles
-from . import hub, hub_cache, local_store, package, places
+from . import default_weights, hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
@@ -77,9 +77,12 @@ def find(
     files = hub.pull(
         row, engines[0], tasks=own, weights=request.label, revision=revision, show_progress=show_progress
     )
-    return _open_cached(
+    found = _open_cached(
         row, files, request, [f"fetched from {hub.endpoint()}, commit {_commit(files)}", *_unusable()]
     )
+    if found.form != "gguf" or request.label is not None:
+        return found
+    return replace(found, reasons=(*found.reasons, default_weights.reason(row.spec, found.label)))
 
 
 def row_of(name: str) -> Published:
@@ -232,7 +235,7 @@ def _not_found(
     row: Published, request: Request, there: Sequence[Place], revision: str | None = None, why: str = ""
 ) -> ModelNotFound:
     """The error that says which files were looked for, which are here instead, and how to get the first."""
-    label, store = request.label or hub.GGUF_DEFAULT, f"in the local store {local_store.root()}"
+    label, store = request.label or default_weights.of(row.spec).label, f"in the local store {local_store.root()}"
     if row.bundled or is_bits(label):
         command = how_to_convert(label, row.spec.name)
         text = f"no {label} weights {store}, and none are published. Make them: `{command}`."
@@ -264,11 +267,12 @@ def how_to_fetch(row: Published, request: Request | None = None) -> str:
     """The ways to a model that is not here: the command, with size and licence; a path; the package's own model."""
     request = request or Request(engines_for("auto", None))
     engine = next((one for one in request.engines if row.repos(one, row.spec.tasks)), "mlx")
-    plain = request.label in (None, hub.GGUF_DEFAULT)
+    default = default_weights.of(row.spec).label
+    plain = request.label in (None, default)
     options = "".join(f" --task {task}" for task in request.tasks)
     options += f" --weights {request.label}" if not plain and engine == "llama" else ""
     options += f" --backend {engine}" if row.gguf_repo and engine != engines_for("auto", None)[0] else ""
-    facts = row.about(engine) if plain else row.about("")
+    facts = row.about("mlx" if engine != "llama" else request.label or default)
     pico = "; or take the small model that comes with the package: --model pico" if row.spec.scoring is None else ""
     more = "" if row.gguf_repo else f" For llama.cpp, {local_store.how_to_make(row, request.label)}"
     return (
