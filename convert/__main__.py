@@ -91,7 +91,8 @@ def _add_gguf(commands: Any) -> None:
         "--type",
         action="append",
         metavar="TYPE",
-        help="F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL ...; may be given several times (default: Q8_0)",
+        help="F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL ...; may be given several times (default: as "
+        "`doctor` says, Q6_K on x86, Q8_0 elsewhere and for jina-reranker-v2)",
     )
     gguf.add_argument(
         "--imatrix",
@@ -209,7 +210,7 @@ def _gguf(args: argparse.Namespace) -> int:
             folder,
             args.out,
             tasks=tasks,
-            types=args.type or ["Q8_0"],
+            types=args.type or [_default_type(folder)],
             imatrix=args.imatrix,
             separate=args.adapters == "separate",
             force=args.force,
@@ -219,6 +220,18 @@ def _gguf(args: argparse.Namespace) -> int:
             threads=args.threads,
         )
     return _done(args, tasks)
+
+
+def _default_type(folder: Path) -> str:
+    """The type that is fast and nearly lossless on this machine."""
+    from jina_local.store import default_weights
+
+    from . import source
+
+    with Checkpoint(folder) as checkpoint:
+        default = default_weights.of(source.row_of(checkpoint).spec)
+    console.say(f"{default.label} weights, because {default.why}; --type takes others")
+    return default.label
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ MODULES = frozenset(
         "jina_local",
         "jina_local.backends.worker",
         "jina_local.backends.llama.canary",
+        "jina_local.bench.worker",
         "jina_local.doctor.looks",
         "jina_local.search.pdf_text",
     }

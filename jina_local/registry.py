@@ -45,7 +45,9 @@ class Published:
     bundled: bool = False  # the files are in the package, under the model's name
     adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
     beside_gguf: tuple[str, ...] = ()  # files without which a GGUF file of the repository is of no use
-    download: Mapping[str, float] = field(default_factory=dict)  # form -> about how many bytes `models pull` fetches
+    download: Mapping[str, float] = field(
+        default_factory=dict
+    )  # type of GGUF weights, or "checkpoint" -> about how many bytes `models pull` fetches
 
     def repos(self, engine: str, tasks: Iterable[str]) -> dict[str, str]:
         """Task -> the repository that has its files; empty if none are published in the form that an engine reads."""
@@ -67,15 +69,15 @@ class Published:
         """The licence of the weights, and whether it is for non-commercial use."""
         return f"{self.spec.license}, non-commercial" if "NC" in self.spec.license else self.spec.license
 
-    def about(self, form: str) -> str:
-        """The approximate size of the default download of a form, if it is known, and the licence."""
-        size = f"about {self.download[form] / 1e9:.2g} GB" if form in self.download else "size not known here"
+    def about(self, weights: str) -> str:
+        """The approximate size of a download, if it is known, and the licence. weights: a key of `download`."""
+        size = f"about {self.download[weights] / 1e9:.2g} GB" if weights in self.download else "size not known here"
         return f"{size}; {self.terms}"
 
 
 # Sources: the model cards, the v5 report (arXiv 2602.15547, table 1 for the RoPE base) and the review of
 # the published folders in the project's model notes. Context of nano: 8192, as its card's table has it. Sizes of
-# downloads: as published, else the parameters at the bits of the default type.
+# downloads: as published, else those of our own conversions (tests/bench/README.md).
 PUBLISHED: tuple[Published, ...] = (
     Published(
         spec=ModelSpec(
@@ -98,7 +100,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_repo="jinaai/jina-embeddings-v5-text-small-{task}-GGUF",
         gguf_file="v5-small-{task}-{type}.gguf",
         rope_theta=3_500_000.0,
-        download={"gguf": 0.64e9, "checkpoint": 1.37e9},
+        download={"Q8_0": 0.64e9, "Q6_K": 0.50e9, "checkpoint": 1.37e9},
     ),
     Published(
         spec=ModelSpec(
@@ -122,7 +124,7 @@ PUBLISHED: tuple[Published, ...] = (
         gguf_file="v5-nano-{task}-{type}.gguf",
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
-        download={"gguf": 0.23e9},
+        download={"Q8_0": 0.23e9, "Q6_K": 0.18e9},
     ),
     # The prompts are those of its code and of the makers' own server; of the last three tasks they are empty. Without
     # a task it runs without an adapter, although its release post says otherwise.
@@ -187,7 +189,7 @@ PUBLISHED: tuple[Published, ...] = (
         rope_theta=1_000_000.0,
         adapter_folders=False,
         beside_gguf=("projector.safetensors",),
-        download={"gguf": 0.64e9, "checkpoint": 1.2e9},
+        download={"Q8_0": 0.64e9, "Q6_K": 0.50e9, "checkpoint": 1.2e9},
     ),
     Published(
         spec=ModelSpec(

@@ -81,8 +81,8 @@ class FakeEmbedder:
 
     def __init__(self, spec: ModelSpec | None = None, **loaded: object) -> None:
         row = registry.lookup(registry.DEFAULT_MODEL)
-        self.spec = spec or replace(
-            registry.narrow(row, hidden=64, max_positions=100, tasks=row.spec.tasks),
+        self.spec = replace(
+            spec or registry.narrow(row, hidden=64, max_positions=100, tasks=row.spec.tasks),
             origin=Origin(Path("/fake"), "mlx", "mlx", "32bit", "cpu", "float32", 1, None, ("it is a fake",)),
         )
         self.loaded = loaded

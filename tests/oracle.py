@@ -6,35 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_local.weights.checkpoint import Checkpoint
+from jina_local.bench.rivals import torch_model
 
 
 class Oracle:
-    """Qwen3Model or EuroBertModel of transformers, built from the config, with weights merged in float32."""
+    """transformers' own class with the weights of a checkpoint, one adapter merged, in float32."""
 
     def __init__(self, folder: Path, task: str | None) -> None:
         import torch
-        import transformers
 
-        torch.manual_seed(0)
         self._torch = torch
-        with Checkpoint(folder) as checkpoint:
-            arch, config = checkpoint.arch, checkpoint.config
-            kinds = {
-                "qwen3": (transformers.Qwen3Config, transformers.Qwen3Model),
-                "eurobert": (transformers.EuroBertConfig, transformers.EuroBertModel),
-            }
-            config_class, model_class = kinds[arch.kind]
-            keep = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-                    "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-                    "hidden_act", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-                    "pad_token_id")  # fmt: skip
-            self.model = model_class(config_class(**{k: config[k] for k in keep if k in config}))
-            state = {name: torch.from_numpy(np.array(w)) for name, w in checkpoint.merged(task)}
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
-        assert not unexpected, unexpected
-        assert not [m for m in missing if "rotary" not in m], missing
-        self.model.eval()
+        self.model = torch_model(folder, task)
 
     def states(self, ids: np.ndarray) -> np.ndarray:
         """(n,) ids -> (n, hidden) float32 after the final norm."""

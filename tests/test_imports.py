@@ -40,11 +40,16 @@ RUNTIME: dict[str, tuple[str, str]] = {
         "children bulk embedding reranking text loading store registry",
         "numpy numkong watchfiles pypdf pyarrow lancedb pymilvus milvus_lite",
     ),
+    "bench": (
+        "children console backends embedding formats inference loading model_files registry reranking store text "
+        "weights",
+        "numpy llama_cpp onnxruntime tokenizers torch transformers",
+    ),
     "doctor": ("children self_check store backends registry", "numpy mlx llama_cpp onnxruntime"),
     "server": ("search loading embedding reranking inference text registry", "numpy starlette uvicorn h11"),
     "cli": (
         "arguments children console records bulk search backends registry store embedding reranking self_check "
-        "loading doctor integrations server",
+        "loading doctor bench integrations server",
         "numpy",
     ),
     "__init__": ("text embedding reranking loading search", ""),

@@ -23,6 +23,7 @@ from . import options, terminal
 if TYPE_CHECKING:
     from .. import Embedder
     from ..bulk.stream import Memory, Tally
+    from ..server.client import RemoteModel
     from ..spec import EmbeddingSpec, ModelSpec
 
 SUMMARY = "turn texts into vectors"
@@ -229,7 +230,7 @@ def _embedded(
             embedder, source.items, words, tally, reading=reading, keep=keep, shard=stream.Shard(*args.shard or ()),
             **memories, deterministic=args.deterministic,
         )  # fmt: skip
-        writer = _writer(chosen, file, spec, keep, terminal.columns(stdout) if shown else None)
+        writer = _writer(chosen, file, spec, keep, embedder, terminal.columns(stdout) if shown else None)
         complete, seen = False, 0
         try:
             for block in made:
@@ -266,10 +267,19 @@ def _memories(
         yield memories
 
 
-def _writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, keep: dict[str, str], columns: int | None) -> Writer:
+def _writer(
+    chosen: str,
+    file: BinaryIO,
+    spec: EmbeddingSpec,
+    keep: dict[str, str],
+    embedder: Embedder,
+    columns: int | None,
+) -> Writer:
     if chosen == "table":
         return terminal.VectorTable(file, spec, tuple(keep), columns)
-    return writers.open_writer(chosen, file, spec, keep)
+    origin = embedder.spec.origin
+    weights = origin.weights if origin is not None else cast("RemoteModel", embedder).runs_as["weights"]
+    return writers.open_writer(chosen, file, spec, keep, weights=weights)
 
 
 def _report(tally: Tally, source: Source) -> None:

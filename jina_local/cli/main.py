@@ -27,7 +27,8 @@ class _Command(Protocol):
 
 _COMMANDS = (
     "index", "search", "get", "related", "mcp", "serve", "service", "embed", "rerank", "export", "models", "cache",
-    "doctor", "convert",
+    "doctor", "bench",
+    "convert",
 )  # fmt: skip
 _PROG = "jina-local"
 

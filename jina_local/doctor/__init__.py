@@ -69,6 +69,7 @@ def checks() -> list[Check]:
         *_search(),
         _network(),
         *_places(),
+        _default_weights(),
         *_vectors(),
         _model(),
         _reranker(),
@@ -177,12 +178,13 @@ def _mlx(answer: dict[str, object]) -> list[Check]:
         Check("mlx TF32", True, "not used on a CPU"),
     ]
     speed, numpy = float(str(answer["blas"])), float(str(answer["numpy"]))
-    detail = f"{speed:.1f} GFLOP/s in float32 on one core"
+    by = answer["library"] or "the BLAS of its own wheel"
+    detail = f"{by}: {speed:.1f} GFLOP/s in float32 on one core"
     if speed >= _SLOW or numpy < _TIMES_AS_FAST * speed:
         return [*found, Check("mlx BLAS", True, detail)]
-    detail += f", and numpy's BLAS {numpy:.0f} in the same moment: the wheel brings the reference BLAS"
+    detail += f", and numpy's {numpy:.0f} in the same moment"
     step = (
-        "Install OpenBLAS (Debian: libopenblas0) and start with LD_PRELOAD=libopenblas.so.0: about 20 times faster. "
+        "Install OpenBLAS (Debian, Ubuntu: apt install libopenblas0): it is found, and is some 15 times as fast. "
         "Or use --backend llama."
     )
     return [*found, Check("mlx BLAS", None, detail, step)]
@@ -293,6 +295,14 @@ def _places() -> list[Check]:
         step = "Convert again with --force, or delete the folder."
         found.append(Check("conversions", False, "; ".join(broken), step))
     return found
+
+
+def _default_weights() -> Check:
+    """The type of GGUF weights that is fetched if none is asked for."""
+    from ..store import default_weights
+
+    default = default_weights.of(registry.lookup(registry.DEFAULT_MODEL).spec)
+    return Check("default weights", True, f"{default.label}, if none are here, because {default.why}")
 
 
 def _vectors() -> list[Check]:

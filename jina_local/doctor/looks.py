@@ -26,6 +26,9 @@ def _numpy() -> dict[str, object]:
 
 
 def _mlx() -> dict[str, object]:
+    from ..backends.mlx import blas
+
+    blas.put_in_front()
     import mlx.core as mx
 
     a = _matrix()
@@ -33,7 +36,13 @@ def _mlx() -> dict[str, object]:
     mlx, numpy = _gflops(lambda: mx.eval(b @ b), lambda: a @ a)
     gpu = mx.default_device() == mx.Device(mx.gpu)
     info = mx.device_info() if gpu and hasattr(mx, "device_info") else {}
-    return {"gpu": gpu, "name": str(info.get("device_name", "")), "blas": mlx, "numpy": numpy}
+    return {
+        "gpu": gpu,
+        "name": str(info.get("device_name", "")),
+        "blas": mlx,
+        "numpy": numpy,
+        "library": blas.library(),
+    }
 
 
 def _llama() -> dict[str, object]:

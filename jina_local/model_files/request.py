@@ -46,7 +46,7 @@ def require_tasks(request: Request, row: Published, served: Iterable[str], folde
 
 
 def how_to_convert(label: str | None, source: str, out: str = "OUT", tasks: str = " --task all") -> str:
-    """The command that makes weights of a type; None: GGUF files of the converter's own choice."""
+    """The command that makes weights of a type; None: GGUF files of the type that suits the machine."""
     if label is not None and (match := _MADE_HERE.fullmatch(label)):
         engine, bits = ("mlx", match["mlx"]) if match["mlx"] else ("onnx", match["onnx"])
         return f"python -m convert {engine} {source} {out}{tasks} --bits {bits}"

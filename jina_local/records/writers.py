@@ -7,7 +7,7 @@ csv          A header index,d0,d1,..., kept fields after the index; the numbers 
 parquet      Columns index (int64), kept fields, embedding (fixed-size list, or null), truncated (bool); a row group a
              block. The first block decides the types of kept fields.
 npy          (n_texts, width); a row of zeros for a text without a vector.
-safetensors  The same as tensor "embeddings", with model, task, dim and precision as metadata.
+safetensors  The same as tensor "embeddings", with model, weights, task, dim and precision as metadata.
 
 float32 is written in text with the fewest digits that read back as the same float32.
 """
@@ -86,9 +86,14 @@ def check(chosen: str, kept: Collection[str]) -> None:
             raise UsageError(f"--keep {name}: {chosen} has a field of that name. --id {name} keeps it as 'id'.")
 
 
-def open_writer(chosen: str, file: BinaryIO, spec: EmbeddingSpec, kept: Collection[str] = ()) -> Writer:
-    """The writer of one format for vectors of `spec`, with the names of the kept fields."""
-    return _WRITERS[chosen](file, spec, tuple(kept))
+def open_writer(
+    chosen: str, file: BinaryIO, spec: EmbeddingSpec, kept: Collection[str] = (), *, weights: str
+) -> Writer:
+    """The writer of one format for vectors of `spec`, with the names of the kept fields.
+
+    weights: the type of the model's weights, such as "Q8_0", for formats with metadata.
+    """
+    return _WRITERS[chosen](file, spec, tuple(kept), weights)
 
 
 def width(spec: EmbeddingSpec) -> int:
@@ -99,7 +104,7 @@ def width(spec: EmbeddingSpec) -> int:
 class JsonlWriter:
     """One record a line."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         self._file = file
         self._keys = {name: json.dumps(name) for name in kept}
 
@@ -121,7 +126,7 @@ class JsonlWriter:
 class JsonWriter:
     """One array; without its end if the run broke off, so that no reader takes a part for the whole."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         self._file = file
         self._before = "[\n"
 
@@ -139,7 +144,7 @@ class JsonWriter:
 class CsvWriter:
     """A header and one line a vector."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         self._rows = csv.writer(_Encoded(file), lineterminator="\n")
         self._width, self._kept = width(spec), kept
         self._rows.writerow(["index", *kept, *(f"d{i}" for i in range(self._width))])
@@ -201,7 +206,7 @@ class _Counted:
 class NpyWriter(_Counted):
     """numpy's format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         def header(rows: int) -> bytes:
             fields = {"descr": DTYPES[spec.precision], "fortran_order": False, "shape": (rows, width(spec))}
             start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little")
@@ -213,7 +218,7 @@ class NpyWriter(_Counted):
 class SafetensorsWriter(_Counted):
     """One tensor; see formats/safetensors.py. The header is padded with spaces, as the format allows."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         dtype = DTYPES[spec.precision]
         metadata = {
             "dim": str(spec.dim),
@@ -221,6 +226,7 @@ class SafetensorsWriter(_Counted):
             "precision": spec.precision,
             "prompt": spec.prefix,
             "task": spec.task,
+            "weights": weights,
         }
 
         def text(rows: int) -> bytes:
@@ -252,11 +258,16 @@ class _Gate:
 class ParquetWriter:
     """A row group a block."""
 
-    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...]) -> None:
+    def __init__(self, file: BinaryIO, spec: EmbeddingSpec, kept: tuple[str, ...], weights: str) -> None:
         self._pa, self._pq = pyarrow("--format parquet")
         kind = {"<f4": self._pa.float32(), "|i1": self._pa.int8(), "|u1": self._pa.uint8()}
         self._kind = self._pa.list_(kind[DTYPES[spec.precision]], width(spec))
-        self._metadata = {"model": spec.model, "task": spec.task, "precision": spec.precision}
+        self._metadata = {
+            "model": spec.model,
+            "weights": weights,
+            "task": spec.task,
+            "precision": spec.precision,
+        }
         self._kept: dict[str, Any] = dict.fromkeys(kept)  # name -> type, once a block has shown it
         self._gate = _Gate(file)
         self._writer: Any = None
@@ -300,7 +311,7 @@ class ParquetWriter:
         return found
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec, tuple[str, ...]], Writer]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, EmbeddingSpec, tuple[str, ...], str], Writer]] = {
     "jsonl": JsonlWriter,
     "json": JsonWriter,
     "npy": NpyWriter,

@@ -18,7 +18,7 @@ from ..model_files import folder, ggufs, labels, published
 from ..model_files.request import Request, how_to_convert, made_here, require_reader
 from ..registry import Published
 from ..spec import ModelFiles, engine_of
-from . import hub, hub_cache, local_store, package, places
+from . import default_weights, hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
 _PATH = re.compile(r"[./~\\].*|.*[\\].*|.*/.*/.*|.*/|[A-Za-z]:.*|.*\.(gguf|safetensors|json|bin|pt|pth|onnx)")
@@ -78,9 +78,12 @@ def find(
         row, engines[0], tasks=own, weights=request.label, revision=revision, show_progress=show_progress
     )
     request = replace(request, engines=(engines[0],))
-    return _open_cached(
+    found = _open_cached(
         row, files, request, [f"fetched from {hub.endpoint()}, commit {_commit(files)}", *_unusable()]
     )
+    if found.form != "gguf" or request.label is not None:
+        return found
+    return replace(found, reasons=(*found.reasons, default_weights.reason(row.spec, found.label)))
 
 
 def row_of(name: str) -> Published:
@@ -244,7 +247,7 @@ def _not_found(
     row: Published, request: Request, there: Sequence[Place], revision: str | None = None, why: str = ""
 ) -> ModelNotFound:
     """The error that says which files were looked for, which are here instead, and how to get the first."""
-    label, store = request.label or hub.GGUF_DEFAULT, f"in the local store {local_store.root()}"
+    label, store = request.label or default_weights.of(row.spec).label, f"in the local store {local_store.root()}"
     if row.bundled or made_here(label):
         command = how_to_convert(label, row.spec.name)
         text = f"no {label} weights {store}, and none are published. Make them: `{command}`."
@@ -277,12 +280,13 @@ def how_to_fetch(row: Published, request: Request | None = None) -> str:
     """The ways to a model that is not here: the command, with size and licence; a path; the package's own model."""
     request = request or Request(engines_for("auto", None))
     engine = next(iter(to_fetch(row, request.engines)), "mlx")
-    plain = request.label in (None, hub.GGUF_DEFAULT)
+    default = default_weights.of(row.spec).label
+    plain = request.label in (None, default)
     options = "".join(f" --task {task}" for task in request.tasks)
     options += f" --weights {request.label}" if not plain and engine == "llama" else ""
     usual = to_fetch(row, engines_for("auto", None))
     options += f" --backend {engine}" if row.gguf_repo and engine != usual[0] else ""
-    facts = row.about(("gguf" if engine == "llama" else "checkpoint") if plain else "")
+    facts = row.about("checkpoint" if engine != "llama" else request.label or default)
     pico = "; or take the small model that comes with the package: --model pico" if row.spec.scoring is None else ""
     more = "" if row.gguf_repo else f" For llama.cpp, {local_store.how_to_make(row, request.label)}"
     return (

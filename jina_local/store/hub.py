@@ -24,14 +24,13 @@ from ..errors import JinaError, ModelDamaged, ModelNotFound, OutputError, UsageE
 from ..formats.schema import check, matching, or_null, shown, text, whole
 from ..registry import Published
 from ..spec import READERS
-from . import local_store
+from . import default_weights, local_store
 from .hub_cache import ADAPTER, INDEX, NEEDED, SHARD, cache_folder, checked, discard, fault_of, root_of
 from .places import size_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-GGUF_DEFAULT = "Q8_0"
 # Small files that converters carry over; not every repository has them.
 _WELCOME = (
     "tokenizer_config.json", "config_sentence_transformers.json", "modules.json", "vocab.json", "merges.txt",
@@ -54,6 +53,16 @@ class _Remote:
     name: str
     size: int | None
     digest: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A repository's files at a commit, and the tasks that are wanted of it."""
+
+    repo: str
+    commit: str
+    remote: Mapping[str, _Remote]
+    tasks: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,9 @@ def pull(
 ) -> dict[str, Path]:
     """Fetch a model into the cache and compare every file with the hub's size and digest, also files already there.
 
-    engine: "llama" takes one GGUF of type `weights` (Q8_0) for each task and the files that belong beside it; the
-        others take the base checkpoint and the adapters of `tasks`.
+    engine: "llama" takes one GGUF for each task and the files that belong beside it; the others take the base
+        checkpoint and the adapters of `tasks`.
+    weights: the type of the GGUF files; None: see default_weights.
     tasks: None is the model's default task with "llama", all of them with "mlx".
     revision: replaces the pinned commit.
     show_progress: None shows bars on a terminal, as huggingface_hub does; False shows none.
@@ -119,13 +129,13 @@ def pull(
     by_task = row.repos(engine, chosen)
     if not by_task:
         raise ModelNotFound(f"{row.spec.name}: {local_store.how_to_make(row, weights)}")
-    label = (weights or GGUF_DEFAULT).upper() if engine == "llama" else None
-    fetches = []
+    listed = []
     for repo in dict.fromkeys(by_task.values()):
-        served = [task for task in chosen if by_task[task] == repo]
         wanted = checked(revision) or row.pinned(repo) or "main"
         with _library(row, repo, wanted, show_progress):
-            fetches.append(_ask(row, repo, wanted, served, label))
+            listed.append(_ask(row, repo, wanted, [task for task in chosen if by_task[task] == repo]))
+    label = _label(row, weights, listed) if engine == "llama" else None
+    fetches = [_files(row, one, label) for one in listed]
     with _library(row, fetches[0].repo, fetches[0].commit, show_progress):
         _announce(row, label, fetches)
     try:
@@ -193,7 +203,7 @@ def translate_error(error: Exception, row: Published, where: str, repo: str) -> 
         said = f"the hub answered {error.response.status_code} to {error.response.url}"
         return ModelNotFound(f"{where}: {said}. Try again later.{pico}")
     reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
-    facts = row.about("gguf" if repo != row.repo else "checkpoint")
+    facts = row.about(default_weights.of(row.spec).label if repo != row.repo else "checkpoint")
     return ModelNotFound(
         f"{where}: was asked of {endpoint()}, which could not be reached or broke off ({reason}). Try again when "
         f"there is a network ({row.spec.name}: {facts}); what has arrived is kept.{pico} `python -m jina_local "
@@ -229,8 +239,8 @@ def _main_of(repo: str) -> str:
     return ""
 
 
-def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: str | None) -> _Fetch:
-    """The files that some tasks need of a repository. `label`: the type of GGUF files; None: the checkpoint."""
+def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str]) -> _Listed:
+    """The files of a repository at a revision."""
     from huggingface_hub import HfApi
 
     _log.warning("%s: asking %s for %s", row.spec.name, endpoint(), repo)
@@ -242,7 +252,23 @@ def _ask(row: Published, repo: str, revision: str, tasks: Sequence[str], label: 
         # The library takes the members of the answer as if they were there and of the right type.
         raise ModelDamaged(f"{where} cannot be read ({error!r}). HF_ENDPOINT may be no hub.") from error
     commit = check(info.sha, _COMMIT, where, "sha")
-    remote = {file.name: file for listed in info.siblings or [] if (file := _remote(listed, where))}
+    remote = {file.name: file for one in info.siblings or [] if (file := _remote(one, where))}
+    return _Listed(repo, commit, remote, tasks)
+
+
+def _label(row: Published, asked: str | None, listed: Sequence[_Listed]) -> str:
+    """The type of GGUF files: as asked, else the machine's default if all tasks have it, else the next one."""
+    if asked is not None:
+        return asked.upper()
+    default = default_weights.of(row.spec).label
+    names = ((one, row.gguf_file.format(task=task, type=default)) for one in listed for task in one.tasks)
+    published = all(name in one.remote for one, name in names)
+    return default if published else default_weights.NEXT
+
+
+def _files(row: Published, listed: _Listed, label: str | None) -> _Fetch:
+    """The files that the tasks need of a repository. `label`: the type of GGUF files; None: the checkpoint."""
+    repo, commit, remote, tasks = listed.repo, listed.commit, listed.remote, listed.tasks
     if label:
         serves = {task: row.gguf_file.format(task=task, type=label) for task in tasks}
         wanted = [*serves.values(), *row.beside_gguf]

@@ -26,6 +26,7 @@ from tests.convert.test_mlx_folders import small_source
 pytestmark = pytest.mark.mlx
 
 LENGTHS = (1, 2, 7, 8, 9, 31, 32, 33, 64, 16, 8, 3)
+ROUNDING = 4e-6  # of states up to 4: OpenBLAS adds in another order for other shapes of a product
 
 
 def batch(texts: Sequence[np.ndarray], rows: str | Sequence[Sequence[int]] = "last") -> TokenBatch:
@@ -105,22 +106,22 @@ def test_equals_the_plain_reference_in_every_row(engine, texts, states):
 def test_the_pruned_last_layer_gives_the_rows_of_the_plain_one(engine, texts):
     everything = engine.forward(batch(texts, "all"))
     starts = batch(texts).starts
-    np.testing.assert_allclose(engine.forward(batch(texts)), everything[starts[1:] - 1], atol=2e-6)
+    np.testing.assert_allclose(engine.forward(batch(texts)), everything[starts[1:] - 1], atol=ROUNDING)
     first = [[0] for _ in texts]
-    np.testing.assert_allclose(engine.forward(batch(texts, first)), everything[starts[:-1]], atol=2e-6)
+    np.testing.assert_allclose(engine.forward(batch(texts, first)), everything[starts[:-1]], atol=ROUNDING)
     rng = np.random.default_rng(3)
     some = [sorted(rng.choice(len(t), rng.integers(0, min(len(t), 6) + 1), replace=False)) for t in texts]
     wanted = batch(texts, some)
     assert len(set(map(len, some))) > 2
-    np.testing.assert_allclose(engine.forward(wanted), everything[wanted.rows], atol=2e-6)
+    np.testing.assert_allclose(engine.forward(wanted), everything[wanted.rows], atol=ROUNDING)
 
 
 def test_a_text_has_one_vector_in_any_company(engine, texts):
     alone = np.concatenate([engine.forward(batch([t])) for t in texts])
     together = engine.forward(batch(texts))
-    np.testing.assert_allclose(together, alone, atol=2e-6)
+    np.testing.assert_allclose(together, alone, atol=ROUNDING)
     order = np.random.default_rng(1).permutation(len(texts))
-    np.testing.assert_allclose(engine.forward(batch([texts[i] for i in order])), alone[order], atol=2e-6)
+    np.testing.assert_allclose(engine.forward(batch([texts[i] for i in order])), alone[order], atol=ROUNDING)
     twice = engine.forward(batch([texts[5], texts[5]]))
     np.testing.assert_array_equal(twice[0], twice[1])
 
@@ -130,7 +131,7 @@ def test_one_long_text_among_short_ones(engine):
     texts = [rng.integers(0, engine.vocab, n) for n in (5, 200, 3, 9)]
     together = engine.forward(batch(texts))
     for row, ids in zip(together, texts, strict=True):
-        np.testing.assert_allclose(row, engine.forward(batch([ids]))[0], atol=2e-6)
+        np.testing.assert_allclose(row, engine.forward(batch([ids]))[0], atol=ROUNDING)
 
 
 @pytest.mark.sampled
@@ -168,7 +169,7 @@ def test_query_blocks_change_nothing(engine, monkeypatch, wanted):
     for limit, value in (("QUERY_BLOCK", 16), ("_MOST_SCORES", 3 * 2 * 72 * 10)):
         with monkeypatch.context() as patch:
             patch.setattr(layers, limit, value)
-            np.testing.assert_allclose(engine.forward(b), whole, atol=2e-6)
+            np.testing.assert_allclose(engine.forward(b), whole, atol=ROUNDING)
 
 
 def test_causal_looks_back_only_and_encoder_both_ways(engine, kind):

@@ -7,8 +7,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import tokenizers
-
 from tests import tiny, tiny_v3_and_rerankers
 
 _VOCABULARIES = {"nano": "llama3", "small": "qwen3", "reranker-v3": "qwen3", "v3": "xlm-roberta",
@@ -45,6 +43,27 @@ def random_checkpoint(kind: str, work: Path, *, test_size: bool) -> Path:
     return folder
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The options of a random checkpoint."""
+    parser.add_argument("--test-size", action="store_true", help="a tiny model, whose numbers say nothing")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/jina_local-bench"), help="where models are kept")
+
+
+def converted(
+    parser: argparse.ArgumentParser, kind: str, args: argparse.Namespace, types: list[str]
+) -> tuple[Path, Path]:
+    """(random checkpoint, the folder of its GGUF files), made if they are not there yet."""
+    packages(parser, "llama.cpp", "llama_cpp", install="-e '.[llama]'")
+    packages(parser, "writing GGUF", "gguf", install="-e '.[convert]'")
+    checkpoint = random_checkpoint(kind, args.work, test_size=args.test_size)
+    out = args.work / f"{checkpoint.name}-{'-'.join(types)}"
+    if not (out / "manifest.json").exists():
+        from convert.gguf.files import to_gguf
+
+        to_gguf(checkpoint, out, tasks=[task_of(kind)], types=types, source_name=kind)
+    return checkpoint, out
+
+
 def vocabulary_file(kind: str) -> Path:
     """Where the published vocabulary of a model is looked for."""
     return tiny.SHARED / "tokenizers" / _VOCABULARIES[kind] / "tokenizer.json.xz"
@@ -53,8 +72,3 @@ def vocabulary_file(kind: str) -> Path:
 def task_of(kind: str) -> str:
     """The task that is measured."""
     return _TASK.get(kind, "rerank")
-
-
-def vocabulary_of(checkpoint: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a checkpoint."""
-    return tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from jina_local import Embedder, load
+from jina_local.bench.texts import mix, texts_of
 from tests.server.conftest import serving
 from tests.server.door import children
 
-from . import speed
 from .clients import Client, request
 
 _CLIENTS = (16, 64)
@@ -143,7 +143,7 @@ def main() -> None:
     with ExitStack() as stack:
         model = stack.enter_context(load("pico", isolate="process"))
         assert isinstance(model, Embedder)
-        texts = speed.texts_of(speed.mix(args.texts), _plain_words())
+        texts = texts_of(mix(args.texts), 0, _plain_words())
         tokens = sum(map(len, model.tokenize(texts, task="retrieval")))
         server = stack.enter_context(serving())
         sides = {"jina_local": (server.port, server.process.pid, {"task": "retrieval.passage"}, "")}

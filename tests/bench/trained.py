@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,9 @@ from jina_local.embedding import vectors
 from jina_local.embedding.request import resolve
 from jina_local.loading import Embedder
 
-from . import datasets, measure, metrics
+from . import datasets, measure, metrics, turns
 from .forms import Form, judge, make, megabytes
 from .metrics import Matrix, Score
-from .speed import Run as Timed
-from .speed import contest
 
 TASKS = ["retrieval", "text-matching"]
 SETS = ("xquad-en", "sts")
@@ -164,8 +163,9 @@ def relative_speed(run: Run, form: Form, model: Embedder, base: dict[str, Path])
     data, pairs = datasets.retrieval(_SET), datasets.sts()
     texts = [*data.documents[:_TIMED], *data.queries[:_TIMED], *pairs.first[:_TIMED]]
     with run.open(base[form.engine]) as half_model:
-        runs: dict[str, Timed] = {"form": lambda t: model.encode(t), "half": lambda t: half_model.encode(t)}
-        return contest(runs, texts, len(texts), run.rounds)["half"]["ours_is_times"]
+        runs = {"form": lambda: model.encode(texts), "half": lambda: half_model.encode(texts)}
+        found = turns.seconds(runs, run.rounds)
+    return statistics.median(half / own for half, own in zip(found["half"], found["form"], strict=True))
 
 
 def width_rows(model: Embedder, widths: tuple[int, ...], wanted: Sample) -> list[dict[str, object]]:

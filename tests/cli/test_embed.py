@@ -18,6 +18,7 @@ from jina_local.cli import main
 from jina_local.errors import (
     UsageError,
 )
+from jina_local.formats.safetensors import SafetensorsFile
 from jina_local.records.writers import UNUSABLE
 
 from ..fakes import FakeEmbedder
@@ -474,3 +475,9 @@ def test_a_terminal_without_texts_gets_examples(monkeypatch):
         UsageError, match=r"no texts: give some, or --input FILE, or pipe them in\.\n\nexamples:\n  jina"
     ):
         main.main(["embed"])
+
+
+def test_a_file_of_vectors_names_the_weights_that_made_them(fake_embedder, tmp_path):
+    assert main.main(["embed", "two", "texts", "--output", str(tmp_path / "x.safetensors")]) == 0
+    with SafetensorsFile(tmp_path / "x.safetensors") as file:
+        assert file.metadata["weights"] == fake_embedder.spec.origin.weights == "32bit"

@@ -53,7 +53,7 @@ def written(chosen, spec, *blocks, complete=True, file=None, kept=()):
     if chosen == "parquet":
         pytest.importorskip("pyarrow")
     file = file or io.BytesIO()
-    writer = writers.open_writer(chosen, file, spec, kept)
+    writer = writers.open_writer(chosen, file, spec, kept, weights="Q6_K")
     for one in blocks:
         writer.write(one)
     writer.close(complete)
@@ -158,6 +158,7 @@ def test_parquet_has_index_flag_metadata_and_a_row_group_a_block():
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[32]"
     assert table.schema.metadata[b"model"] == ROWS.name.encode()
     assert table.schema.metadata[b"precision"] == b"float32"
+    assert table.schema.metadata[b"weights"] == b"Q6_K"
 
 
 def test_safetensors_is_readable_by_our_own_strict_reader(tmp_path):
@@ -166,7 +167,8 @@ def test_safetensors_is_readable_by_our_own_strict_reader(tmp_path):
     with SafetensorsFile(path) as file:
         assert np.array_equal(file.read("embeddings"), codes("binary"))
         assert file.metadata == {
-            "dim": "32", "model": ROWS.name, "precision": "binary", "prompt": "Document: ", "task": "retrieval"
+            "dim": "32", "model": ROWS.name, "precision": "binary", "prompt": "Document: ", "task": "retrieval",
+            "weights": "Q6_K",
         }  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def test_npy_rows_are_not_kept_in_memory():
     spec = request()
     rows = np.ones((1024, 32), np.float32)  # 128 KiB
     with open(os.devnull, "wb") as sink:
-        writer = writers.open_writer("npy", sink, spec)
+        writer = writers.open_writer("npy", sink, spec, weights="Q6_K")
         tracemalloc.start()
         for i in range(200):
             writer.write(block(rows, 1024 * i))

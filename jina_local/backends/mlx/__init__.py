@@ -22,6 +22,7 @@ from ...spec import NO_TASK, Budget, TokenBatch
 from ..checks import check, check_classified, check_task
 from ..padding import Padded, pad
 from ..threads import EngineThread, borrow, give_back, shield
+from . import blas
 
 # overhead: the fixed cost of a pass, counted in tokens. On the CPU it is the building of the graph; on Metal it
 # follows from published single-query times. Lengths are rounded so that freed buffers fit again.
@@ -211,6 +212,7 @@ def _import() -> Any:
     # Read by MLX before its first product. By default matrix units may round float32 to 10 bits (M5 and later,
     # CUDA), which is a thousand times coarser than the 32 bits that the caller asked for.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    blas.put_in_front()
     try:
         import mlx.core as mx
     except ImportError as error:
@@ -234,4 +236,5 @@ def _why(device: str, dtype: str, stored: str) -> str:
     if device == "metal":
         return f"{stored} weights run in {dtype} on Metal"
     widened = ", widened once at load" if "bit" in stored else ""
-    return f"{stored} weights run in float32 on the CPU{widened}: MLX is exact there, not fast; llama.cpp is"
+    by = f" with {library}" if (library := blas.library()) else ""
+    return f"{stored} weights run in float32 on the CPU{widened}{by}: MLX is exact there, not fast; llama.cpp is"
