@@ -109,7 +109,8 @@ def of_folder(folder: Path) -> Iterator[Told]:
 def of_package(engine: str) -> Told:
     """The same for the model that the package carries, on one engine."""
     form = next(form for form in package.LABELS if engine in READERS[form])
-    return _opened("pico", engine, package.LABELS[form])
+    told = _opened("pico", engine, package.LABELS[form])
+    return Told(told.ok, f"{engine} {told.text}")
 
 
 def _opened(wanted: str | Path, engine: str, label: str) -> Told:

@@ -183,6 +183,20 @@ class ModelFiles:
 READERS = {"gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx")}
 
 
+def readings(engines: Sequence[str]) -> list[tuple[str, str]]:
+    """(engine, form) for each form that one of the engines reads, in the order in which files are to be taken.
+
+    That is the order of the engines, but ONNX Runtime computes a checkpoint in float32, several times slower than
+    llama.cpp runs GGUF files of it, so that these come before it.
+    """
+    found = [(engine, form) for engine in engines for form, readers in READERS.items() if engine in readers]
+    late, before = ("onnx", "checkpoint"), ("llama", "gguf")
+    if before in found and late in found[: found.index(before)]:
+        found.remove(late)
+        found.insert(found.index(before) + 1, late)
+    return found
+
+
 def engine_of(form: str, engines: Sequence[str]) -> str | None:
     """The first of the engines that reads a form of files; None if none does."""
     return next((engine for engine in engines if engine in READERS.get(form, ())), None)

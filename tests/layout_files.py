@@ -140,7 +140,8 @@ def engines(monkeypatch):
 
     def pretend(*names):
         monkeypatch.setattr(backends, "installed", lambda name: name in names)
-        monkeypatch.setattr(backends, "preferred", lambda: names[0])
+        others = (name for name in backends.BACKENDS if name not in names)
+        monkeypatch.setattr(backends, "by_preference", lambda: (*names, *others))
 
     pretend("llama", "mlx")
     return pretend

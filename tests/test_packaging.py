@@ -18,7 +18,9 @@ import jina_local
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_A_MAC = "sys_platform == 'darwin' and platform_machine == 'arm64'"
-ELSEWHERE = "sys_platform != 'darwin' or platform_machine != 'arm64'"
+ON_AN_INTEL_MAC = "sys_platform == 'darwin' and platform_machine != 'arm64'"
+ELSEWHERE = "sys_platform != 'darwin' and python_version >= '3.11'"
+WITHOUT_WHEELS = "sys_platform != 'darwin' and python_version < '3.11'"
 USER = """
 from jina_local import load
 
@@ -75,8 +77,13 @@ def test_the_metadata_has_the_version_and_one_engine_for_each_machine(wheel):
         metadata = message_from_bytes(next(file.read(n) for n in file.namelist() if n.endswith("/METADATA")))
     assert metadata["Version"] == jina_local.__version__
     needed = [line.replace('"', "'") for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    engines = {line.partition(";")[0]: line.partition("; ")[2] for line in needed if ";" in line}
-    assert engines == {"mlx>=0.31.2": ON_A_MAC, "llama-cpp-python>=0.3.36": ELSEWHERE}
+    engines = {line.partition("; ")[2]: line.partition(";")[0] for line in needed if ";" in line}
+    assert engines == {
+        ON_A_MAC: "mlx>=0.31.2",
+        ELSEWHERE: "onnxruntime>=1.24",
+        ON_AN_INTEL_MAC: "llama-cpp-python>=0.3.36",
+        WITHOUT_WHEELS: "llama-cpp-python>=0.3.36",
+    }
     assert "torch" not in "".join(needed)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.onnx import runtime
 from ..errors import UsageError
 from ..reranking import listwise, scoring
 from ..spec import MARKS
@@ -78,8 +79,7 @@ def llama(path: str, weights: str, prefix: str, threads: int | None) -> Opened:
 
 def onnxruntime(path: str, tokenizer: str, prefix: str, pooling: str, threads: int | None) -> Opened:
     """A graph of the published layout: ids and mask in, states or vectors out."""
-    import onnxruntime as engine
-
+    engine = runtime()
     options = engine.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = engine.InferenceSession(path, options, providers=["CPUExecutionProvider"])

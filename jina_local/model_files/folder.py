@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ModelDamaged, ModelNotFound
 from ..formats import manifest
 from ..formats.files import open_regular
-from ..spec import READERS, ModelFiles
+from ..spec import ModelFiles, readings
 from . import converted, ggufs, published
 from .request import Request, require_reader
 
@@ -83,8 +83,8 @@ def _read_folder(path: Path, request: Request) -> ModelFiles:
         raise ModelNotFound(_no_model(path))
     if len(layouts) > 1 and layouts[0].form:
         # GGUF files beside a checkpoint, as in some published repositories.
-        engine = request.engines[0]
-        layouts = [layout for layout in layouts if layout.form and engine in READERS[layout.form]]
+        engine, form = next(one for one in readings(request.engines) if one[1] in {at.form for at in layouts})
+        layouts = [layout for layout in layouts if layout.form == form]
         if len(request.engines) > 1:
             why = f"{engine}, of the two forms of weights in the folder"
             request = replace(request, reasons=(*request.reasons, why))

@@ -17,7 +17,7 @@ from ..errors import ModelDamaged, ModelNotFound, UsageError
 from ..model_files import folder, ggufs, labels, published
 from ..model_files.request import Request, how_to_convert, made_here, require_reader
 from ..registry import Published
-from ..spec import ModelFiles, engine_of
+from ..spec import ModelFiles, engine_of, readings
 from . import default_weights, hub, hub_cache, local_store, package, places
 from .places import CACHE, PACKAGE, STORE, Fit, Place, first_fit
 
@@ -113,13 +113,9 @@ def engines_for(backend: str, label: str | None) -> tuple[str, ...]:
 
 
 def to_fetch(row: Published, engines: Sequence[str]) -> list[str]:
-    """Of the engines those for which files are published, the first to fetch first.
-
-    llama.cpp comes before ONNX Runtime: its published files are a fraction of the checkpoint that the other computes
-    in float32.
-    """
-    there = [one for one in engines if row.repos(one, row.spec.tasks)]
-    return sorted(there, key=lambda one: one != "llama") if there[:1] == ["onnx"] else there
+    """Of the engines those for which files are published, the first to fetch first."""
+    published_as = {"gguf": row.gguf_repo, "checkpoint": row.repo}
+    return [engine for engine, form in readings(engines) if published_as.get(form)]
 
 
 def path(name: str, *, backend: str = "auto", weights: str | None = None, tasks: Sequence[str] = ()) -> Path:

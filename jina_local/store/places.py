@@ -11,7 +11,7 @@ from ..errors import ModelDamaged
 from ..model_files import labels
 from ..model_files.request import Request, made_here
 from ..registry import Published
-from ..spec import engine_of
+from ..spec import engine_of, readings
 from . import hub_cache, local_store, package
 
 PACKAGE, STORE, CACHE = "package", "local store", "hub cache"
@@ -62,8 +62,13 @@ def first_fit(there: Sequence[Place], request: Request, tasks: Sequence[str]) ->
     Among these the preferred type of weights decides, and before it, if `tasks` is empty, the number of tasks served.
     """
 
+    order = readings(request.engines)
+
     def preference(fit: Fit) -> tuple[int, ...]:
-        kind = ORDER.index(fit.place.where), request.engines.index(fit.engine)
+        turn = request.engines.index(fit.engine)
+        if fit.place.where != PACKAGE:  # whose checkpoint is small, and fastest in the first engine
+            turn = order.index((fit.engine, fit.place.form))
+        kind = ORDER.index(fit.place.where), turn
         return *kind, 0 if tasks else -len(fit.files), labels.rank(fit.label, fit.engine)
 
     fits = [

@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("gguf", reason="GGUF test files are written with it: pip install 'jina_local[convert]'")
 
-from jina_local import registry
+from jina_local import backends, registry
 from jina_local.errors import ModelDamaged, ModelNotFound, UsageError
 from jina_local.model_files import folder
+from jina_local.spec import engine_of
 from jina_local.store import find
 
 from .. import layout_files, tiny
@@ -40,12 +41,12 @@ def test_a_converted_gguf_folder_takes_task_and_label_from_its_manifest(tmp_path
         find.find(folder, backend="mlx")
 
 
-@pytest.mark.parametrize(("form", "label"), [("mlx", "8bit"), ("checkpoint", "F32")])
+@pytest.mark.parametrize(("form", "label", "engine"), [("mlx", "8bit", "mlx"), ("checkpoint", "F32", "onnx")])
 @pytest.mark.parametrize("tasks", [("retrieval",), ("clustering", "retrieval")])
-def test_a_converted_folder_of_one_task_or_several(tmp_path, published, form, label, tasks):
+def test_a_converted_folder_of_one_task_or_several(tmp_path, published, form, label, engine, tasks):
     folder = converted(tmp_path / "out", published["nano"], form, label, tasks)
-    found = find.find(folder)
-    assert (found.form, found.backend, found.label, found.revision) == (form, "mlx", label, COMMIT)
+    found = find.find(folder, backend=engine)
+    assert (found.form, found.backend, found.label, found.revision) == (form, engine, label, COMMIT)
     assert found.files == {t: folder if len(tasks) == 1 else folder / t for t in tasks}
     assert found.tokenizer in (folder / "tokenizer.json", folder / tasks[0] / "tokenizer.json")
     assert found.model.tasks == tuple(t for t in tiny.TASKS if t in tasks)
@@ -214,7 +215,8 @@ def test_a_gguf_base_with_adapters_goes_by_its_manifest(tmp_path):
 def test_a_published_checkpoint_is_found_with_its_adapters(published, kind, model, dtype):
     folder = published[kind]
     found = find.find(folder)
-    assert (found.form, found.backend, found.label, found.model.name) == ("checkpoint", "mlx", dtype, model)
+    assert (found.form, found.label, found.model.name) == ("checkpoint", dtype, model)
+    assert found.backend == engine_of("checkpoint", backends.by_preference())
     assert found.files == dict.fromkeys(tiny.TASKS, folder)
     assert found.adapters == {task: folder / "adapters" / task for task in tiny.TASKS}
     assert found.tokenizer == folder / "tokenizer.json"

@@ -243,7 +243,11 @@ def test_a_call_of_many_texts_goes_in_parts_if_it_has_to(here, tmp_path):
     [
         (["embed", "hi"], 3, "'jina-embeddings-v5-text-nano' is not in service here. In service: pico"),
         (["embed", "hi", "--model", "reranker-v2"], 2, "ranks documents and has no vectors"),
-        (["embed", "hi", "--model", "pico:F16"], 2, "--model pico:F16: the server at .* runs pico with weights Q8_0"),
+        (
+            ["embed", "hi", "--model", "pico:Q8_0"],
+            2,
+            "--model pico:Q8_0: the server at .* runs pico with weights F16",
+        ),
         (["embed", "hi", "--model", "./pico"], 2, "is a path, and a server knows its models by their names"),
         (["embed", "hi", "--model", "pico", "--weights", "Q8_0"], 2, "--weights is for a model that is loaded here"),
         (["embed", "hi", "--model", "pico", "--backend", "llama"], 2, "--backend is for a model"),
@@ -268,10 +272,10 @@ def test_what_a_server_cannot_do_is_refused(here, asked, capfd, words, code, sai
 def test_variables_that_ask_for_other_weights_are_refused(here, asked, monkeypatch):
     monkeypatch.setenv("JINA_LOCAL_API_KEY", "first")
     words = ["embed", "hi", "--model", "pico", "--server", asked.url]
-    monkeypatch.setenv("JINA_LOCAL_WEIGHTS", "q8_0")
+    monkeypatch.setenv("JINA_LOCAL_WEIGHTS", "f16")
     assert main.main(words) == 0
     monkeypatch.setenv("JINA_LOCAL_WEIGHTS", "BF16")
-    with pytest.raises(UsageError, match="JINA_LOCAL_WEIGHTS=BF16: the server at .* runs pico with weights Q8_0"):
+    with pytest.raises(UsageError, match="JINA_LOCAL_WEIGHTS=BF16: the server at .* runs pico with weights F16"):
         main.main(words)
 
 

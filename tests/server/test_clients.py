@@ -42,7 +42,8 @@ def of(model):
 
 
 def same(found, expected):
-    return np.array_equal(np.array(found, np.float32), expected)
+    """To the last bits, which company in a pass may change."""
+    return np.allclose(np.array(found, np.float32), expected, rtol=0, atol=1e-6)
 
 
 def test_huggingface_hub(server, model, of):

@@ -68,7 +68,7 @@ def test_every_name_in_the_list_can_be_asked_for(server):
         server.post("/api/embed", {"model": one["name"], "input": "a"})
         assert one["size"] > 1_000_000
         assert len(one["digest"]) == 64
-        assert one["details"]["quantization_level"] == "Q8_0"
+        assert one["details"]["quantization_level"] == "F16"
 
 
 def test_show(server):

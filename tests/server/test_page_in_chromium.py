@@ -283,7 +283,7 @@ def test_status_has_the_models_and_what_was_done(server, browser):
     browser.wait("document.querySelector('dl')")
     assert elsewhere(browser, server) == []
     text = browser.value("document.querySelector('main').innerText")
-    for part in ("pico embedding", "Q8_0", "In the queue\n0 tokens", "/v1/embeddings", "0 under way"):
+    for part in ("pico embedding", "F16", "In the queue\n0 tokens", "/v1/embeddings", "0 under way"):
         assert part in text
     browser.wait("document.querySelector('#state').textContent.startsWith('ready')")
 

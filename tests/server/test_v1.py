@@ -68,7 +68,8 @@ def test_ids_of_the_models_own_tokenizer_are_the_text(server, model):
     ids = [model.tokenizer.ids(text) for text in TEXTS]
     expected = embed(server, task="clustering")["data"]
     assert embed(server, task="clustering", input=ids)["data"] == expected
-    assert embed(server, task="clustering", input=ids[0])["data"] == expected[:1]
+    (alone,) = embed(server, task="clustering", input=ids[0])["data"]
+    np.testing.assert_allclose(alone["embedding"], expected[0]["embedding"], atol=1e-6)  # in other company
 
 
 @pytest.mark.parametrize("ids", [[9906, 1917, 99999999], [-1], [104, 101, 108, 108, 111, 220, 220], [9906]])
@@ -194,7 +195,7 @@ def test_models(server):
         "pico",
         [32, 64, 128, 256],
         "last",
-        "Q8_0",
+        "F16",
     )
     assert server.ask("GET", "/v1/models/jinaai/pico")[1] == listed
     assert server.ask("GET", "/v1/models/none")[0] == 404
