@@ -74,6 +74,7 @@ def _with_label(request: Request, installed: Sequence[str], label: str) -> list[
         except (ModelNotFound, UsageError) as error:
             refused = refused or error
     if not found and refused is not None:
+        _found(request, request.backend, label)  # says it of the engine that reads these files
         raise refused
     return found
 

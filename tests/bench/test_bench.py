@@ -75,7 +75,7 @@ def test_every_weight_type_of_a_folder_takes_part_the_default_first():
 @pytest.mark.llama
 def test_a_name_stands_for_every_engine_that_has_files_of_it():
     _, found = contenders.ours(Request("pico"))
-    assert {(files.backend, files.label) for files in found} == {("llama", "Q8_0"), ("mlx", "F16")}
+    assert {(files.backend, files.label) for files in found} == {("llama", "Q8_0"), ("mlx", "F16"), ("onnx", "F16")}
     _, found = contenders.ours(Request("pico", backend="mlx"))
     assert [files.backend for files in found] == ["mlx"]
 
