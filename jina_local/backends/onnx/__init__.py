@@ -28,6 +28,7 @@ from ..machine import physical_cores
 from ..padding import Padded, pad
 from ..threads import shield
 from . import adapters as beside
+from . import exact
 from .folder import open_folder
 from .graph import build, takes_all
 
@@ -103,7 +104,10 @@ class OnnxBackend:
             self.arch = folder.arch
             self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW[folder.stored == int8.LABEL]}",)
             adapted, self._factors = beside.load(paths, folder)
-            self._opened.append(_session(build(self.arch, folder.weights(), adapted=adapted), self.threads))
+            weights = folder.weights()
+            if folder.stored == int8.LABEL:
+                weights = exact.for_engine(weights, exact.codes_type(_session))
+            self._opened.append(_session(build(self.arch, weights, adapted=adapted), self.threads))
         finally:
             folder.close()
 

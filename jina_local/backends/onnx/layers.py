@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +94,8 @@ class Layers:
         g, weight = self.graph, self._weights[name]
         if isinstance(weight, Int8):
             codes, scale = self._codes(x)
-            one, zero = g.constant(np.float32(1)), g.constant(_ZERO_POINT)
-            scales = self._scales(name, weight)
-            y = Rows(g.node("MatMulIntegerToFloat", codes, g.weight(name, weight.codes), one, scales, zero), scale)
+            made = whole_product(g, codes, g.weight(name, weight.codes), weight.codes.dtype, self._scales(name, weight))
+            y = Rows(made, scale)
         else:
             y = Rows(g.node("Gemm", self.scaled(x), self.plain(name), transB=1))
         if name in self._adapted:
@@ -191,6 +191,13 @@ class Layers:
             scale = g.node("Unsqueeze", step, axis)
             self._quantised[x] = codes, scale if x.scale is None else g.node("Mul", scale, x.scale)
         return self._quantised[x]
+
+
+def whole_product(g: Graph, states: str, codes: str, dtype: np.dtype[Any], scales: str) -> str:
+    """u8 states (n, in) around 128 by codes (in, out) of s8, or of u8 around 128: (n, out) float32, times the scales."""
+    zero = g.constant(_ZERO_POINT)
+    around = (zero,) if dtype == np.uint8 else ()
+    return g.node("MatMulIntegerToFloat", states, codes, g.constant(np.float32(1)), scales, zero, *around)
 
 
 def factor_names(name: str) -> tuple[str, str]:
