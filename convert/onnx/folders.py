@@ -1,4 +1,4 @@
-"""Published checkpoint -> folders for ONNX Runtime: merged in float32 or kept apart, rounded or in whole numbers.
+"""Published checkpoint -> folders for ONNX Runtime: merged in float32 or kept apart, in float32 or in whole numbers.
 
 The tensors are one safetensors file, under the published names; weights/int8.py says how whole numbers are laid out.
 """
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local.errors import UsageError
-from jina_local.formats import safetensors
 from jina_local.weights import architecture, int8
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ from .. import source
 from ..separate import write_separate
 from ..task_folders import BASE, Form, Layout, Progress, write_folders
 
-BITS = {8: "INT8", 16: "F16", 32: "F32"}
+BITS = {8: "INT8", 16: "INT16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"
 
 
@@ -43,8 +42,7 @@ def to_onnx(
 
     With `separate`, `out` is one base for all tasks and `out`/adapters has a small file for each, to run beside it:
     float32 at 32 bits, else float16.
-    bits: 8 for whole numbers with a scale for each output, and for each token of the table; 16 and 32 for floating
-        point, which is computed in float32.
+    bits: 8 and 16 for whole numbers with a scale for each output, and for each token of the table; 32 for float32.
     `progress(what, done, of)` counts tensors. The same input gives the same bytes. Raises UsageError, ModelDamaged,
     OutputError, Locked.
     """
@@ -77,9 +75,9 @@ def to_onnx(
 
 
 def _layout(arch: Architecture, bits: int) -> Layout:
-    if bits == 8:
-        return int8.layout(arch)
-    return {name: (BITS[bits], shape) for name, shape in architecture.tensors(arch).items()}
+    if bits == 32:
+        return {name: ("F32", shape) for name, shape in architecture.tensors(arch).items()}
+    return int8.layout(arch, BITS[bits])
 
 
 def _tensors(
@@ -90,20 +88,19 @@ def _tensors(
     matrices, total = set(architecture.projections(arch)), len(architecture.tensors(arch))
     adapter = None if what == BASE else source.adapter_of(checkpoint, what)
     for done, (name, weight) in enumerate(checkpoint.merged(adapter), 1):
-        if bits == 8 and (name in matrices or name == arch.table):
-            whole = int8.matrix(weight) if name in matrices else int8.table(weight)
-            yield name, whole.codes
-            yield int8.scales_of(name), whole.scales
+        if bits < 32 and (name in matrices or name == arch.table):
+            yield from int8.tensors(name, weight, BITS[bits], table=name == arch.table)
         else:
-            yield name, safetensors.to_f16(weight, name) if bits == 16 else weight
+            yield name, weight
         if progress:
             progress(f"onnx {what} {BITS[bits]}", done, total)
 
 
 def _write_configs(checkpoint: Checkpoint, target: Path, bits: int) -> None:
-    config = source.plain_config(checkpoint, "float16" if bits == 16 else "float32")
-    if bits == 8:
-        config["quantization_config"] = {"quant_method": int8.METHOD}
+    config = source.plain_config(checkpoint, "float32")
+    if bits < 32:
+        methods = {label: method for method, label in int8.METHODS.items()}
+        config["quantization_config"] = {"quant_method": methods[BITS[bits]]}
     text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
     for name in (*source.TOKENIZER_FILES, _PROMPTS):

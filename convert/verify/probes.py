@@ -125,7 +125,8 @@ def _opened(path: Path, arch: Architecture) -> Iterator[Read]:
 
 def _of_safetensors(file: SafetensorsFile, name: str, shape: Sequence[int]) -> Floats:
     if file.tensors[name].dtype == "I8":
-        return int8.widened(file.read(name), file.read_f32(int8.scales_of(name)))
+        low = file.read(int8.low_of(name)) if int8.low_of(name) in file.tensors else None
+        return int8.widened(file.read(name), file.read_f32(int8.scales_of(name)), low)
     if file.tensors[name].dtype != "U32":
         return file.read_f32(name)
     stem = name.removesuffix("weight")

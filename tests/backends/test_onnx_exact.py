@@ -69,7 +69,7 @@ def test_one_kernel_that_saturates_is_enough(rows):
 
 
 def test_a_processor_without_exact_products_is_refused():
-    with pytest.raises(EngineError, match=r"wrong on this processor. Use another type of weights: F32, or F16"):
+    with pytest.raises(EngineError, match=r"wrong on this processor, so its vectors would be. Use F32 weights"):
         exact.exact_type(lambda states, codes: sums(states, codes) + np.float32(1))
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ...errors import EngineError, EngineMissing, UsageError
 from ...formats.onnx_file import Graph
 from ...spec import Budget, TokenBatch
-from ...weights import int8
 from ...weights.architecture import Architecture
 from ..checks import check, check_classified, check_task
 from ..learned_positions import table_rows
@@ -37,7 +36,10 @@ _BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
 LONG = 1024
 _SILENT = "ORT_DISABLE_TELEMETRY"
 _log = logging.getLogger("jina_local")
-_HOW = {False: "in float32", True: "in whole numbers of 8 bits, with a scale for each token"}
+_HOW = {
+    "INT8": "in whole numbers of 8 bits, with a scale for each token",
+    "INT16": "in whole numbers of 16 bits, with a scale for each token",
+}
 
 
 class OnnxBackend:
@@ -102,10 +104,10 @@ class OnnxBackend:
         folder = open_folder(path, task)
         try:
             self.arch = folder.arch
-            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW[folder.stored == int8.LABEL]}",)
+            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW.get(folder.stored, 'in float32')}",)
             adapted, self._factors = beside.load(paths, folder)
             weights = folder.weights()
-            if folder.stored == int8.LABEL:
+            if folder.stored in _HOW:
                 weights = exact.for_engine(weights, exact.codes_type(_session))
             self._opened.append(_session(build(self.arch, weights, adapted=adapted), self.threads))
         finally:

@@ -53,8 +53,8 @@ def exact_type(multiply: Multiply) -> Codes:
         if all(_is_exact(multiply, count, given, codes) for count in _ROWS):
             return dtype
     raise EngineError(
-        "ONNX Runtime's products of 8-bit numbers are wrong on this processor. Use another type of weights: F32, or "
-        "F16 (python -m convert onnx SRC OUT --bits 16)."
+        "ONNX Runtime's products of 8-bit numbers are wrong on this processor, so its vectors would be. Use F32 weights: "
+        "python -m convert onnx SRC OUT --bits 32."
     )
 
 
@@ -63,7 +63,9 @@ def for_engine(weights: Mapping[str, Weight], dtype: Codes) -> dict[str, Weight]
     if dtype is np.int8:
         return dict(weights)
     return {
-        name: Int8(unsigned(weight.codes), weight.scales) if isinstance(weight, Int8) else weight
+        name: Int8(unsigned(weight.codes), weight.scales, None if weight.low is None else unsigned(weight.low))
+        if isinstance(weight, Int8)
+        else weight
         for name, weight in weights.items()
     }
 
