@@ -21,15 +21,16 @@ from .architecture import Architecture
 METHODS = {"jina_local-int8": "INT8", "jina_local-int16": "INT16"}
 LEVELS = 127  # codes from -127 to 127: symmetric, so that zero is zero
 PARTS = 256  # low codes go from -128 to 127
+Codes = NDArray[np.int8] | NDArray[np.uint8]  # in files int8; uint8 for the same around 128
 
 
 @dataclass(frozen=True)
 class Int8:
-    """A matrix: int8 codes (in, out), plus low ones / PARTS if there are any, times a float32 scale an output (out,)."""
+    """A matrix: codes (in, out), plus low ones / PARTS if there are any, times a scale for each output (out,)."""
 
-    codes: NDArray[np.int8]
+    codes: Codes
     scales: NDArray[np.float32]
-    low: NDArray[np.int8] | None = None
+    low: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Int8Rows:
 def tensors(
     name: str, weight: NDArray[np.float32], label: str, *, table: bool
 ) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """A weight, (out, in) or (rows, width), as a file has it: each code is off by half a step at most."""
+    """A weight, (out, in) or (rows, width), as a file has it: off by half a step at most.
+
+    Of INT16, where a low code would be one more than there is, a whole step of it.
+    """
     codes, scales, low = _rounded(weight)
     yield name, codes if table else np.ascontiguousarray(codes.T)
     if label == "INT16":

@@ -1,4 +1,4 @@
-"""Products of whole numbers that saturate on some processors: they are found out, and other weights are multiplied."""
+"""Products of whole numbers that saturate on some processors: this is noticed, and other weights are multiplied."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jina_local.backends.onnx import exact
 from jina_local.errors import EngineError
 from jina_local.weights.int8 import Int8, Int8Rows
 from tests import tiny
 
-pytest.importorskip("onnxruntime")
-
-from jina_local.backends.onnx import exact  # noqa: E402
+pytestmark = pytest.mark.onnx
 
 QEMU = shutil.which("qemu-x86_64")
 # Runs with a model folder, a file for the rows, and the types of codes to ask about ("" for the engine's own answer).

@@ -53,8 +53,8 @@ def exact_type(multiply: Multiply) -> Codes:
         if all(_is_exact(multiply, count, given, codes) for count in _ROWS):
             return dtype
     raise EngineError(
-        "ONNX Runtime's products of 8-bit numbers are wrong on this processor, so its vectors would be. Use F32 weights: "
-        "python -m convert onnx SRC OUT --bits 32."
+        "ONNX Runtime's products of 8-bit numbers are wrong on this processor, so its vectors would be. "
+        "Use F32 weights: python -m convert onnx SRC OUT --bits 32."
     )
 
 

@@ -106,7 +106,7 @@ class Layers:
         """x W^T, plus an adapter's part. The result's scale may still be to be applied."""
         g, weight = self.graph, self._weights[name]
         if isinstance(weight, Int8):
-            y = self._whole(x, name, weight)
+            y = self._in_whole_numbers(x, name, weight)
         else:
             y = Rows(g.node("Gemm", self.scaled(x), self.plain(name), transB=1))
         if name in self._adapted:
@@ -186,8 +186,8 @@ class Layers:
     def _scales(self, name: str, weight: Int8 | Int8Rows) -> str:
         return self.graph.weight(scales_of(name), weight.scales)
 
-    def _whole(self, x: Rows, name: str, weight: Int8) -> Rows:
-        """x W^T in whole numbers. Of 16-bit weights, the product of both low parts is below the rounding of the rest."""
+    def _in_whole_numbers(self, x: Rows, name: str, weight: Int8) -> Rows:
+        """x W^T in whole numbers. In 16 bits the product of both low parts is left out, as too small."""
         g, codes, scales = self.graph, self._codes(x), self._scales(name, weight)
         high, kind = g.weight(name, weight.codes), weight.codes.dtype
         y = whole_product(g, codes.high, high, kind, scales)
