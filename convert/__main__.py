@@ -76,7 +76,7 @@ def _parser() -> _Parser:
     _common(onnx, "one folder, or one below it for each task; with separate adapters always one")
     _adapters(onnx)
     onnx.add_argument(
-        "--bits", type=int, choices=(8, 16, 32), default=8, help="8 (the default) and 16: whole numbers; 32: F32"
+        "--bits", type=int, choices=(4, 8, 16, 32), default=8, help="4, 8 and 16: whole numbers (default: 8); 32: F32"
     )
     onnx.set_defaults(run=_onnx, parser=onnx)
 

@@ -22,7 +22,7 @@ from .. import source
 from ..separate import write_separate
 from ..task_folders import BASE, Form, Layout, Progress, write_folders
 
-BITS = {8: "INT8", 16: "INT16", 32: "F32"}
+BITS = {4: "INT4", 8: "INT8", 16: "INT16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"
 
 
@@ -42,7 +42,8 @@ def to_onnx(
 
     With `separate`, `out` is one base for all tasks and `out`/adapters has a small file for each, to run beside it:
     float32 at 32 bits, else float16.
-    bits: 8 and 16 for whole numbers with a scale for each output, and for each token of the table; 32 for float32.
+    bits: 8 and 16 for whole numbers with a scale for each output, and for each token of the table; 4 for linear
+        layers in blocks, beside a table in 8 bits, all of which run in 8 bits; 32 for float32.
     `progress(what, done, of)` counts tensors. The same input gives the same bytes. Raises UsageError, ModelDamaged,
     OutputError, Locked.
     """

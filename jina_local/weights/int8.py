@@ -3,7 +3,8 @@
 The rows of a linear layer's weight, (out, in), have one scale each, so the codes of one output are never coarser
 because of another. The codes are stored (in, out), which is how the product reads them.
 
-INT8 has one code for each weight. INT16 has two, a high and a low one that counts in steps of 1 / PARTS.
+INT8 has one code for each weight. INT16 has two, a high and a low one that counts in steps of 1 / PARTS. INT4 is INT8
+whose linear layers are stored as int4.py does.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import architecture
+from . import architecture, int4
 from .architecture import Architecture
 
 # quant_method in the config of a folder -> the type of its weights, as files and people name it.
-METHODS = {"jina_local-int8": "INT8", "jina_local-int16": "INT16"}
+METHODS = {"jina_local-int8": "INT8", "jina_local-int16": "INT16", "jina_local-int4": "INT4"}
 LEVELS = 127  # codes from -127 to 127: symmetric, so that zero is zero
 PARTS = 256  # low codes go from -128 to 127
 Codes = NDArray[np.int8] | NDArray[np.uint8]  # in files int8; uint8 for the same around 128
@@ -49,11 +50,20 @@ def tensors(
 
     Of INT16, where a low code would be one more than there is, a whole step of it.
     """
+    if label == "INT4" and not table:
+        yield from zip((name, scales_of(name)), int4.quantised(weight), strict=True)
+        return
     codes, scales, low = _rounded(weight)
     yield name, codes if table else np.ascontiguousarray(codes.T)
     if label == "INT16":
         yield low_of(name), low if table else np.ascontiguousarray(low.T)
     yield scales_of(name), scales if table else scales[:, 0]
+
+
+def matrix(weight: NDArray[np.float32]) -> Int8:
+    """A linear layer's weight (out, in) in 8 bits."""
+    codes, scales, _ = _rounded(weight)
+    return Int8(np.ascontiguousarray(codes.T), scales[:, 0])
 
 
 def widened(
@@ -68,12 +78,15 @@ def widened(
 
 
 def layout(arch: Architecture, label: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Every tensor of a file of this kind: name -> dtype, shape."""
+    """Every tensor of a file of this kind: name -> dtype, shape. Raises UsageError for a width that has no blocks."""
     out: dict[str, tuple[str, tuple[int, ...]]] = {}
     matrices = set(architecture.projections(arch))
     for name, shape in architecture.tensors(arch).items():
         if name not in matrices and name != arch.table:
             out[name] = ("F32", shape)
+            continue
+        if label == "INT4" and name in matrices:
+            out[name], out[scales_of(name)] = int4.layout(name, *shape)
             continue
         codes, scales = (shape, (shape[0], 1)) if name == arch.table else (shape[::-1], shape[:1])
         out[name], out[scales_of(name)] = ("I8", codes), ("F32", scales)

@@ -101,14 +101,14 @@ def test_a_processor_that_saturates_gives_the_same_rows(model, rows):
     assert np.abs(wrong - rows).max() > 0.01
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=[8, 16])
+def model(request, tmp_path_factory) -> Path:
     from convert.onnx.folders import to_onnx
 
     folder = tmp_path_factory.mktemp("onnx")
     source = tiny.write(folder / "source", "nano", tasks=("retrieval",))
-    to_onnx(source, folder / "int8", tasks=["retrieval"], bits=8)
-    return folder / "int8"
+    to_onnx(source, folder / "whole", tasks=["retrieval"], bits=request.param)
+    return folder / "whole"
 
 
 @pytest.fixture(scope="module")

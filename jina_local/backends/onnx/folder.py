@@ -16,7 +16,7 @@ from ...formats.checks import check_shapes, finite
 from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile
 from ...formats.schema import Members, one_of
-from ...weights import architecture, int8
+from ...weights import architecture, int4, int8
 from ...weights.adapters.mlx_file import BASE
 from ...weights.checkpoint import Checkpoint
 from ...weights.int8 import Int8, Int8Rows, low_of, scales_of
@@ -74,11 +74,14 @@ class Int8Folder:
             raise
 
     def weights(self) -> dict[str, Weight]:
-        """Every tensor as it is stored."""
+        """Every tensor as it is stored; linear layers in 4 bits as INT8."""
         matrices = set(architecture.projections(self.arch))
         out: dict[str, Weight] = {}
         for name in architecture.tensors(self.arch):
-            if name in matrices or name == self.arch.table:
+            if name in matrices and self.stored == "INT4":
+                codes, scales = self._file.read(name), self._floats(scales_of(name))
+                out[name] = int8.matrix(int4.widened(codes, scales))
+            elif name in matrices or name == self.arch.table:
                 kind = Int8 if name in matrices else Int8Rows
                 low = self._codes(low_of(name)) if low_of(name) in self._file.tensors else None
                 out[name] = kind(self._codes(name), self._floats(scales_of(name)), low)
