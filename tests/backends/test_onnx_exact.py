@@ -96,9 +96,10 @@ def test_rows_do_not_depend_on_the_type_of_the_codes(dtype, model, rows, monkeyp
 @pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 is not installed: apt-get install qemu-user")
 def test_a_processor_that_saturates_gives_the_same_rows(model, rows):
     haswell = (str(QEMU), "-cpu", "Haswell")
-    np.testing.assert_allclose(run(model, "", *haswell), rows, rtol=0, atol=1e-5)
+    # Its float kernels are others too, and a difference in the last bit of a state can become a step of its code.
+    np.testing.assert_allclose(run(model, "", *haswell), rows, rtol=0, atol=0.01)
     wrong = run(model, "int8", *haswell)  # the control: without the question, its rows are others
-    assert np.abs(wrong - rows).max() > 0.01
+    assert np.abs(wrong - rows).max() > 0.1
 
 
 @pytest.fixture(scope="module", params=[8, 16])
