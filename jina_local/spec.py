@@ -154,7 +154,7 @@ class ModelFiles:
     """The files of one model that were found, before anything is opened."""
 
     model: ModelSpec  # narrowed to what these files can serve
-    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint"
+    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint" | "graph"
     files: Mapping[str, Path]  # task -> .gguf file, or the folder that holds config.json and the weights
     label: str  # "Q8_0", "8bit", "BF16", ...
     tokenizer: Path | None  # None: rebuilt from the GGUF's own vocabulary
@@ -180,7 +180,9 @@ class ModelFiles:
 
 
 # A form of files -> the engines that read it.
-READERS = {"gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx")}
+READERS = {
+    "gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx"), "graph": ("onnx",),
+}  # fmt: skip
 
 
 def engine_of(form: str, engines: Sequence[str]) -> str | None:

@@ -20,7 +20,8 @@ from jina_local.weights.checkpoint import Checkpoint
 
 from .. import source
 from ..separate import write_separate
-from ..task_folders import BASE, Form, Layout, Progress, write_folders
+from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, write_folders
+from . import public_graph
 
 BITS = {4: "INT4", 8: "INT8", 16: "INT16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"
@@ -57,7 +58,7 @@ def to_onnx(
             layout=_layout(checkpoint.arch, bits),
             metadata={"format": "onnx"},
             tensors=lambda what: _tensors(checkpoint, what, bits, progress),
-            configs=lambda target, _: _write_configs(checkpoint, target, bits),
+            configs=lambda target, what: _write_beside(checkpoint, target, what, bits),
         )
         if not separate:
             write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
@@ -97,7 +98,8 @@ def _tensors(
             progress(f"onnx {what} {BITS[bits]}", done, total)
 
 
-def _write_configs(checkpoint: Checkpoint, target: Path, bits: int) -> None:
+def _write_beside(checkpoint: Checkpoint, target: Path, what: str, bits: int) -> None:
+    """Everything beside the weights. BASE has no graph: its vectors are of no task, and a graph takes no adapter."""
     config = source.plain_config(checkpoint, "float32")
     if bits < 32:
         methods = {label: method for method, label in int8.METHODS.items()}
@@ -108,3 +110,5 @@ def _write_configs(checkpoint: Checkpoint, target: Path, bits: int) -> None:
         if (checkpoint.folder / name).exists():
             shutil.copyfile(checkpoint.folder / name, target / name)
     source.write_projector(checkpoint, target)
+    if what != BASE:
+        public_graph.write(target, WEIGHTS, checkpoint.arch, source.row_of(checkpoint).spec.pooling)

@@ -157,12 +157,16 @@ class Layers:
                 return g.node("Attention", q, k, v, "", "", "", ends.lengths, **heads)
             return g.node("Attention", q, k, v, self._seen_from_rows(), **heads)
         tiled, whole = g.branch(), g.branch()
-        if arch.causal:
-            whole.add_output(whole.node("Attention", q, k, v, is_causal=1, **heads))
-        else:
-            whole.add_output(whole.node("Attention", q, k, v, "", "", "", ends.lengths, **heads))
+        whole.add_output(self._whole(whole, q, k, v))
         tiled.add_output(self._tiled(tiled, q, k, v))
         return g.node("If", ends.long, then_branch=tiled, else_branch=whole)
+
+    def _whole(self, g: Graph, q: str, k: str, v: str) -> str:
+        """Attention by the matrix of all scores."""
+        heads = {"q_num_heads": self.arch.heads, "kv_num_heads": self.arch.kv_heads}
+        if self.arch.causal:
+            return g.node("Attention", q, k, v, is_causal=1, **heads)
+        return g.node("Attention", q, k, v, "", "", "", self.ends.lengths, **heads)
 
     def _tiled(self, g: Graph, q: str, k: str, v: str) -> str:
         """Attention without the matrix of all scores, and without its memory. It knows no padding."""
