@@ -75,7 +75,9 @@ def _parser() -> _Parser:
     onnx = commands.add_parser("onnx", help="weights for ONNX Runtime")
     _common(onnx, "one folder, or one below it for each task; with separate adapters always one")
     _adapters(onnx)
-    onnx.add_argument("--bits", type=int, choices=(8, 16, 32), default=8, help="default: 8, whole numbers")
+    onnx.add_argument(
+        "--bits", type=int, choices=(4, 8, 16, 32), default=8, help="4, 8 and 16: whole numbers (default: 8); 32: F32"
+    )
     onnx.set_defaults(run=_onnx, parser=onnx)
 
     _add_gguf(commands)

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 BASE = "base"  # stands for a task where a form's tensors are wanted without any adapter
 WEIGHTS = "model.safetensors"
-_BYTES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+_BYTES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True)

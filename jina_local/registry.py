@@ -44,6 +44,7 @@ class Published:
     revisions: Mapping[str, str] = field(default_factory=dict)  # repository -> pinned commit, beyond `revision`
     bundled: bool = False  # the files are in the package, under the model's name
     adapter_folders: bool = True  # adapters/{task}; False: the adapters are among the weights, or there are none
+    merged_repo: str = ""  # where each task is published merged, with a graph; "{task}" is filled in; "": nowhere
     beside_gguf: tuple[str, ...] = ()  # files without which a GGUF file of the repository is of no use
     download: Mapping[str, float] = field(
         default_factory=dict
@@ -99,6 +100,7 @@ PUBLISHED: tuple[Published, ...] = (
         revision="46ed7da5b47e4bca710b756313fafaf4110c6bd1",
         gguf_repo="jinaai/jina-embeddings-v5-text-small-{task}-GGUF",
         gguf_file="v5-small-{task}-{type}.gguf",
+        merged_repo="jinaai/jina-embeddings-v5-text-small-{task}",
         rope_theta=3_500_000.0,
         download={"Q8_0": 0.64e9, "Q6_K": 0.50e9, "checkpoint": 1.37e9},
     ),
@@ -122,6 +124,7 @@ PUBLISHED: tuple[Published, ...] = (
         revision="8a7f00aac812071b69403df470f1038ec85f8925",
         gguf_repo="jinaai/jina-embeddings-v5-text-nano-{task}-GGUF",
         gguf_file="v5-nano-{task}-{type}.gguf",
+        merged_repo="jinaai/jina-embeddings-v5-text-nano-{task}",
         revisions={"jinaai/jina-embeddings-v5-text-nano-retrieval-GGUF": "59cfaceeeb7d738c404659435af4c0da74d06c96"},
         rope_theta=1_000_000.0,
         download={"Q8_0": 0.23e9, "Q6_K": 0.18e9},

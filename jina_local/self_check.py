@@ -36,7 +36,7 @@ NUMBERS = 8  # components of each vector that are kept
 # How far the numbers may lie from those of the plain forward pass, as a share of their length. That pass has the same
 # weights, so that only the engines' arithmetic is left: half-precision activations and, beside quantised weights,
 # activations of 8 bits. Two unrelated vectors are 1.4 apart.
-ALLOWED = {"F32": 0.01, "32bit": 0.01, "F16": 0.03, "16bit": 0.03, "BF16": 0.1}
+ALLOWED = {"F32": 0.01, "32bit": 0.01, "INT16": 0.01, "F16": 0.03, "16bit": 0.03, "BF16": 0.1}
 ALLOWED_QUANTISED = 0.25
 
 

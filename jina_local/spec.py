@@ -154,7 +154,7 @@ class ModelFiles:
     """The files of one model that were found, before anything is opened."""
 
     model: ModelSpec  # narrowed to what these files can serve
-    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint"
+    form: str  # "gguf" | "mlx" | "onnx" | "checkpoint" | "graph"
     files: Mapping[str, Path]  # task -> .gguf file, or the folder that holds config.json and the weights
     label: str  # "Q8_0", "8bit", "BF16", ...
     tokenizer: Path | None  # None: rebuilt from the GGUF's own vocabulary
@@ -180,21 +180,25 @@ class ModelFiles:
 
 
 # A form of files -> the engines that read it.
-READERS = {"gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx")}
+READERS = {
+    "gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx"), "graph": ("onnx",),
+}  # fmt: skip
 
 
 def readings(engines: Sequence[str]) -> list[tuple[str, str]]:
     """(engine, form) for each form that one of the engines reads, in the order in which files are to be taken.
 
-    That is the order of the engines, but ONNX Runtime computes a checkpoint in float32, several times slower than
-    llama.cpp runs GGUF files of it, so that these come before it.
+    That is the order of the engines, but ONNX Runtime computes checkpoints and published graphs in float32, several
+    times slower than llama.cpp runs GGUF files of them, so that these come first.
     """
     found = [(engine, form) for engine in engines for form, readers in READERS.items() if engine in readers]
-    late, before = ("onnx", "checkpoint"), ("llama", "gguf")
-    if before in found and late in found[: found.index(before)]:
-        found.remove(late)
-        found.insert(found.index(before) + 1, late)
-    return found
+    ggufs = ("llama", "gguf")
+    if ggufs not in found:
+        return found
+    late = [one for one in found[: found.index(ggufs)] if one[0] == "onnx" and one[1] != "onnx"]
+    at_once = [one for one in found if one not in late]
+    place = at_once.index(ggufs) + 1
+    return [*at_once[:place], *late, *at_once[place:]]
 
 
 def engine_of(form: str, engines: Sequence[str]) -> str | None:

@@ -78,6 +78,30 @@ def onnx(kind: str, bits: int) -> Path:
 
 
 @functools.cache
+def published_graph(kind: str) -> Path:
+    """A repository of one task as Jina publishes it, as far as its graph: onnx/model.onnx and model.onnx_data.
+
+    The graph is our public one, without the branches that the published ones do not have.
+    """
+    from unittest import mock
+
+    from convert.onnx import public_graph
+    from jina_local.weights.checkpoint import Checkpoint
+
+    source, out = onnx(kind, 32), _root() / f"jina-embeddings-v5-text-{kind}-retrieval"
+    (out / "onnx").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(source / name, out)
+    shutil.copy(source / "model.safetensors", out / "onnx" / "model.onnx_data")
+    with (
+        Checkpoint(source) as checkpoint,
+        mock.patch.object(public_graph._MaskedLayers, "attend", lambda m, q, k, v, last: m._whole(m.graph, q, k, v)),
+    ):
+        public_graph.write(out / "onnx", "model.onnx_data", checkpoint.arch, "last")
+    return out
+
+
+@functools.cache
 def gguf_file(kind: str, label: str, task: str = "retrieval") -> Path:
     """One file of `gguf` or `gguf_all`."""
     folder = gguf(kind) if task == "retrieval" else gguf_all(kind)

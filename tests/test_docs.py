@@ -255,6 +255,8 @@ def run_by_ci(command):
 def test_python_runs_and_prints_what_is_shown(block, playground):
     folder, env = playground
     prelude = "".join(line for name, line in PRELUDE.items() if re.search(rf"\b{name}\b", block.text))
+    if "OUT/model.onnx" in block.text:
+        shutil.copytree(made.onnx("nano", 8), folder / "OUT")
     (folder / "example.py").write_text(prelude + block.text, encoding="utf-8")
     command = [sys.executable, "example.py"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -61,7 +61,7 @@ OPEN_TO_ALL = {"errors", "spec"}
 MOST_FLOORS = 11
 # convert may use the runtime from below the model; only `verify` runs it whole.
 CONVERT_MAY = {"arguments", "console", "embedding", "formats", "registry", "store", "text", "weights"} | OPEN_TO_ALL
-CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}}  # by folder
+CONVERT_MORE = {"verify": {"backends", "inference", "reranking", "self_check"}, "onnx": {"backends"}}  # by folder
 TRAINING = {"torch", "tokenizers", "transformers"}  # convert/pico alone
 CONVERT_OUTSIDE = {"numpy", "gguf", "llama_cpp", "tqdm", "mlx"}
 

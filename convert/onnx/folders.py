@@ -1,4 +1,4 @@
-"""Published checkpoint -> folders for ONNX Runtime: merged in float32 or kept apart, rounded or in whole numbers.
+"""Published checkpoint -> folders for ONNX Runtime: merged in float32 or kept apart, in float32 or in whole numbers.
 
 The tensors are one safetensors file, under the published names; weights/int8.py says how whole numbers are laid out.
 """
@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_local.errors import UsageError
-from jina_local.formats import safetensors
 from jina_local.weights import architecture, int8
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 
 from .. import source
 from ..separate import write_separate
-from ..task_folders import BASE, Form, Layout, Progress, write_folders
+from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, write_folders
+from . import public_graph
 
-BITS = {8: "INT8", 16: "F16", 32: "F32"}
+BITS = {4: "INT4", 8: "INT8", 16: "INT16", 32: "F32"}
 _PROMPTS = "config_sentence_transformers.json"
 
 
@@ -43,8 +43,8 @@ def to_onnx(
 
     With `separate`, `out` is one base for all tasks and `out`/adapters has a small file for each, to run beside it:
     float32 at 32 bits, else float16.
-    bits: 8 for whole numbers with a scale for each output, and for each token of the table; 16 and 32 for floating
-        point, which is computed in float32.
+    bits: 8 and 16 for whole numbers with a scale for each output, and for each token of the table; 4 for linear
+        layers in blocks, beside a table in 8 bits, all of which run in 8 bits; 32 for float32.
     `progress(what, done, of)` counts tensors. The same input gives the same bytes. Raises UsageError, ModelDamaged,
     OutputError, Locked.
     """
@@ -58,7 +58,7 @@ def to_onnx(
             layout=_layout(checkpoint.arch, bits),
             metadata={"format": "onnx"},
             tensors=lambda what: _tensors(checkpoint, what, bits, progress),
-            configs=lambda target, _: _write_configs(checkpoint, target, bits),
+            configs=lambda target, what: _write_beside(checkpoint, target, what, bits),
         )
         if not separate:
             write_folders(checkpoint, out, chosen, form, force=force, source_name=source_name, revision=revision)
@@ -77,9 +77,9 @@ def to_onnx(
 
 
 def _layout(arch: Architecture, bits: int) -> Layout:
-    if bits == 8:
-        return int8.layout(arch)
-    return {name: (BITS[bits], shape) for name, shape in architecture.tensors(arch).items()}
+    if bits == 32:
+        return {name: ("F32", shape) for name, shape in architecture.tensors(arch).items()}
+    return int8.layout(arch, BITS[bits])
 
 
 def _tensors(
@@ -90,23 +90,25 @@ def _tensors(
     matrices, total = set(architecture.projections(arch)), len(architecture.tensors(arch))
     adapter = None if what == BASE else source.adapter_of(checkpoint, what)
     for done, (name, weight) in enumerate(checkpoint.merged(adapter), 1):
-        if bits == 8 and (name in matrices or name == arch.table):
-            whole = int8.matrix(weight) if name in matrices else int8.table(weight)
-            yield name, whole.codes
-            yield int8.scales_of(name), whole.scales
+        if bits < 32 and (name in matrices or name == arch.table):
+            yield from int8.tensors(name, weight, BITS[bits], table=name == arch.table)
         else:
-            yield name, safetensors.to_f16(weight, name) if bits == 16 else weight
+            yield name, weight
         if progress:
             progress(f"onnx {what} {BITS[bits]}", done, total)
 
 
-def _write_configs(checkpoint: Checkpoint, target: Path, bits: int) -> None:
-    config = source.plain_config(checkpoint, "float16" if bits == 16 else "float32")
-    if bits == 8:
-        config["quantization_config"] = {"quant_method": int8.METHOD}
+def _write_beside(checkpoint: Checkpoint, target: Path, what: str, bits: int) -> None:
+    """Everything beside the weights. BASE has no graph: its vectors are of no task, and a graph takes no adapter."""
+    config = source.plain_config(checkpoint, "float32")
+    if bits < 32:
+        methods = {label: method for method, label in int8.METHODS.items()}
+        config["quantization_config"] = {"quant_method": methods[BITS[bits]]}
     text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
     for name in (*source.TOKENIZER_FILES, _PROMPTS):
         if (checkpoint.folder / name).exists():
             shutil.copyfile(checkpoint.folder / name, target / name)
     source.write_projector(checkpoint, target)
+    if what != BASE:
+        public_graph.write(target, WEIGHTS, checkpoint.arch, source.row_of(checkpoint).spec.pooling)

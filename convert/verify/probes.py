@@ -22,7 +22,7 @@ from jina_local.inference import batching
 from jina_local.reranking import listwise, pairwise
 from jina_local.spec import NO_TASK, ModelSpec, TokenBatch
 from jina_local.text.tokenizer import Tokenizer
-from jina_local.weights import architecture, int8, projector, tensor_names
+from jina_local.weights import architecture, int4, int8, projector, tensor_names
 from jina_local.weights.architecture import Architecture
 from jina_local.weights.checkpoint import Checkpoint
 
@@ -124,8 +124,11 @@ def _opened(path: Path, arch: Architecture) -> Iterator[Read]:
 
 
 def _of_safetensors(file: SafetensorsFile, name: str, shape: Sequence[int]) -> Floats:
+    if file.tensors[name].dtype == "U8":
+        return int4.widened(file.read(name), file.read_f32(int8.scales_of(name)))
     if file.tensors[name].dtype == "I8":
-        return int8.widened(file.read(name), file.read_f32(int8.scales_of(name)))
+        low = file.read(int8.low_of(name)) if int8.low_of(name) in file.tensors else None
+        return int8.widened(file.read(name), file.read_f32(int8.scales_of(name)), low)
     if file.tensors[name].dtype != "U32":
         return file.read_f32(name)
     stem = name.removesuffix("weight")

@@ -37,7 +37,7 @@ FLOORS = {
     "F32": 0.999999, "32bit": 0.999999, "F16": 0.9999, "16bit": 0.9999, "BF16": 0.999, "Q8_0": 0.999, "8bit": 0.999,
     "Q6_K": 0.99, "6bit": 0.99, "Q5_K_M": 0.975, "Q5_K_S": 0.97, "Q5_0": 0.96, "Q5_1": 0.96, "5bit": 0.97,
     "Q4_K_M": 0.92, "Q4_K_S": 0.9, "Q4_0": 0.85, "Q4_1": 0.85, "IQ4_NL": 0.87, "IQ4_XS": 0.87, "4bit": 0.92,
-    "INT8": 0.99,
+    "INT16": 0.99999, "INT8": 0.99, "INT4": 0.9,
 }  # fmt: skip
 _BELOW_FOUR_BITS = 0.5
 # F32 GGUF of XLM-R's blocks: llama.cpp looks their GELU up in a table of half precision (GGML_GELU_FP16).

@@ -133,9 +133,12 @@ def open_backend(
 
         return LlamaBackend(path, adapters=adapters, device=device, threads=threads)
     if name == "onnx":
+        from ..weights import onnx_graph
         from .onnx import OnnxBackend
+        from .onnx.published import PublishedBackend
 
-        return OnnxBackend(path, task=task, adapters=adapters, device=device, threads=threads)
+        kind = PublishedBackend if onnx_graph.folder_of(path) == path else OnnxBackend
+        return kind(path, task=task, adapters=adapters, device=device, threads=threads)
     from .mlx import MlxBackend
 
     return MlxBackend(path, task=task, adapters=adapters, device=device, threads=threads)

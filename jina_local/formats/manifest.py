@@ -32,6 +32,7 @@ from .schema import Members, dict_of, list_of, matching, number, or_null, text, 
 NAME = "manifest.json"
 FORMAT = "jina_local manifest 1"
 FORMS = ("mlx", "gguf", "onnx", "checkpoint")
+_CONTENT = (".safetensors", ".json", ".onnx", ".onnx_data", ".data")  # the ends of names of files that make a model
 _LARGEST, _MOST_FILES = 1 << 20, 1000
 _DIGEST = matching("[0-9a-f]{64}", "a SHA-256 of 64 hex digits")
 _INSIDE = matching(
@@ -161,7 +162,7 @@ def digest_of(path: Path) -> str:
         if os.path.lexists(path / NAME):
             known = {name: entry.sha256 for name, entry in read(path).files.items()}
         else:
-            files = (file for file in sorted(path.rglob("*")) if file.suffix in (".safetensors", ".json"))
+            files = (file for file in sorted(path.rglob("*")) if file.suffix in _CONTENT)
             known = {file.relative_to(path).as_posix(): sha256(file) for file in files if file.is_file()}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     for folder in path.absolute().parents[:2]:

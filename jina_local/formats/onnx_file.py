@@ -21,6 +21,7 @@ _CONTRIBUTED = {"GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits", "M
 _TYPES = {
     np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int32): 6,
     np.dtype(np.int64): 7, np.dtype(np.bool_): 9, np.dtype(np.float16): 10,
+    np.dtype(np.float64): 11,
 }  # fmt: skip
 Dims = Sequence[int | str]  # a number, or the name of a size that each run gives
 # Name -> (file beside the graph, first byte, bytes), of a weight.
@@ -36,6 +37,7 @@ class Graph:
         self._nodes: list[bytes] = []
         self._inputs: list[bytes] = []
         self._outputs: list[bytes] = []
+        self._types: list[bytes] = []  # of values whose types and shapes other programs cannot infer
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
         self.weights: dict[str, NDArray[np.generic]] = {}
@@ -55,8 +57,13 @@ class Graph:
         self._outputs.append(_value(name, np.dtype(dtype), dims))
 
     def add_output(self, name: str) -> None:
-        """Return a value from a branch, which says nothing of its type."""
-        self._outputs.append(_bytes(1, name.encode()))
+        """Return a value from a branch: float32, of a shape that is not said."""
+        self._outputs.append(_value(name, np.dtype(np.float32)))
+
+    def describe(self, value: str, dtype: type[np.generic], dims: Dims) -> str:
+        """Say the type and shape of a value, which is returned."""
+        self._types.append(_value(value, np.dtype(dtype), dims))
+        return value
 
     def weight(self, name: str, data: NDArray[np.generic]) -> str:
         """A tensor whose bytes are outside the graph. It may be named again, as the same one."""
@@ -83,6 +90,7 @@ class Graph:
         fields += [_bytes(5, _attribute(name, value)) for name, value in sorted(attributes.items())]
         if operator in _CONTRIBUTED:
             fields.append(_bytes(7, _MICROSOFT.encode()))
+            self._types += [_value(name, np.dtype(np.float32)) for name in names]
         self._nodes.append(b"".join(fields))
         return names
 
@@ -107,6 +115,7 @@ class Graph:
             (5, [*constants, *outside]),
             (11, self._inputs),
             (12, self._outputs),
+            (13, self._types),
         )
         return b"".join(_bytes(field, one) for field, some in parts for one in some)
 
@@ -130,9 +139,12 @@ def _attribute(name: str, value: Attribute) -> bytes:
     return head + b"".join(_number(8, one) for one in value) + _number(20, 7)
 
 
-def _value(name: str, dtype: np.dtype[np.generic], dims: Dims) -> bytes:
-    shape = b"".join(_bytes(1, _number(1, n) if isinstance(n, int) else _bytes(2, n.encode())) for n in dims)
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, _TYPES[dtype]) + _bytes(2, shape)))
+def _value(name: str, dtype: np.dtype[np.generic], dims: Dims | None = None) -> bytes:
+    kind = _number(1, _TYPES[dtype])
+    if dims is not None:
+        sizes = (_number(1, n) if isinstance(n, int) else _bytes(2, n.encode()) for n in dims)
+        kind += _bytes(2, b"".join(_bytes(1, size) for size in sizes))
+    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, kind))
 
 
 def _inside(name: str, key: tuple[str, tuple[int, ...], bytes]) -> bytes:

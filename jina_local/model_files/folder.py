@@ -12,15 +12,14 @@ from ..errors import ModelDamaged, ModelNotFound
 from ..formats import manifest
 from ..formats.files import open_regular
 from ..spec import ModelFiles, readings
-from . import converted, ggufs, published
+from . import converted, ggufs, onnx_graph, published
 from .request import Request, require_reader
 
-# First bytes, or a suffix if a format has none -> the format.
+# First bytes, or a suffix if a format has none -> the format. An ONNX graph is opened if it is the known one.
 _NEVER_OPENED = (
     (rb"\x80[\x02-\x05]", "", "a pickle"),
     (rb"PK\x03\x04", "", "a zip archive, as torch and numpy write them"),
     (rb"\x89HDF", "", "HDF5"),
-    (rb"", ".onnx", "ONNX"),
     (rb"", ".bin|.pt|.pth|.pkl|.ckpt|.h5|.npz|.msgpack", "a format of other programs"),
 )
 
@@ -50,9 +49,15 @@ LAYOUTS: tuple[Layout, ...] = (
         ggufs.read_folder,
     ),
     Layout(
+        "an ONNX graph as Jina publishes it for one task (onnx/model.onnx, its weights beside it, config.json)",
+        onnx_graph.FORM,
+        onnx_graph.is_there,
+        onnx_graph.read,
+    ),
+    Layout(
         "a published checkpoint (config.json, model*.safetensors, adapters/)",
         "checkpoint",
-        lambda folder: os.path.lexists(folder / "config.json") and any(folder.glob("model*.safetensors*")),
+        published.is_there,
         published.read,
     ),
 )
@@ -82,11 +87,12 @@ def _read_folder(path: Path, request: Request) -> ModelFiles:
     if not layouts:
         raise ModelNotFound(_no_model(path))
     if len(layouts) > 1 and layouts[0].form:
-        # GGUF files beside a checkpoint, as in some published repositories.
-        engine, form = next(one for one in readings(request.engines) if one[1] in {at.form for at in layouts})
+        # GGUF files and a graph beside a checkpoint, as in some published repositories.
+        forms = [layout.form for layout in layouts]
+        engine, form = next((one for one in readings(request.engines) if one[1] in forms), (None, forms[0]))
         layouts = [layout for layout in layouts if layout.form == form]
         if len(request.engines) > 1:
-            why = f"{engine}, of the two forms of weights in the folder"
+            why = f"{engine}, of the forms of weights in the folder"
             request = replace(request, reasons=(*request.reasons, why))
     return layouts[0].read(path, request)
 
@@ -120,6 +126,6 @@ def _never_opened(path: Path) -> str | None:
 def _describe(path: Path) -> str:
     if what := _never_opened(path):
         return f"is {what}, which is never opened"
-    if path.suffix == ".safetensors":
-        return "is one file of a checkpoint; give its folder"
+    if path.suffix in (".safetensors", ".onnx"):
+        return f"is one file of a {'checkpoint' if path.suffix == '.safetensors' else 'model'}; give its folder"
     return "is no model file" if path.stat().st_size else "is empty"

@@ -17,7 +17,7 @@ GGUF = (
     "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 MLX = ("8bit", "16bit", "BF16", "F16", "32bit", "F32", "6bit", "5bit", "4bit")
-ONNX = ("INT8", "F32", "BF16", "F16")
+ONNX = ("INT8", "INT16", "F32", "BF16", "F16", "INT4")
 READ_BY = {"llama": GGUF, "mlx": MLX, "onnx": ONNX}
 ALL = {label.casefold(): label for label in (*GGUF, *MLX, *ONNX)}  # in any letters -> as files spell it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .. import registry
@@ -11,6 +12,19 @@ from ..spec import RERANK, ModelFiles
 from ..weights.checkpoint import Checkpoint
 from . import beside
 from .request import Request, how_to_convert, require_reader, require_tasks
+
+
+def says_tasks(folder: Path) -> bool:
+    """Whether a folder has a checkpoint that says which tasks it serves. Raises ModelDamaged."""
+    if not is_there(folder):
+        return False
+    with Checkpoint(folder) as base:
+        return bool(base.tasks) or base.arch.labels > 0
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder has the files of a checkpoint."""
+    return os.path.lexists(folder / "config.json") and any(folder.glob("model*.safetensors*"))
 
 
 def read(folder: Path, request: Request) -> ModelFiles:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import mutate
+from . import graphs, mutate
 
 if TYPE_CHECKING:
     from jina_local import Embedder, Reranker
@@ -77,11 +77,11 @@ def bases(kind: str, root: Path) -> list[Base]:
     """The models whose files of a kind are damaged, made under `root`."""
     return {
         "gguf": _ggufs, "safetensors": _safetensors, "tokenizer": _tokenizers, "config": _configs,
-        "adapter": _adapters, "manifest": _manifests, "hub": lambda root: [],
+        "adapter": _adapters, "manifest": _manifests, "graph": _graphs, "hub": lambda root: [],
     }[kind](root)  # fmt: skip
 
 
-KINDS = ("gguf", "safetensors", "tokenizer", "config", "adapter", "manifest", "hub")
+KINDS = ("gguf", "safetensors", "tokenizer", "config", "adapter", "manifest", "graph", "hub")
 
 
 def _gguf_folder(kind: str) -> Path:
@@ -251,6 +251,16 @@ def _adapters(root: Path) -> list[Base]:
     out += [replace(base, trained=_alpha) for base in _named(root, "adapter_config.json",
                                                              [(folder, "mlx", "retrieval")])]  # fmt: skip
     return out
+
+
+def _graphs(root: Path) -> list[Base]:
+    """Graphs as they are published. Nothing records their operators and constants, so all of a file is weights."""
+    from tests import made
+
+    folders = [_copy(made.published_graph(kind), root) for kind in ("nano", "small")]
+    name = "onnx/model.onnx"
+    return [replace(_of(one, name, "onnx", "retrieval", _whole(one, name), graphs.of_graph), trained=bytes)
+            for one in folders]  # fmt: skip
 
 
 def _alpha(raw: bytes) -> object:

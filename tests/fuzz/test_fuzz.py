@@ -6,11 +6,11 @@ from random import Random
 
 import pytest
 
-from . import farm, gateless, mutate
+from . import farm, gateless, graphs, mutate
 from .bases import KINDS
 from .counting import PAST, count
 
-pytestmark = [pytest.mark.mlx, pytest.mark.llama]
+pytestmark = [pytest.mark.mlx, pytest.mark.llama, pytest.mark.onnx]
 
 
 def test_a_few_damaged_files_of_each_kind():
@@ -58,4 +58,13 @@ def test_a_gguf_header_is_written_as_it_was_read():
     raw = made.gguf_file("nano", "Q8_0").read_bytes()
     assert mutate.Gguf(raw).dump() == raw
     changed = [mutate.of_gguf(Random(n), raw)[0] for n in range(20)]
+    assert len({raw, *changed}) > 15
+
+
+def test_a_graph_is_written_as_it_was_read():
+    from tests import made
+
+    raw = (made.published_graph("nano") / "onnx" / "model.onnx").read_bytes()
+    assert graphs.Message(raw, "Model").dump() == raw
+    changed = [graphs.of_graph(Random(n), raw)[0] for n in range(20)]
     assert len({raw, *changed}) > 15

@@ -19,7 +19,7 @@ from jina_local.model_files import folder
 from jina_local.spec import engine_of
 from jina_local.store import find
 
-from .. import layout_files, tiny
+from .. import layout_files, made, tiny
 from ..layout_files import COMMIT, NANO, SMALL, converted, seal, write_adapter, write_base, write_gguf
 
 # Fixtures, under the names that tests ask for them by.
@@ -284,7 +284,7 @@ def test_an_index_that_names_a_file_outside_is_refused(nano):
 def test_gguf_files_beside_a_checkpoint_go_by_engine_and_label(nano, engines):
     path = write_gguf(nano / "v5-nano-retrieval-Q8_0.gguf")
     assert find.find(nano).files == {"retrieval": path}
-    assert any("of the two forms" in why for why in find.find(nano).reasons)
+    assert any("of the forms" in why for why in find.find(nano).reasons)
     assert find.find(nano, backend="mlx").form == "checkpoint"
     engines("mlx", "llama")
     assert find.find(nano).form == "checkpoint"
@@ -313,7 +313,6 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_does_not_hang(nano, name):
         ("pytorch_model.bin", b"\x80\x04\x95rest", "a pickle"),
         ("model.pt", b"PK\x03\x04rest", "a zip archive, as torch and numpy write them"),
         ("innocent.dat", b"\x80\x02c", "a pickle"),
-        ("model.onnx", b"\x08\x07", "ONNX"),
         ("model.h5", b"\x89HDF\r\n", "HDF5"),
     ],
 )
@@ -329,6 +328,65 @@ def test_formats_that_can_run_code_are_named_and_never_opened(tmp_path, name, co
     with pytest.raises(ModelDamaged) as error:
         find.find(folder / name)
     assert f"is {what}, which is never opened" in str(error.value)
+
+
+def test_a_graph_is_opened_by_its_folder_and_its_task_is_known_or_given(tmp_path):
+    published, unnamed = made.published_graph("nano"), tmp_path / "unnamed"
+    for path in (published, published / "onnx"):
+        found = find.find(path)
+        assert (found.form, found.backend, found.label) == ("graph", "onnx", "F32")
+        assert found.files == {"retrieval": published / "onnx"}
+        assert found.tokenizer == published / "tokenizer.json"
+        assert found.model.tasks == ("retrieval",)
+    with pytest.raises(UsageError, match="has no weights for clustering. There: retrieval"):
+        find.find(published, tasks=["clustering"])
+    with pytest.raises(UsageError, match="its weights are F32, not 'INT8'"):
+        find.find(published, weights="int8")
+    with pytest.raises(UsageError, match="which onnx reads and mlx does not"):
+        find.find(published, backend="mlx")
+    with pytest.raises(ModelDamaged, match="is one file of a model; give its folder"):
+        find.find(published / "onnx" / "model.onnx")
+    shutil.copytree(published, unnamed)
+    with pytest.raises(UsageError, match=r"Give task=, one of .*, such as jina-embeddings-v5-text-nano-retrieval"):
+        find.find(unnamed)
+    assert find.find(unnamed / "onnx", tasks=["clustering"]).model.tasks == ("clustering",)
+    cached = tmp_path / "models--jinaai--jina-embeddings-v5-text-nano-classification" / "snapshots" / COMMIT
+    shutil.copytree(published, cached)
+    assert find.find(cached).model.tasks == find.find(cached / "onnx").model.tasks == ("classification",)
+    (unnamed / "tokenizer.json").unlink()
+    with pytest.raises(ModelDamaged, match=r"has no tokenizer\.json"):
+        find.find(unnamed, tasks=["clustering"])
+    (unnamed / "config.json").unlink()
+    with pytest.raises(ModelDamaged, match=r"config\.json: cannot be opened"):
+        find.find(unnamed, tasks=["clustering"])
+
+
+def test_a_graph_in_the_folder_that_one_stands_in(monkeypatch):
+    monkeypatch.chdir(made.published_graph("nano") / "onnx")
+    assert find.find(".").model.tasks == ("retrieval",)
+
+
+def test_a_graph_of_a_reranker_is_refused(tmp_path):
+    """Its architecture is small's; only the base frequency tells them apart."""
+    home = shutil.copytree(made.published_graph("small"), tmp_path / "x")
+    config = json.loads((home / "config.json").read_text())
+    (home / "config.json").write_text(json.dumps({**config, "rope_theta": 1e6, "rope_parameters": None}))
+    with pytest.raises(UsageError, match="no graph of jina-reranker-v3 is run here: open its checkpoint instead"):
+        find.find(home, tasks=["rerank"])
+
+
+def test_a_graph_beside_other_weights(tmp_path, published):
+    """A checkpoint that says its tasks comes first; merged for one task it does not, and the graph is run."""
+    base = shutil.copytree(published["nano"], tmp_path / "base")
+    shutil.copytree(made.published_graph("nano") / "onnx", base / "onnx")
+    assert find.find(base, backend="onnx").form == "checkpoint"
+    repository = tmp_path / "jina-embeddings-v5-text-nano-retrieval"
+    shutil.copytree(made.published_graph("nano"), repository)
+    shutil.copy(made.onnx("nano", 32) / "model.safetensors", repository)
+    found = find.find(repository, backend="onnx")
+    assert (found.form, found.model.tasks) == ("graph", ("retrieval",))
+    with pytest.raises(UsageError, match="has no adapters/"):
+        find.find(repository, backend="mlx")
 
 
 def test_a_gguf_by_name_alone_and_other_files_are_refused(tmp_path, published):

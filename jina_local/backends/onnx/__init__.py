@@ -1,26 +1,21 @@
 """ONNX Runtime: TokenBatch -> rows, on the CPU.
 
-The graph that runs is always built here, from weights whose names, shapes and types were checked. A graph that lies
-in a model's folder is never opened, and no operator library either.
+The graph that runs is built here, from weights whose names, shapes and types were checked. A graph beside them is not
+opened. A graph that Jina publishes without them is run by published.py. No operator library is ever opened.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import EngineError, EngineMissing, UsageError
+from ...errors import UsageError
 from ...formats.onnx_file import Graph
 from ...spec import Budget, TokenBatch
-from ...weights import int8
 from ...weights.architecture import Architecture
 from ..checks import check, check_classified, check_task
 from ..learned_positions import table_rows
@@ -28,15 +23,20 @@ from ..machine import physical_cores
 from ..padding import Padded, pad
 from ..threads import shield
 from . import adapters as beside
+from . import exact
 from .folder import open_folder
 from .graph import build, takes_all
+from .session import Session
+from .session import runtime as runtime  # for the doctor
 
 _BUDGET = Budget(tokens=1024, texts=256, padded=True, overhead=16, multiple=4)
 # From this length on, attention without the matrix of all scores is the faster one.
 LONG = 1024
-_SILENT = "ORT_DISABLE_TELEMETRY"
-_log = logging.getLogger("jina_local")
-_HOW = {False: "in float32", True: "in whole numbers of 8 bits, with a scale for each token"}
+_HOW = {
+    "INT8": "in whole numbers of 8 bits, with a scale for each token",
+    "INT4": "as INT8, whose products are faster",
+    "INT16": "in whole numbers of 16 bits, with a scale for each token",
+}
 
 
 class OnnxBackend:
@@ -59,51 +59,36 @@ class OnnxBackend:
             raise UsageError(f"unknown device {device!r}; ONNX Runtime runs on: cpu.")
         if task is not None and adapters:
             raise UsageError(f"{path}: task {task!r} to merge and adapters to run beside the base: one or the other.")
-        self.threads, self._process = threads or physical_cores(), os.getpid()
+        self.threads = threads or physical_cores()
         self.budget, self._tasks = _BUDGET, tuple(adapters or ())
-        self._opened: list[Any] = []
         shield(lambda: self._open(path, task, adapters or {}))
         self.hidden, self.vocab, self._longest = self.arch.width, self.arch.vocab, self.arch.max_positions
         self._rotations = _Rotations(self.arch)
 
     def forward(self, batch: TokenBatch, sharers: int = 1, task: str | None = None) -> NDArray[np.float32]:
         """See backends.Backend. The pass may be of any size; `budget` says which size is fast."""
-        if os.getpid() != self._process:
-            raise EngineError(
-                "this model was opened before the process was forked, and the threads of ONNX Runtime do not survive "
-                "a fork. Load it again in the new process, or start that with multiprocessing's 'spawn'."
-            )
         check_task(task, self._tasks)
         check(batch, self.vocab, self._longest)
         if self.arch.labels:
             check_classified(batch)
         feed = {**self._feed(pad(batch, self.budget.multiple)), **(self._factors[task] if task is not None else {})}
-        opened, options = [*self._opened], runtime().RunOptions()
-        if not opened:
-            raise EngineError("this model is closed.")
-
-        def one_pass() -> NDArray[np.float32]:
-            with _engine_errors():
-                rows: NDArray[np.float32] = opened[0].run(None, feed, options)[0]
-                return rows
-
-        def stop() -> None:
-            options.terminate = True
-
-        return shield(one_pass, stop)
+        rows: NDArray[np.float32] = self._opened.run(None, feed)[0]
+        return rows
 
     def close(self) -> None:
         """Free the weights after the calls that are under way."""
-        if os.getpid() == self._process:
-            self._opened.clear()
+        self._opened.close()
 
     def _open(self, path: Path, task: str | None, paths: Mapping[str, Path]) -> None:
         folder = open_folder(path, task)
         try:
             self.arch = folder.arch
-            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW[folder.stored == int8.LABEL]}",)
+            self.reasons: tuple[str, ...] = (f"{folder.stored} weights run {_HOW.get(folder.stored, 'in float32')}",)
             adapted, self._factors = beside.load(paths, folder)
-            self._opened.append(_session(build(self.arch, folder.weights(), adapted=adapted), self.threads))
+            weights = folder.weights()
+            if folder.stored in _HOW:
+                weights = exact.for_engine(weights, exact.codes_type(_session))
+            self._opened = _session(build(self.arch, weights, adapted=adapted), self.threads)
         finally:
             folder.close()
 
@@ -147,41 +132,6 @@ class _Rotations:
         return tables[0][:length], tables[1][:length]
 
 
-def _session(graph: Graph, threads: int) -> Any:
-    ort = runtime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+def _session(graph: Graph, threads: int) -> Session:
     weights = graph.weights
-    options.add_external_initializers(
-        list(weights), [ort.OrtValue.ortvalue_from_numpy(data) for data in weights.values()]
-    )
-    with _engine_errors():
-        model = graph.model(lambda name: ("-", 0, weights[name].nbytes))
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def _engine_errors() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        raise EngineError(f"ONNX Runtime failed: {error}") from error
-
-
-def runtime() -> Any:
-    """The module of ONNX Runtime, which sends nothing to anybody. Raises EngineMissing.
-
-    From 1.29 on its published builds tell Microsoft of each process and model, and keep an identifier in the home
-    folder, unless this variable is set before the first import.
-    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
-    """
-    if os.environ.get(_SILENT) != "1" and "onnxruntime" in sys.modules:
-        _log.warning("onnxruntime was imported before jina_local, without %s=1: it may send telemetry.", _SILENT)
-    os.environ[_SILENT] = "1"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineMissing(f"ONNX Runtime cannot be imported ({error}): pip install 'jina_local[onnx]'.") from error
-    return onnxruntime
+    return Session(graph.model(lambda name: ("-", 0, weights[name].nbytes)), weights, threads)

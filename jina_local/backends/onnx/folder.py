@@ -16,10 +16,10 @@ from ...formats.checks import check_shapes, finite
 from ...formats.files import read_json
 from ...formats.safetensors import SafetensorsFile
 from ...formats.schema import Members, one_of
-from ...weights import architecture, int8
+from ...weights import architecture, int4, int8
 from ...weights.adapters.mlx_file import BASE
 from ...weights.checkpoint import Checkpoint
-from ...weights.int8 import Int8, Int8Rows, scales_of
+from ...weights.int8 import Int8, Int8Rows, low_of, scales_of
 from .layers import Weight
 
 
@@ -47,17 +47,17 @@ class PlainFolder:
 class Int8Folder:
     """Whole numbers: see weights/int8.py for the tensors of the one file."""
 
-    stored = int8.LABEL
-
-    def __init__(self, path: Path, config: Mapping[str, object]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, object], stored: str) -> None:
+        """stored: a label of `int8.METHODS`."""
         self.path, self.arch = path, architecture.from_config(config, str(path / "config.json"))
+        self.stored = stored
         names = sorted(p.name for p in path.glob("model*.safetensors"))
         if names != ["model.safetensors"]:
             raise ModelDamaged(f"{path}: expected one model.safetensors, found {', '.join(names) or 'none'}.")
         self._file = SafetensorsFile(path / "model.safetensors")
         try:
             self.base = self._file.metadata.get(BASE)
-            layout = int8.layout(self.arch)
+            layout = int8.layout(self.arch, stored)
             found = self._file.tensors
             check_shapes(
                 {name: tensor.shape for name, tensor in found.items()},
@@ -74,14 +74,17 @@ class Int8Folder:
             raise
 
     def weights(self) -> dict[str, Weight]:
-        """Every tensor as it is stored."""
+        """Every tensor as it is stored; linear layers in 4 bits as INT8."""
         matrices = set(architecture.projections(self.arch))
         out: dict[str, Weight] = {}
         for name in architecture.tensors(self.arch):
-            if name in matrices:
-                out[name] = Int8(self._codes(name), self._floats(scales_of(name)))
-            elif name == self.arch.table:
-                out[name] = Int8Rows(self._codes(name), self._floats(scales_of(name)))
+            if name in matrices and self.stored == "INT4":
+                codes, scales = self._file.read(name), self._floats(scales_of(name))
+                out[name] = int8.matrix(int4.widened(codes, scales))
+            elif name in matrices or name == self.arch.table:
+                kind = Int8 if name in matrices else Int8Rows
+                low = self._codes(low_of(name)) if low_of(name) in self._file.tensors else None
+                out[name] = kind(self._codes(name), self._floats(scales_of(name)), low)
             else:
                 out[name] = self._floats(name)
         return out
@@ -108,10 +111,11 @@ def open_folder(path: Path, task: str | None) -> Folder:
         return PlainFolder(path, task)
     if not isinstance(quantisation, Mapping):
         raise ModelDamaged(f"{path / 'config.json'}: quantization_config is {quantisation!r}.")
-    Members(quantisation, f"{path / 'config.json'}: quantization_config").take("quant_method", one_of(int8.METHOD))
+    where = f"{path / 'config.json'}: quantization_config"
+    method = Members(quantisation, where).take("quant_method", one_of(*int8.METHODS))
     if task is not None:
         raise UsageError(
             f"{path} is quantised: the adapter of task {task!r} cannot be merged into it. Convert the published "
             f"checkpoint: python -m convert onnx SRC OUT --task {task}."
         )
-    return Int8Folder(path, config)
+    return Int8Folder(path, config, int8.METHODS[method])

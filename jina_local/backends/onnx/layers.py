@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.onnx_file import Graph
 from ...weights.architecture import Architecture
-from ...weights.int8 import Int8, Int8Rows, scales_of
+from ...weights.int8 import LEVELS, PARTS, Int8, Int8Rows, low_of, scales_of
 
 _FLOAT, _INT32 = 1, 6  # ONNX's numbers of types
 _ZERO_POINT = np.uint8(128)  # activations are unsigned, because the fast products are of u8 by s8
-_STEP = np.float32(1 / 127)
+_STEP, _PART, _ONE = np.float32(1 / LEVELS), np.float32(1 / PARTS), np.float32(1)
 _ONE_ROW = np.array([-1])
 _LEAST = np.float32(1e-30)  # keeps a row of zeros a row of zeros
 
@@ -28,6 +30,15 @@ class Rows:
 
     value: str
     scale: str | None = None
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """States in whole numbers, u8 around 128, with a scale for each token."""
+
+    high: str  # (n, width)
+    low: Callable[[], str]  # (n, width), in steps of 1 / PARTS; added to the graph by the first call
+    scale: str  # (n, 1) float32; NaN if a state is not finite
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Layers:
         """weights: exactly `architecture.tensors(arch)`. adapted: the weights for which each pass brings factors."""
         self.graph, self.arch, self.ends = graph, arch, ends
         self._weights, self._adapted = weights, adapted
-        self._quantised: dict[Rows, tuple[str, str]] = {}
+        self._quantised: dict[Rows, _Codes] = {}
         self._texts = graph.node("Shape", ends.ids, end=1)
 
     def tokens(self) -> str:
@@ -64,8 +75,11 @@ class Layers:
         """Rows of a table: ids (n,) -> (n, width)."""
         g, table = self.graph, self._weights[name]
         if isinstance(table, Int8Rows):
-            codes = g.node("Gather", g.weight(name, table.codes), ids)
-            rows = g.node("Mul", g.node("Cast", codes, to=_FLOAT), g.node("Gather", self._scales(name, table), ids))
+            rows = g.node("Cast", g.node("Gather", g.weight(name, table.codes), ids), to=_FLOAT)
+            if table.low is not None:
+                low = g.node("Cast", g.node("Gather", g.weight(low_of(name), table.low), ids), to=_FLOAT)
+                rows = g.node("Add", rows, g.node("Mul", low, g.constant(_PART)))
+            rows = g.node("Mul", rows, g.node("Gather", self._scales(name, table), ids))
         else:
             rows = g.node("Gather", self.plain(name), ids)
         if name in self._adapted:
@@ -92,10 +106,7 @@ class Layers:
         """x W^T, plus an adapter's part. The result's scale may still be to be applied."""
         g, weight = self.graph, self._weights[name]
         if isinstance(weight, Int8):
-            codes, scale = self._codes(x)
-            one, zero = g.constant(np.float32(1)), g.constant(_ZERO_POINT)
-            scales = self._scales(name, weight)
-            y = Rows(g.node("MatMulIntegerToFloat", codes, g.weight(name, weight.codes), one, scales, zero), scale)
+            y = self._in_whole_numbers(x, name, weight)
         else:
             y = Rows(g.node("Gemm", self.scaled(x), self.plain(name), transB=1))
         if name in self._adapted:
@@ -146,12 +157,16 @@ class Layers:
                 return g.node("Attention", q, k, v, "", "", "", ends.lengths, **heads)
             return g.node("Attention", q, k, v, self._seen_from_rows(), **heads)
         tiled, whole = g.branch(), g.branch()
-        if arch.causal:
-            whole.add_output(whole.node("Attention", q, k, v, is_causal=1, **heads))
-        else:
-            whole.add_output(whole.node("Attention", q, k, v, "", "", "", ends.lengths, **heads))
+        whole.add_output(self._whole(whole, q, k, v))
         tiled.add_output(self._tiled(tiled, q, k, v))
         return g.node("If", ends.long, then_branch=tiled, else_branch=whole)
+
+    def _whole(self, g: Graph, q: str, k: str, v: str) -> str:
+        """Attention by the matrix of all scores."""
+        heads = {"q_num_heads": self.arch.heads, "kv_num_heads": self.arch.kv_heads}
+        if self.arch.causal:
+            return g.node("Attention", q, k, v, is_causal=1, **heads)
+        return g.node("Attention", q, k, v, "", "", "", self.ends.lengths, **heads)
 
     def _tiled(self, g: Graph, q: str, k: str, v: str) -> str:
         """Attention without the matrix of all scores, and without its memory. It knows no padding."""
@@ -175,22 +190,47 @@ class Layers:
     def _scales(self, name: str, weight: Int8 | Int8Rows) -> str:
         return self.graph.weight(scales_of(name), weight.scales)
 
-    def _codes(self, x: Rows) -> tuple[str, str]:
-        """States as whole numbers with a scale for each token, so that no vector depends on its company.
+    def _in_whole_numbers(self, x: Rows, name: str, weight: Int8) -> Rows:
+        """x W^T in whole numbers. In 16 bits the product of both low parts is left out, as too small."""
+        g, codes, scales = self.graph, self._codes(x), self._scales(name, weight)
+        high, kind = g.weight(name, weight.codes), weight.codes.dtype
+        y = whole_product(g, codes.high, high, kind, scales)
+        if weight.low is not None:
+            low = g.weight(low_of(name), weight.low)
+            for states, matrix in ((codes.high, low), (codes.low(), high)):
+                y = g.node("Add", y, whole_product(g, states, matrix, kind, scales, _PART))
+        return Rows(y, codes.scale)
 
-        (n, width) u8 around 128, and (n, 1) float32.
-        """
+    def _codes(self, x: Rows) -> _Codes:
+        """States as whole numbers with a scale for each token, so that no vector depends on its company."""
         if x not in self._quantised:
-            g = self.graph
-            axis = g.constant(np.array([1]))
+            g, axis = self.graph, self.graph.constant(np.array([1]))
             most = g.node("ReduceMax", x.value, axis, keepdims=0)
             least = g.node("Neg", g.node("ReduceMin", x.value, axis, keepdims=0))
             step = g.node("Mul", g.node("Max", most, least, g.constant(_LEAST)), g.constant(_STEP))
             zeros = g.node("Expand", g.constant(_ZERO_POINT), g.node("Shape", step))
-            codes = g.node("QuantizeLinear", x.value, step, zeros, axis=0)
-            scale = g.node("Unsqueeze", step, axis)
-            self._quantised[x] = codes, scale if x.scale is None else g.node("Mul", scale, x.scale)
+            high = g.node("QuantizeLinear", x.value, step, zeros, axis=0)
+            # The engine's maxima and codes drop a NaN that stands alone in a row; a sum does not.
+            total = g.node("ReduceSum", x.value, axis, keepdims=0)
+            checked = g.node("Add", step, g.node("Mul", total, g.constant(np.float32(0))))
+            scale = g.node("Unsqueeze", checked, axis)
+
+            @cache
+            def low() -> str:
+                rest = g.node("Sub", x.value, g.node("DequantizeLinear", high, step, zeros, axis=0))
+                return g.node("QuantizeLinear", rest, g.node("Mul", step, g.constant(_PART)), zeros, axis=0)
+
+            self._quantised[x] = _Codes(high, low, scale if x.scale is None else g.node("Mul", scale, x.scale))
         return self._quantised[x]
+
+
+def whole_product(
+    g: Graph, states: str, codes: str, dtype: np.dtype[Any], scales: str, step: np.float32 = _ONE
+) -> str:
+    """u8 states (n, in) around 128 by codes (in, out) of s8, or of u8 around 128, times step and scales: (n, out)."""
+    zero = g.constant(_ZERO_POINT)
+    around = (zero,) if dtype == np.uint8 else ()
+    return g.node("MatMulIntegerToFloat", states, codes, g.constant(step), scales, zero, *around)
 
 
 def factor_names(name: str) -> tuple[str, str]:
