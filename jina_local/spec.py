@@ -181,7 +181,7 @@ class ModelFiles:
 
 # A form of files -> the engines that read it.
 READERS = {
-    "gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "checkpoint": ("mlx", "onnx"), "graph": ("onnx",),
+    "gguf": ("llama",), "mlx": ("mlx",), "onnx": ("onnx",), "graph": ("onnx",), "checkpoint": ("mlx", "onnx"),
 }  # fmt: skip
 
 

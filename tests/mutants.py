@@ -67,7 +67,7 @@ MUTANTS = (
            "for count in _ROWS):", "for count in ()):", "tests/backends/test_onnx_exact.py"),
     Mutant("queries of wanted places are turned as the first ones", "jina_local/backends/onnx/transformer.py",
            "x, places = m.rows_at(x), m.ends.at", "x, places = m.rows_at(x), m.ends.places", "tests/backends/test_onnx.py"),
-    Mutant("onnxruntime may send telemetry", "jina_local/backends/onnx/__init__.py",
+    Mutant("onnxruntime may send telemetry", "jina_local/backends/onnx/session.py",
            '    os.environ[_SILENT] = "1"\n', '    pass\n', "tests/backends/test_onnx.py"),
     # Passes.
     Mutant("the last token is the one before", "jina_local/inference/batching.py",
