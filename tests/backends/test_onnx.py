@@ -168,6 +168,20 @@ def test_floating_point_is_computed_in_32_bits(kind, bits, texts, expected):
     assert relative(mine, theirs) < {16: 2e-3, 32: 2e-6}[bits]
 
 
+def test_lanes_give_the_bits_of_a_pass_alone(whole_numbers, texts):
+    passes = [wanted(whole_numbers, [t], "last") for t in texts] * 3
+    alone = [whole_numbers.forward(one) for one in passes]
+    assert whole_numbers.lanes == whole_numbers.threads
+    with ThreadPoolExecutor(4) as pool:
+        shared = list(pool.map(lambda one: whole_numbers.forward(one, whole_numbers.lanes), passes))
+    for mine, theirs in zip(shared, alone, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-2 * np.abs(theirs).max())
+    lane = backends.open_backend("onnx", made.onnx("nano", 8), threads=2)
+    lane.close()
+    with pytest.raises(EngineError, match="this model is closed"):
+        lane.forward(batch([np.arange(5)]), 2)
+
+
 def test_eight_threads_at_once(whole_numbers, texts):
     engine = whole_numbers
     passes = [wanted(engine, [t], "last") for t in texts] * 4
