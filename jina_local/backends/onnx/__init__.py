@@ -32,8 +32,8 @@ from .graph import build, takes_all
 from .session import Session
 from .session import runtime as runtime  # for the doctor
 
-# On the mix nano in INT8 makes 5,509 tokens a second in passes of 512 (2 cores of an Intel Xeon, two lanes of a thread
-# each), 5,403 in passes of 256, 4,843 in passes of 2,048.
+# Tokens a second of nano in INT8 on the mix (2 cores of an Intel Xeon, two lanes of a thread each): 5,509 in passes
+# of 512, 5,403 in passes of 256, 4,843 in passes of 2,048.
 _BUDGET = Budget(tokens=512, texts=256, padded=True, overhead=16, multiple=4)
 # Several passes at a time with a thread each are faster than one with all threads: 5,509 tokens a second against
 # 4,522, as above. A lone text wants all of them: 22.8 ms against 33.9 for 64 tokens. Both take the matrices twice, as
