@@ -29,11 +29,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     needs.add_checkpoint(parser)
     args = parser.parse_args()
-    checkpoint, path = needs.converted(parser, _KIND, args, [args.weights])
+    checkpoint, store = needs.converted(parser, _KIND, args, [args.weights])
     vocabulary = texts.words(Tokenizer.from_file(checkpoint / "tokenizer.json"))
     chunks = texts.texts_of([CHUNK] * args.chunks, 0, vocabulary)
     task = "retrieval.passage"
-    with load(path, task=task) as model:
+    with load(store / args.weights, task=task) as model:
         tokens = len(model.tokenize([" ".join(chunks)], task=task)[0])
         runs = {
             "late chunking, one pass": lambda: model.encode(chunks, late_chunking=True),

@@ -11,6 +11,8 @@ from tests import tiny, tiny_v3_and_rerankers
 
 _VOCABULARIES = {"nano": "llama3", "small": "qwen3", "reranker-v3": "qwen3", "v3": "xlm-roberta",
                  "reranker-v2": "xlm-roberta"}  # fmt: skip
+_NAME = {"nano": "jina-embeddings-v5-text-nano", "small": "jina-embeddings-v5-text-small", "v3": "jina-embeddings-v3",
+         "reranker-v3": "jina-reranker-v3", "reranker-v2": "jina-reranker-v2-base-multilingual"}  # fmt: skip
 _TASK = {"nano": "retrieval", "small": "retrieval", "v3": "retrieval.passage"}
 
 
@@ -52,21 +54,35 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def converted(
     parser: argparse.ArgumentParser, kind: str, args: argparse.Namespace, types: list[str]
 ) -> tuple[Path, Path]:
-    """(random checkpoint, the folder of its GGUF files), made if they are not there yet."""
-    packages(parser, "llama.cpp", "llama_cpp", install="-e '.[llama]'")
-    packages(parser, "writing GGUF", "gguf", install="-e '.[convert]'")
+    """(random checkpoint, a local store with its conversions), made if they are not there yet."""
     checkpoint = random_checkpoint(kind, args.work, test_size=args.test_size)
-    out = args.work / f"{checkpoint.name}-{'-'.join(types)}"
-    if not (out / "manifest.json").exists():
-        from convert.gguf.files import to_gguf
+    store = args.work / f"{checkpoint.name}-store"
+    for label in types:
+        out = store / label
+        if (out / "manifest.json").exists():
+            continue
+        if label.upper().startswith("INT"):
+            from convert.onnx.folders import to_onnx
 
-        to_gguf(checkpoint, out, tasks=[task_of(kind)], types=types, source_name=kind)
-    return checkpoint, out
+            packages(parser, "ONNX Runtime", "onnxruntime", install="-e '.[onnx]'")
+            to_onnx(checkpoint, out, tasks=[task_of(kind)], bits=int(label[3:]), source_name=kind)
+        else:
+            packages(parser, "llama.cpp", "llama_cpp", install="-e '.[llama]'")
+            packages(parser, "writing GGUF", "gguf", install="-e '.[convert]'")
+            from convert.gguf.files import to_gguf
+
+            to_gguf(checkpoint, out, tasks=[task_of(kind)], types=[label], source_name=kind)
+    return checkpoint, store
 
 
 def vocabulary_file(kind: str) -> Path:
     """Where the published vocabulary of a model is looked for."""
     return tiny.SHARED / "tokenizers" / _VOCABULARIES[kind] / "tokenizer.json.xz"
+
+
+def name_of(kind: str) -> str:
+    """The model's name, under which a local store finds its conversions."""
+    return _NAME[kind]
 
 
 def task_of(kind: str) -> str:

@@ -1,6 +1,6 @@
 """`python -m jina_local bench` on random weights of the published sizes, so that nothing has to be fetched.
 
-    python -m tests.bench.speed nano --weights Q4_K_M,Q8_0 --beside llama --beside transformers
+    python -m tests.bench.speed nano --weights INT8,INT16,Q4_K_M,Q8_0 --beside llama --beside transformers
     python -m tests.bench.speed small --mlx
     python -m tests.bench.speed reranker-v2 --beside transformers
     python -m tests.bench.speed nano --onnx                      # graphs that torch exports, float32 and int8
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 from jina_local.cli import main as cli
 
@@ -31,9 +31,9 @@ _LAUNCH = (
 )
 
 
-def whole_command(path: Path, label: str, repeats: int = 5) -> dict[str, float]:
+def whole_command(model: str, label: str, repeats: int = 5) -> dict[str, float]:
     """`python -m jina_local embed` on one text, from process start to exit: seconds, and peak memory in MB."""
-    command = [sys.executable, "-m", "jina_local", "embed", "--model", str(path), "--weights", label, "--task",
+    command = [sys.executable, "-m", "jina_local", "embed", "--model", model, "--weights", label, "--task",
                "retrieval", "--offline", "hello world"]  # fmt: skip
     runs = []
     for _ in range(repeats):
@@ -56,9 +56,11 @@ def main() -> None:
         needs.packages(parser, "--onnx", "onnxruntime", "onnxscript", "torch", install="onnxruntime onnxscript torch")
     if args.mlx:
         needs.packages(parser, "--mlx", "mlx", install="-e '.[mlx]'")
-        checkpoint = path = needs.random_checkpoint(args.kind, args.work, test_size=args.test_size)
+        checkpoint = needs.random_checkpoint(args.kind, args.work, test_size=args.test_size)
+        model = str(checkpoint)
     else:
-        checkpoint, path = needs.converted(parser, args.kind, args, args.weights.split(","))
+        checkpoint, store = needs.converted(parser, args.kind, args, args.weights.split(","))
+        os.environ["JINA_LOCAL_HOME"], model = str(store), needs.name_of(args.kind)
         more += ["--weights", args.weights]
     if args.onnx:
         from .exported import export
@@ -67,10 +69,10 @@ def main() -> None:
         more += ["--beside", "onnxruntime", *(word for graph in graphs for word in ("--graph", str(graph)))]
     if "--beside" in more:
         more += ["--checkpoint", str(checkpoint)]
-    code = cli.main(["bench", "--model", str(path), *more])
+    code = cli.main(["bench", "--model", model, *more])
     if args.kind in ("nano", "small") and not args.mlx:
         label = args.weights.split(",")[0]
-        print(json.dumps({"whole command": label, **whole_command(path, label)}))
+        print(json.dumps({"whole command": label, **whole_command(model, label)}))
     sys.exit(code)
 
 
