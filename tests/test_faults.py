@@ -20,9 +20,9 @@ def check(outcomes):
 def test_faults_of_the_system(converter, replace):
     if why := faults.available():
         pytest.skip(f"{why}; the next test has Python's own calls fail")
-    check(faults.enumerate_faults(converter, every=19, layer="strace", replace=replace))
+    check(faults.enumerate_faults(converter, every=29, layer="strace", replace=replace))
 
 
 @pytest.mark.parametrize("converter", faults.CONVERTERS)
 def test_faults_of_pythons_own_calls(converter):
-    check(faults.enumerate_faults(converter, every=11, layer="python"))
+    check(faults.enumerate_faults(converter, every=17, layer="python"))

@@ -126,9 +126,9 @@ def test_the_package_has_the_files_that_the_converter_makes(tmp_path):
     from jina_local.store import package
 
     row = registry.lookup("pico")
-    shipped = package.folder(row, "llama")
+    shipped = package.folder(row, "gguf")
     to_gguf(
-        package.folder(row, "mlx"),
+        package.folder(row, "checkpoint"),
         tmp_path / "gguf",
         tasks=row.spec.tasks,
         types=["Q8_0"],

@@ -41,7 +41,8 @@ class LoadedModel:
         """Open the tokenizer and the backend that serves `task`.
 
         merge: the adapters of a published checkpoint are merged at load, one task at a time, and do not run beside
-        it. The only task of a checkpoint is merged in any case, because there is nothing to share.
+        it. The only task of a checkpoint is merged in any case, because there is nothing to share. ONNX Runtime does
+        not merge if there are several, so that a server, which serves all of them, has the same bits.
         isolate: "process" runs every backend in a process of its own, see backends.open_backend.
         queue: what the passes of all callers go through, to share them.
         Raises ModelDamaged, EngineMissing, UsageError.
@@ -50,6 +51,7 @@ class LoadedModel:
         self.tokenizer = open_tokenizer(files)
         self._device, self._threads, self._isolate, self._queue = device, threads, isolate, queue
         mergeable = files.form == "checkpoint" and bool(files.adapters)  # a converted base may be codes
+        mergeable = mergeable and (files.backend != "onnx" or len(files.files) == 1)
         self._merged = mergeable and (merge or len(files.files) == 1)
         self._shared = bool(files.adapters) and not self._merged
         self._backends: OrderedDict[str, Backend] = OrderedDict()

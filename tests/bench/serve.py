@@ -31,6 +31,7 @@ import numpy as np
 
 from jina_local import Embedder, load
 from jina_local.bench.texts import mix, texts_of
+from jina_local.store.find import find
 from tests.server.conftest import serving
 from tests.server.door import children
 
@@ -59,11 +60,11 @@ uvicorn.run(create_app(server_settings=ServerSettings(port=port), model_settings
 
 
 @contextmanager
-def rival(model: Embedder, folder: str | None) -> Iterator[tuple[int, int]]:
-    """llama-cpp-python's server on the model's own file and adapter: its port and its process."""
+def rival(folder: str | None) -> Iterator[tuple[int, int]]:
+    """llama-cpp-python's server on the package's GGUF file and adapter: its port and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    files = model._model.files
+    files = find("pico", backend="llama", offline=True)
     adapter = files.adapters.get("retrieval", "")
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
@@ -138,17 +139,18 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lone", type=int, default=300, metavar="QUERIES")
+    parser.add_argument("--backend", default="auto", help="of our own; the rival runs the GGUF file (default: auto)")
     parser.add_argument("--rival-path", metavar="FOLDER", help="further packages for llama-cpp-python's server")
     args = parser.parse_args()
     with ExitStack() as stack:
-        model = stack.enter_context(load("pico", isolate="process"))
+        model = stack.enter_context(load("pico", backend=args.backend, isolate="process"))
         assert isinstance(model, Embedder)
         texts = texts_of(mix(args.texts), 0, _plain_words())
         tokens = sum(map(len, model.tokenize(texts, task="retrieval")))
-        server = stack.enter_context(serving())
+        server = stack.enter_context(serving("--backend", args.backend))
         sides = {"jina_local": (server.port, server.process.pid, {"task": "retrieval.passage"}, "")}
         if args.rival_path or importlib.util.find_spec("starlette_context"):
-            port, pid = stack.enter_context(rival(model, args.rival_path))
+            port, pid = stack.enter_context(rival(args.rival_path))
             sides["llama-cpp-python"] = (port, pid, {"model": "pico"}, "Document: ")
         else:
             print("llama-cpp-python[server] is not installed: it is left out", file=sys.stderr)

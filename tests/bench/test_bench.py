@@ -252,6 +252,7 @@ def test_options_that_mean_nothing_are_refused(words):
 # --- the processes
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_a_whole_run_of_the_model_in_the_package(capfdbinary):
     command = ["bench", "--model", "pico", "--backend", "llama", "--texts", "4", "--rounds", "1", "--threads", "1"]

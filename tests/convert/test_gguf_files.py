@@ -183,6 +183,7 @@ def test_llama_cpp_reads_our_vocabulary_as_we_do(converted):
     assert rebuilt.fingerprint() == tokenizer.fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.skipif(not tiny.SHARED.exists(), reason="needs ../shared/data, which is not beside this checkout")
 @pytest.mark.parametrize("kind", KINDS)

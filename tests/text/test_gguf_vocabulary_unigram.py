@@ -203,6 +203,7 @@ def test_a_file_of_llama_cpps_own_converter_has_the_mask_that_takes_a_space(body
     assert [t["content"] for t in rebuilt["added_tokens"] if t["lstrip"]] == ["<mask>"]
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_the_real_vocabulary_is_held_and_llama_cpp_gives_its_ids(real, tmp_path):
     tokenizer = Tokenizer(real, "real")
