@@ -173,6 +173,9 @@ def _safetensors(root: Path) -> list[Base]:
         path = next(p for p in sorted(folder.rglob("model.safetensors")) if (task or "") in str(p.relative_to(folder))
                     or p.parent == folder)  # fmt: skip
         out.append(_tensor_file(folder, path, task))
+    for kind, task in (("small", "retrieval"), ("reranker-v2", None)):
+        folder = _copy(made.onnx(kind, 8), root)
+        out.append(_tensor_file(folder, folder / "model.safetensors", task, "onnx"))
     folder = _copy(made.checkpoint("nano"), root)
     published = _tensor_file(folder, folder / "model.safetensors", "retrieval")
     return [*out, replace(published, trained=_places)]
@@ -188,10 +191,10 @@ def _places(raw: bytes) -> object:
         return None
 
 
-def _tensor_file(folder: Path, path: Path, task: str | None) -> Base:
+def _tensor_file(folder: Path, path: Path, task: str | None, engine: str = "mlx") -> Base:
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     weights = (8 + length, path.stat().st_size)
-    return _of(folder, path.relative_to(folder).as_posix(), "mlx", task, weights, mutate.of_safetensors)
+    return _of(folder, path.relative_to(folder).as_posix(), engine, task, weights, mutate.of_safetensors)
 
 
 _MLX = (("nano", "retrieval"), ("small", "retrieval"), ("v3", "separation"), ("reranker-v2", None))
