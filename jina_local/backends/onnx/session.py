@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class Session:
 
         optimise: let the engine rewrite the graph, for graphs that were not built for it. Raises EngineError.
         """
-        ort, self._process = runtime(), os.getpid()
+        ort = self._ort = runtime()
+        self._process = os.getpid()
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
@@ -48,7 +50,7 @@ class Session:
                 "this model was opened before the process was forked, and the threads of ONNX Runtime do not survive "
                 "a fork. Load it again in the new process, or start that with multiprocessing's 'spawn'."
             )
-        opened, options = [*self._opened], runtime().RunOptions()
+        opened, options = [*self._opened], self._ort.RunOptions()
         options.log_severity_level = 4
         if not opened:
             raise EngineError("this model is closed.")
@@ -86,14 +88,18 @@ def runtime() -> Any:
     return onnxruntime
 
 
-@contextmanager
-def _engine_errors() -> Iterator[None]:
+@cache
+def _kinds() -> tuple[type[Exception], ...]:
+    """The classes of its errors, which have no base in common but Exception. They are looked for once."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    # Its own classes have no base in common but Exception.
-    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    kinds: tuple[type[Exception], ...] = (*own, RuntimeError, MemoryError)
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, MemoryError)
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
     try:
         yield
-    except kinds as error:
+    except _kinds() as error:
         raise EngineError(f"ONNX Runtime failed: {error}") from error
