@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,79 +149,50 @@ def _hub(parser: argparse.ArgumentParser) -> None:
 def _merge(args: argparse.Namespace) -> int:
     from .merge import merge
 
-    folder, name, revision, tasks = _open(args)
-    with _progress(args.progress) as progress:
-        merge(
-            folder,
-            args.out,
-            tasks=tasks,
-            dtype=args.dtype,
-            force=args.force,
-            source_name=name,
-            revision=revision,
-            progress=progress,
-        )
-    return _done(args, tasks)
+    return _convert(args, merge, lambda _: {"dtype": args.dtype})
 
 
 def _mlx(args: argparse.Namespace) -> int:
     from .mlx.folders import to_mlx
 
-    folder, name, revision, tasks = _open(args)
-    with _progress(args.progress) as progress:
-        to_mlx(
-            folder,
-            args.out,
-            tasks=tasks,
-            bits=args.bits,
-            group_size=args.group_size,
-            separate=args.adapters == "separate",
-            force=args.force,
-            source_name=name,
-            revision=revision,
-            progress=progress,
-        )
-    return _done(args, tasks)
+    return _convert(args, to_mlx, lambda _: {**_separate(args), "bits": args.bits, "group_size": args.group_size})
 
 
 def _onnx(args: argparse.Namespace) -> int:
     from .onnx.folders import to_onnx
 
-    folder, name, revision, tasks = _open(args)
-    with _progress(args.progress) as progress:
-        to_onnx(
-            folder,
-            args.out,
-            tasks=tasks,
-            bits=args.bits,
-            separate=args.adapters == "separate",
-            force=args.force,
-            source_name=name,
-            revision=revision,
-            progress=progress,
-        )
-    return _done(args, tasks)
+    return _convert(args, to_onnx, lambda _: {**_separate(args), "bits": args.bits})
 
 
 def _gguf(args: argparse.Namespace) -> int:
     from .gguf.files import to_gguf
 
+    def own(folder: Path) -> dict[str, Any]:
+        types = args.type or [_default_type(folder)]
+        return {**_separate(args), "types": types, "imatrix": args.imatrix, "threads": args.threads}
+
+    return _convert(args, to_gguf, own)
+
+
+def _convert(args: argparse.Namespace, write: Callable[..., None], own: Callable[[Path], Mapping[str, Any]]) -> int:
+    """Run a converter with the words that all of them take, and its own for the checkpoint's folder."""
     folder, name, revision, tasks = _open(args)
     with _progress(args.progress) as progress:
-        to_gguf(
+        write(
             folder,
             args.out,
             tasks=tasks,
-            types=args.type or [_default_type(folder)],
-            imatrix=args.imatrix,
-            separate=args.adapters == "separate",
             force=args.force,
             source_name=name,
             revision=revision,
             progress=progress,
-            threads=args.threads,
+            **own(folder),
         )
     return _done(args, tasks)
+
+
+def _separate(args: argparse.Namespace) -> dict[str, Any]:
+    return {"separate": args.adapters == "separate"}
 
 
 def _default_type(folder: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jina_local import registry
@@ -25,6 +27,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_PROMPTS = "config_sentence_transformers.json"
 
 # Architecture -> (model_type, class) of transformers' own that computes it without remote code.
 _CLASSES = {
@@ -144,6 +147,16 @@ def projector_file(checkpoint: Checkpoint) -> Path:
     """Where a listwise reranker's projector is read from: a file beside the weights, else the checkpoint itself."""
     beside = checkpoint.folder / projector.FILE
     return beside if beside.exists() else checkpoint.folder
+
+
+def write_beside(checkpoint: Checkpoint, target: Path, config: Mapping[str, object]) -> None:
+    """Write what stands beside the weights: the config, the tokenizer's files, the prompts, and a projector."""
+    text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
+    (target / "config.json").write_text(text, encoding="utf-8")
+    for name in (*TOKENIZER_FILES, _PROMPTS):
+        if (checkpoint.folder / name).exists():
+            shutil.copyfile(checkpoint.folder / name, target / name)
+    write_projector(checkpoint, target)
 
 
 def write_projector(checkpoint: Checkpoint, target: Path) -> None:

@@ -6,8 +6,6 @@ the Qwen3 folders as they are; our own engine reads them with the prefix or with
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from ..task_folders import BASE, Form, Progress, write_folders
 from .quantise import BITS, GROUP_SIZES, quantise, recipe
 
 _PLAIN = {16: "F16", 32: "F32"}
-_PROMPTS = "config_sentence_transformers.json"
 
 
 def to_mlx(
@@ -139,12 +136,7 @@ def _write_configs(checkpoint: Checkpoint, target: Path, bits: int, group_size: 
         config["tie_word_embeddings"] = True  # else mlx-lm wants a vocabulary head
     if bits not in _PLAIN:
         config["quantization"] = config["quantization_config"] = _quantization(arch, bits, group_size)
-    text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
-    (target / "config.json").write_text(text, encoding="utf-8")
-    for name in (*source.TOKENIZER_FILES, _PROMPTS):
-        if (checkpoint.folder / name).exists():
-            shutil.copyfile(checkpoint.folder / name, target / name)
-    source.write_projector(checkpoint, target)
+    source.write_beside(checkpoint, target, config)
 
 
 def _quantization(arch: Architecture, bits: int, group_size: int) -> dict[str, object]:

@@ -5,8 +5,6 @@ The tensors are one safetensors file, under the published names; weights/int8.py
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from ..task_folders import BASE, WEIGHTS, Form, Layout, Progress, write_folders
 from . import public_graph
 
 BITS = {4: "INT4", 8: "INT8", 16: "INT16", 32: "F32"}
-_PROMPTS = "config_sentence_transformers.json"
 
 
 def to_onnx(
@@ -104,11 +101,6 @@ def _write_beside(checkpoint: Checkpoint, target: Path, what: str, bits: int) ->
     if bits < 32:
         methods = {label: method for method, label in int8.METHODS.items()}
         config["quantization_config"] = {"quant_method": methods[BITS[bits]]}
-    text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
-    (target / "config.json").write_text(text, encoding="utf-8")
-    for name in (*source.TOKENIZER_FILES, _PROMPTS):
-        if (checkpoint.folder / name).exists():
-            shutil.copyfile(checkpoint.folder / name, target / name)
-    source.write_projector(checkpoint, target)
+    source.write_beside(checkpoint, target, config)
     if what != BASE:
         public_graph.write(target, WEIGHTS, checkpoint.arch, source.row_of(checkpoint).spec.pooling)
